@@ -1,0 +1,93 @@
+# The commands of this project. `make quickstart` and `make test` need make and Python >= 3.11, nothing else:
+# the environment in .venv is made when it is missing and brought up to date when a lock has changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+UV_VERSION := 0.13.9
+# The lock of the environment's own Python; evaluated when a recipe runs, after .venv exists.
+LOCK = requirements/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
+INSTALLED := $(VENV)/.installed
+TEST_INSTALLED := $(VENV)/.installed-test
+WORKDIR := runs/quickstart
+# Two workers: the suite is measured on two cores. `make test WORKERS=8 TESTS=tests/nn` narrows or widens.
+WORKERS := 2
+TESTS := tests
+
+# `make install EXTRAS=cuda` (or tpu) adds the accelerator's plugin, at the lock's version of jax.
+EXTRAS :=
+
+.PHONY: help install quickstart test lint typecheck format bench lock clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(INSTALLED)  ## Make the environment in .venv; EXTRAS=cuda or EXTRAS=tpu for an accelerator
+	$(if $(EXTRAS),$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --constraint $(LOCK) -e '.[$(EXTRAS)]')
+
+quickstart: $(INSTALLED)  ## Train, evaluate and recommend on the embedded data, in minutes
+	$(PYTHON) -m jaxrec.train --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(PYTHON) -m jaxrec.evaluate --workdir=$(WORKDIR)
+	$(PYTHON) -m jaxrec.recommend --workdir=$(WORKDIR) --split=test --k=10 --out=$(WORKDIR)/recommendations.parquet
+
+test: $(TEST_INSTALLED)  ## Run every test on eight virtual devices, with coverage
+	$(PYTHON) -m coverage erase
+	$(PYTHON) -m coverage run -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(PYTHON) -m coverage combine --quiet
+	$(PYTHON) -m coverage report $(if $(filter-out tests,$(TESTS)),--fail-under=0)
+
+lint: $(INSTALLED)  ## Ruff (rules and layout) and shellcheck
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/shellcheck .ci/run launch/*.sh
+
+typecheck: $(INSTALLED)  ## mypy
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED)  ## Rewrite the layout, and what ruff can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(INSTALLED)  ## The benchmarks whose results the README quotes
+	$(PYTHON) benchmarks/train_throughput.py
+
+lock: $(INSTALLED)  ## Write the locks anew from pyproject.toml
+	for version in 3.11 3.12; do \
+	  $(VENV)/bin/uv pip compile --quiet --python-version $$version --extra dev --upgrade \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	    --output-file requirements/py$${version/./}.txt pyproject.toml; \
+	done
+	# A resolution sees one platform; TensorFlow alone has another name on the others.
+	sed -i -E "s/^tensorflow-cpu==(\S+)$$/tensorflow-cpu==\1; sys_platform == 'linux' and platform_machine == 'x86_64'\n\
+	tensorflow==\1; sys_platform != 'linux' or platform_machine != 'x86_64'/" requirements/py311.txt requirements/py312.txt
+
+clean:  ## Remove the environment and the caches; runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info
+
+# The first of these that is there and new enough: the two that have a lock, then whatever python3 is.
+$(PYTHON):
+	@for python in python3.11 python3.12 python3; do \
+	  if "$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "jaxrec needs Python >= 3.11 with its venv module; found none as python3.11, python3.12 or python3." >&2; \
+	exit 1
+
+$(INSTALLED): $(wildcard requirements/py*.txt) pyproject.toml | $(PYTHON)
+	$(PYTHON) -m pip install --quiet uv==$(UV_VERSION)
+	echo "Installing $(LOCK) into $(VENV)"
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r $(LOCK)
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps -e .
+	touch $@
+
+# torch: see requirements/test-no-deps.txt. Where the index holds only a build that needs CUDA, its
+# dependencies come after all: a test that does not run would be worse than a long download.
+$(TEST_INSTALLED): requirements/test-no-deps.txt $(INSTALLED)
+	$(PYTHON) -m pip install --quiet --no-deps -r requirements/test-no-deps.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 12) or __import__("torch")' 2>/dev/null \
+	  || $(PYTHON) -m pip install --quiet -r requirements/test-no-deps.txt
+	touch $@

@@ -1,0 +1,29 @@
+"""The typed configuration of a run: its tree, its files, its overrides on the command line, and its checks."""
+
+from jaxrec.config.json_text import from_json, to_json
+from jaxrec.config.overrides import apply_overrides, describe_fields, split_overrides
+from jaxrec.config.run import (
+    RunArguments,
+    load_config,
+    parse_train_arguments,
+    read_run_config,
+    resume_differences,
+    write_run_config,
+)
+from jaxrec.config.train_config import TrainConfig, validate
+
+__all__ = [
+    "RunArguments",
+    "TrainConfig",
+    "apply_overrides",
+    "describe_fields",
+    "from_json",
+    "load_config",
+    "parse_train_arguments",
+    "read_run_config",
+    "resume_differences",
+    "split_overrides",
+    "to_json",
+    "validate",
+    "write_run_config",
+]

@@ -1,0 +1,126 @@
+"""The config of a run, composed of the configs of the rooms, and the one place where they are checked together."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jaxrec.data.config import DataConfig
+from jaxrec.embedding.row_optimizer import Adam, RowOptimizer
+from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.tasks.base import Task
+from jaxrec.training.optimizer import OptimizerConfig
+
+INFER = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run: what it trains on, what it trains, and for how long.
+
+    Attributes:
+      name: of the run, in reports and logs.
+      data: the data set and how it is read.
+      model: the shape of the two towers.
+      tasks: the objectives that are trained jointly, each under a name of its own.
+      optimizer: of the dense parameters; its schedule scales the tables' rate too.
+      row_optimizer: of the rows of the tables.
+      num_train_steps: updates until the end.
+      global_batch_size: packed rows an update, over all devices.
+      accumulation_steps: microbatches that an update is computed in, one after the other.
+      mesh_shape: devices along (data, model); -1 is inferred.
+      seed: of the initial parameters, the order of the data, the dropout and the sampling.
+      log_every_steps: interval of the metrics.
+      checkpoint_every_steps: interval of the checkpoints.
+      keep_checkpoints: how many of the newest checkpoints stay.
+      evaluation: what is measured, and how often while training.
+    """
+
+    name: str
+    data: DataConfig = DataConfig()
+    model: TwoTowerConfig = TwoTowerConfig()
+    tasks: Mapping[str, Task]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    row_optimizer: RowOptimizer = Adam()
+    num_train_steps: int
+    global_batch_size: int
+    accumulation_steps: int = 1
+    mesh_shape: tuple[int, int] = (INFER, 1)
+    seed: int = 0
+    log_every_steps: int = 20
+    checkpoint_every_steps: int = 200
+    keep_checkpoints: int = 2
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def validate(config: TrainConfig, num_devices: int) -> None:
+    """Checks what the rooms cannot check alone; call it once, at the start.
+
+    Raises:
+        ValueError: every problem, each with the value, the constraint and the remedy.
+    """
+    problems = [*_size_problems(config), *_task_problems(config), *_mesh_problems(config, num_devices)]
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        raise ValueError(
+            f"the config {config.name!r} has {len(problems)} problems:\n"
+            + "\n".join(f"  - {p}" for p in problems)
+        )
+
+
+def _size_problems(config: TrainConfig) -> Iterator[str]:
+    for name in (
+        "num_train_steps",
+        "global_batch_size",
+        "accumulation_steps",
+        "log_every_steps",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+    ):
+        if getattr(config, name) < 1:
+            yield f"{name}={getattr(config, name)} must be at least 1."
+    if not 0 <= config.seed < 2**31:
+        yield f"seed={config.seed} must be at least 0 and below 2**31."
+    positions = config.model.encoder.max_positions
+    if config.data.history_length > positions:
+        yield (
+            f"data.history_length={config.data.history_length} is more than model.encoder.max_positions={positions};"
+            f" set model.encoder.max_positions={config.data.history_length} or shorten the histories."
+        )
+
+
+def _task_problems(config: TrainConfig) -> Iterator[str]:
+    if not config.tasks:
+        yield "tasks is empty, and a run needs at least one; add one, such as tasks={'next_item': NextItem()}."
+    elif not any(task.weight > 0 for task in config.tasks.values()):
+        yield f"the weights of all tasks ({', '.join(config.tasks)}) are 0; give at least one a weight above 0."
+    for name in config.tasks:
+        # The name becomes a key of metrics and of overrides.
+        if not name.isidentifier():
+            yield f"the task name {name!r} must consist of letters, digits and underscores; rename it."
+
+
+def _mesh_problems(config: TrainConfig, num_devices: int) -> Iterator[str]:
+    shape = config.mesh_shape
+    if any(size < 1 and size != INFER for size in shape) or shape.count(INFER) > 1:
+        yield f"mesh_shape={shape} must hold positive numbers, and {INFER} at most once; use ({INFER}, 1)."
+        return
+    known = 1
+    for size in shape:
+        known *= size if size != INFER else 1
+    if num_devices % known or (INFER not in shape and known != num_devices):
+        yield (
+            f"mesh_shape={shape} does not fit the {num_devices} devices of this run; its product must be {num_devices},"
+            f" such as ({INFER}, 1)."
+        )
+    rows, parts = config.global_batch_size, config.accumulation_steps
+    if rows < 1 or parts < 1:
+        return
+    unit = num_devices * parts
+    if rows % unit:
+        micro = f" in each of the accumulation_steps={parts} microbatches" if parts > 1 else ""
+        remedy = f"{-(-rows // unit) * unit}" + (f" or {rows // unit * unit}" if rows >= unit else "")
+        yield (
+            f"global_batch_size={rows} does not divide evenly over {num_devices} devices{micro}; use a multiple of"
+            f" {unit}, such as {remedy}."
+        )

@@ -1,0 +1,110 @@
+"""What to read and how to prepare it: the typed configuration of the data room.
+
+Prepare reads `path`, `columns`, `split`, `filter_seen`, `duplicates` and `text`; a change of one of these makes
+another prepared dataset (its fingerprint differs). The pipeline reads `history_length` and `windows`, which change
+batches and not files.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxrec.data.columns import ColumnMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOut:
+    """The last event of a user is the test target and the one before it the validation target.
+
+    Attributes:
+      min_events: a user with fewer is kept for training alone
+    """
+
+    min_events: int = 3
+
+    def __post_init__(self) -> None:
+        if self.min_events < 3:
+            raise ValueError(
+                f"split.min_events={self.min_events}, but leave-one-out takes two events away and must leave one "
+                "to train on; use 3 or more."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalTime:
+    """Everything before one moment is training, everything after another is test, for all users alike.
+
+    No event of the training part is later than any event that is asked for.
+
+    Attributes:
+      validation_quantile: share of all events, by time, before the validation part
+      test_quantile: share of all events before the test part
+    """
+
+    validation_quantile: float = 0.8
+    test_quantile: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.validation_quantile < self.test_quantile < 1.0:
+            raise ValueError(
+                f"split.validation_quantile={self.validation_quantile} and split.test_quantile={self.test_quantile} "
+                "must satisfy 0 < validation_quantile < test_quantile < 1; the defaults are 0.8 and 0.9."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How item text becomes token ids.
+
+    Attributes:
+      max_tokens: tokens of an item, [CLS] and [SEP] among them
+      vocabulary: a vocab.txt, or a BERT checkpoint directory that holds one; "" = MiniLM's, in this package
+      lowercase: none = what the checkpoint's tokenizer_config.json says, and true without one
+    """
+
+    max_tokens: int = 32
+    vocabulary: str = ""
+    lowercase: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.max_tokens <= 4096:
+            raise ValueError(
+                f"text.max_tokens={self.max_tokens} must lie in 3..4096: [CLS], [SEP] and at least one word piece."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """One data set: where it is, what its columns mean, how it is split and served.
+
+    Attributes:
+      path: a directory as docs/data.md says, a file of events, or tfds:movielens/NAME; "" = the set in this package
+      name: what the data set is called; "" = the directory's name
+      columns: what the columns mean
+      split: LeaveOneOut or GlobalTime
+      filter_seen: whether an item that a user has seen is no answer; none = the column map's word, else the data's
+      duplicates: what to do with a row that equals another in all columns
+      text: how item text becomes tokens
+      tfds_data_dir: where TFDS keeps its files; "" = its own default
+      history_length: events of a user that a training row holds
+      windows: last = the last `history_length` events of each user, all = every such window
+    """
+
+    path: str = ""
+    name: str = ""
+    columns: ColumnMap = field(default_factory=ColumnMap)
+    split: LeaveOneOut | GlobalTime = field(default_factory=LeaveOneOut)
+    filter_seen: bool | None = None
+    duplicates: Literal["keep", "drop"] = "keep"
+    text: TextConfig = field(default_factory=TextConfig)
+    tfds_data_dir: str = ""
+
+    history_length: int = 200
+    windows: Literal["last", "all"] = "last"
+
+    def __post_init__(self) -> None:
+        if self.history_length < 1:
+            raise ValueError(f"data.history_length={self.history_length} must be at least 1.")
+        if self.duplicates not in ("keep", "drop"):
+            raise ValueError(f"data.duplicates={self.duplicates!r} must be 'keep' or 'drop'.")
+        if self.windows not in ("last", "all"):
+            raise ValueError(f"data.windows={self.windows!r} must be 'last' or 'all'.")

@@ -1,0 +1,298 @@
+"""The prepared dataset: what `python -m jaxrec.prepare` wrote, read by user index.
+
+U = users, E = events, K = behaviours, N = items, T = text tokens of an item.
+User indices are 0 .. U - 1. Item ids are 1 .. N; 0 is padding. The split is two cut points per user:
+`train = [:train_end]`, `validation = [train_end:validation_end]`, `test = [validation_end:]`.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int, Int32, Int64
+
+from jaxrec.data.histories import UNKNOWN_TIME, Histories, HistoryFiles, blocks
+from jaxrec.data.packing import Windows
+from jaxrec.data.split import leave_one_out_cuts
+
+__all__ = ["UNKNOWN_TIME", "DatasetMetadata", "Histories", "PreparedDataset"]
+
+# Events beyond this are not held in memory, but read from the files, batch by batch.
+MEMORY_BUDGET_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetMetadata:
+    """What every reader needs to know; the part `metadata` of `statistics.json`."""
+
+    name: str
+    num_users: int
+    num_items: int
+    num_events: int
+    behaviours: tuple[str, ...]
+    filter_seen: bool
+    split: str
+    has_timestamps: bool
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The metadata as JSON values."""
+        return {**dataclasses.asdict(self), "behaviours": list(self.behaviours)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "DatasetMetadata":
+        """The metadata of `to_json`; keys of a newer writer are left alone.
+
+        Raises:
+            ValueError: a field is missing.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ValueError(f"the dataset's metadata lacks {missing}; run python -m jaxrec.prepare again.")
+        return cls(**{**{name: values[name] for name in names}, "behaviours": tuple(values["behaviours"])})
+
+
+class PreparedDataset:
+    """Histories by user index, with the split, the catalogue and the statistics beside them.
+
+    Attributes:
+      metadata: names, sizes, and what holds for the whole dataset.
+      train_end, validation_end, lengths: the cut points and the number of events of each user.
+      item_counts: training events of each item id; [0] = 0.
+    """
+
+    def __init__(
+        self,
+        metadata: DatasetMetadata,
+        *,
+        train_end: Int64[np.ndarray, " u"],
+        validation_end: Int64[np.ndarray, " u"],
+        lengths: Int64[np.ndarray, " u"],
+        item_counts: Int64[np.ndarray, " n_plus_1"],
+        events: Histories | HistoryFiles,
+        directory: Path | None = None,
+        item_titles: Sequence[str] | None = None,
+    ):
+        self.metadata = metadata
+        self.train_end = train_end
+        self.validation_end = validation_end
+        self.lengths = lengths
+        self.item_counts = item_counts
+        self.directory = directory
+        self._events = events
+        self._item_titles = item_titles
+
+    @classmethod
+    def open(cls, path: str | Path, *, memory_budget_bytes: int = MEMORY_BUDGET_BYTES) -> "PreparedDataset":
+        """Opens a prepared directory.
+
+        Events within `memory_budget_bytes` are loaded at once; above it they are read from the files,
+        batch by batch, and only the per-user and per-item numbers are held.
+
+        Raises:
+            ValueError: the directory was not prepared, or it is damaged.
+        """
+        directory = Path(path)
+        for name in ("statistics.json", "users.parquet", "items.parquet", "histories"):
+            if not (directory / name).exists():
+                raise ValueError(
+                    f"{str(path)!r} is not a prepared dataset: {name} is missing; "
+                    "run python -m jaxrec.prepare on the source and name its output here."
+                )
+        try:
+            statistics = json.loads((directory / "statistics.json").read_text(encoding="utf-8"))
+            metadata = DatasetMetadata.from_json(statistics["metadata"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(directory / 'statistics.json')!r} cannot be read ({error}); "
+                "run python -m jaxrec.prepare again."
+            ) from error
+        users = pq.read_table(directory / "users.parquet", columns=["train_end", "validation_end", "length"])
+        train_end, validation_end, lengths = (
+            users[name].to_numpy().astype(np.int64) for name in users.column_names
+        )
+        counts = pq.read_table(directory / "items.parquet", columns=["train_count"])["train_count"].to_numpy()
+        if len(counts) != metadata.num_items:
+            raise ValueError(
+                f"the metadata says num_items={metadata.num_items}, but the tables hold {len(counts)}; "
+                "the dataset is damaged: run python -m jaxrec.prepare again."
+            )
+        _check_sizes(metadata, train_end, validation_end, lengths)
+        files = HistoryFiles(directory / "histories", lengths, len(metadata.behaviours))
+        bytes_per_event = 4 + 8 + len(metadata.behaviours)  # item_ids, timestamps, labels
+        fits = metadata.num_events * bytes_per_event <= memory_budget_bytes
+        return cls(
+            metadata,
+            train_end=train_end,
+            validation_end=validation_end,
+            lengths=lengths,
+            item_counts=np.concatenate([np.zeros(1, np.int64), counts.astype(np.int64)]),
+            events=files.load() if fits else files,
+            directory=directory,
+        )
+
+    @classmethod
+    def from_histories(
+        cls,
+        histories: Histories,
+        *,
+        train_end: Int[np.ndarray, " u"] | None = None,
+        validation_end: Int[np.ndarray, " u"] | None = None,
+        num_items: int | None = None,
+        item_titles: Sequence[str] | None = None,
+        behaviours: Sequence[str] | None = None,
+        filter_seen: bool = True,
+        name: str = "memory",
+    ) -> "PreparedDataset":
+        """A dataset over arrays in memory; leave-one-out unless cut points are given.
+
+        Raises:
+            ValueError: an item id, a cut point or a label column is out of range.
+        """
+        lengths = np.diff(histories.offsets).astype(np.int64)
+        split = "leave_one_out" if train_end is None else "custom"
+        if train_end is None or validation_end is None:
+            if train_end is not None or validation_end is not None:
+                raise ValueError("give both train_end and validation_end, or neither for leave-one-out.")
+            train_end, validation_end = leave_one_out_cuts(lengths)
+        train_end, validation_end = np.asarray(train_end, np.int64), np.asarray(validation_end, np.int64)
+        largest = int(histories.item_ids.max(initial=0))
+        num_items = largest if num_items is None else num_items
+        if largest > num_items or histories.item_ids.min(initial=1) < 1:
+            raise ValueError(
+                f"item ids must lie in 1 .. num_items={num_items}, but they run from "
+                f"{histories.item_ids.min()} to {largest}."
+            )
+        if behaviours is None:
+            behaviours = [f"behaviour_{index}" for index in range(histories.labels.shape[1])]
+        if len(behaviours) != histories.labels.shape[1]:
+            raise ValueError(
+                f"{len(behaviours)} behaviours are named, but the labels have "
+                f"{histories.labels.shape[1]} columns."
+            )
+        metadata = DatasetMetadata(
+            name=name,
+            num_users=len(histories),
+            num_items=num_items,
+            num_events=len(histories.item_ids),
+            behaviours=tuple(behaviours),
+            filter_seen=filter_seen,
+            split=split,
+            has_timestamps=bool((histories.timestamps != UNKNOWN_TIME).any()),
+            fingerprint="",
+        )
+        _check_sizes(metadata, train_end, validation_end, lengths)
+        train = histories.take(np.arange(len(lengths)), np.zeros_like(lengths), train_end)
+        counts = np.bincount(train.item_ids, minlength=num_items + 1)
+        return cls(
+            metadata,
+            train_end=train_end,
+            validation_end=validation_end,
+            lengths=lengths,
+            item_counts=counts.astype(np.int64),
+            events=histories,
+            item_titles=item_titles,
+        )
+
+    def histories(self, user_indices: Int[np.ndarray, " n"]) -> Histories:
+        """The whole histories of these users, in the order asked for."""
+        users = np.asarray(user_indices, np.int64)
+        return self._events.take(users, np.zeros_like(users), self.lengths[users])
+
+    def windows(self, windows: Windows) -> Histories:
+        """The events of each window, in the order asked for."""
+        return self._events.take(windows.users, windows.starts, windows.lengths)
+
+    def history_blocks(
+        self, users_per_block: int = 4096
+    ) -> Iterator[tuple[Int64[np.ndarray, " n"], Histories]]:
+        """All users, in blocks of consecutive indices: one pass in bounded memory."""
+        for users in blocks(len(self.lengths), users_per_block):
+            yield users, self.histories(users)
+
+    @functools.cached_property
+    def user_keys(self) -> np.ndarray:
+        """The users' own ids, by user index."""
+        if self.directory is None:
+            return np.arange(self.metadata.num_users)
+        return _column(self.directory / "users.parquet", "user_id").to_numpy()
+
+    @functools.cached_property
+    def item_keys(self) -> np.ndarray:
+        """The items' own ids; element `i` belongs to item id `i + 1`."""
+        if self.directory is None:
+            return np.arange(1, self.metadata.num_items + 1)
+        return _column(self.directory / "items.parquet", "item_id").to_numpy()
+
+    def titles(self, item_ids: Int[np.ndarray, " n"]) -> list[str]:
+        """The items' titles; "" where an item has none, and for padding."""
+        chosen = self._titles.take(pa.array(np.asarray(item_ids, np.int64)))
+        return [title or "" for title in chosen.to_pylist()]
+
+    @functools.cached_property
+    def _titles(self) -> pa.Array:
+        if self.directory is not None:
+            titles = _column(self.directory / "items.parquet", "title").combine_chunks().cast(pa.string())
+        else:
+            titles = pa.array(self._item_titles or [""] * self.metadata.num_items, pa.string())
+        return pa.concat_arrays([pa.array([""], pa.string()), titles])
+
+    @functools.cached_property
+    def item_categories(self) -> list[tuple[str, ...]]:
+        """The categories of each item; element `i` belongs to item id `i + 1`."""
+        if self.directory is None:
+            return [()] * self.metadata.num_items
+        categories = _column(self.directory / "items.parquet", "categories").to_pylist()
+        return [tuple(names or ()) for names in categories]
+
+    @functools.cached_property
+    def item_tokens(self) -> Int32[np.ndarray, "n_plus_1 t"]:
+        """The text tokens of each item id, mapped from the file; row 0 is padding.
+
+        Raises:
+            ValueError: the dataset has no text tokens.
+        """
+        path = None if self.directory is None else self.directory / "item_tokens.npy"
+        if path is None or not path.exists():
+            raise ValueError(
+                f"dataset {self.metadata.name!r} has no item_tokens.npy, so no item text can be read; "
+                "prepare it from an items table with text columns."
+            )
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    return pq.read_table(path, columns=[name])[name]
+
+
+def _check_sizes(
+    metadata: DatasetMetadata,
+    train_end: Int64[np.ndarray, " u"],
+    validation_end: Int64[np.ndarray, " u"],
+    lengths: Int64[np.ndarray, " u"],
+) -> None:
+    """Raises ValueError where the parts of a dataset do not fit together."""
+    for name, value in (("num_users", len(lengths)), ("num_events", int(lengths.sum()))):
+        if value != getattr(metadata, name):
+            raise ValueError(
+                f"the metadata says {name}={getattr(metadata, name)}, but the tables hold {value}; "
+                "the dataset is damaged: run python -m jaxrec.prepare again."
+            )
+    if not (len(train_end) == len(validation_end) == len(lengths)):
+        raise ValueError(
+            f"{len(train_end)} and {len(validation_end)} cut points are given for {len(lengths)} users."
+        )
+    wrong = np.flatnonzero(~((train_end >= 0) & (train_end <= validation_end) & (validation_end <= lengths)))
+    if len(wrong):
+        user = int(wrong[0])
+        raise ValueError(
+            f"user {user} has train_end={train_end[user]}, validation_end={validation_end[user]} and "
+            f"{lengths[user]} events; 0 <= train_end <= validation_end <= events must hold."
+        )

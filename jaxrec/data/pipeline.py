@@ -1,0 +1,170 @@
+"""The order of training: batch `k` is a pure function of (dataset, seed, k).
+
+Rows are packed once; each epoch is a seeded permutation of them; position `p = k * B + j` of the endless
+stream is row `permutation(p div R)[p mod R]`. Processes take contiguous blocks of a batch, so their
+number changes no example, and a resumed run asks for batch `k` and has it: no iterator is saved.
+
+B = packed rows of the global batch, L = positions of a row, K = behaviours, R = rows of the plan.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int64
+
+from jaxrec.core.batch import Batch
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.evaluation_batches import EvaluationBatch, evaluation_batches
+from jaxrec.data.packing import PackingPlan, Windows, pack, training_windows
+from jaxrec.data.rows import NUM_TIME_GAPS, fill_rows, row_segments
+from jaxrec.data.tensorflow_import import import_tensorflow
+
+__all__ = [
+    "NUM_TIME_GAPS",
+    "EvaluationBatch",
+    "TrainingRows",
+    "build_batch",
+    "evaluation_batches",
+    "stream_batches",
+    "train_batches",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRows:
+    """The packed rows of a dataset's training part, and the order in which epochs visit them."""
+
+    dataset: PreparedDataset
+    windows: Windows
+    plan: PackingPlan
+    seed: int
+
+    @classmethod
+    def make(
+        cls, dataset: PreparedDataset, *, history_length: int, windows: str = "last", seed: int = 0
+    ) -> "TrainingRows":
+        """Packs the dataset's training events.
+
+        Raises:
+            ValueError: no user has a training event, or a setting is out of range.
+        """
+        stretches = training_windows(dataset.train_end, history_length, windows)
+        if not len(stretches):
+            raise ValueError(
+                f"dataset {dataset.metadata.name!r} has no training event in {dataset.metadata.num_users} "
+                "users; prepare it with an earlier split or more data."
+            )
+        plan = pack(stretches.lengths, history_length, seed)
+        return cls(dataset=dataset, windows=stretches, plan=plan, seed=seed)
+
+    @property
+    def num_rows(self) -> int:
+        return self.plan.num_rows
+
+    def rows_at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The rows at these positions of the endless stream."""
+        epochs, inside = np.divmod(positions, self.num_rows)
+        rows = np.empty_like(inside)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = _epoch_permutation(self.seed, epoch, self.num_rows)[inside[here]]
+        return rows
+
+
+@functools.lru_cache(maxsize=4)  # a batch spans two epochs at most, unless the dataset is tiny
+def _epoch_permutation(seed: int, epoch: int, num_rows: int) -> Int64[np.ndarray, " r"]:
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch + 1], np.uint64)  # stream 0 is the packing's
+    return np.random.Generator(np.random.Philox(key=key)).permutation(num_rows)
+
+
+def build_batch(
+    rows: TrainingRows, step: int, *, global_batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Batch:
+    """Process `process_index`'s block of the global batch of `step`.
+
+    Raises:
+        ValueError: the processes do not divide the batch.
+    """
+    block = _rows_per_process(global_batch_size, process_index, process_count)
+    first = step * global_batch_size + process_index * block
+    chosen = rows.rows_at(np.arange(first, first + block))
+    segments, cells, numbers = row_segments(rows.plan, chosen)
+    events = rows.dataset.windows(rows.windows.take(segments))
+    return fill_rows(events, cells, numbers, (block, rows.plan.row_length))
+
+
+def _rows_per_process(global_batch_size: int, process_index: int, process_count: int) -> int:
+    if global_batch_size < 1 or global_batch_size % process_count:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} is not a multiple of the {process_count} processes; "
+            f"make it {max(-(-global_batch_size // process_count), 1) * process_count}."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index={process_index} is not one of the {process_count} processes' 0, 1, ..."
+        )
+    return global_batch_size // process_count
+
+
+def train_batches(
+    dataset: PreparedDataset,
+    *,
+    global_batch_size: int,
+    history_length: int,
+    windows: str = "last",
+    seed: int = 0,
+    start_step: int = 0,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The batches of steps `start_step .. stop_step - 1`, built ahead of time by tf.data."""
+    rows = TrainingRows.make(dataset, history_length=history_length, windows=windows, seed=seed)
+    return stream_batches(
+        rows,
+        global_batch_size=global_batch_size,
+        start_step=start_step,
+        stop_step=stop_step,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def stream_batches(
+    rows: TrainingRows,
+    *,
+    global_batch_size: int,
+    start_step: int = 0,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """`train_batches` over rows that are packed already.
+
+    Raises:
+        ValueError: the processes do not divide the batch.
+    """
+    _rows_per_process(global_batch_size, process_index, process_count)  # at once: not from inside tf.data
+    tf = import_tensorflow()
+    names = [field.name for field in dataclasses.fields(Batch)]
+    dtypes = [tf.int8 if name == "labels" else tf.int32 for name in names]
+
+    def arrays(step: np.ndarray) -> list[np.ndarray]:
+        batch = build_batch(
+            rows,
+            int(step),
+            global_batch_size=global_batch_size,
+            process_index=process_index,
+            process_count=process_count,
+        )
+        return [getattr(batch, name) for name in names]
+
+    stream = tf.data.Dataset.range(start_step, stop_step).map(
+        lambda step: tf.numpy_function(arrays, [step], dtypes),
+        num_parallel_calls=2,  # one batch is read while another is laid out
+        deterministic=True,
+    )
+    prefetched = stream.prefetch(4).as_numpy_iterator()
+    return (Batch(**dict(zip(names, values, strict=True))) for values in prefetched)

@@ -1,0 +1,70 @@
+"""From events to packed rows: the arrays of a `Batch`.
+
+B = rows of the batch, L = positions of a row, K = behaviours, S = segments, E = events.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64
+
+from jaxrec.core.batch import Batch
+from jaxrec.data.histories import UNKNOWN_TIME, Histories
+from jaxrec.data.packing import PackingPlan
+
+__all__ = ["NUM_TIME_GAPS", "fill_rows", "row_segments", "time_gap_buckets"]
+
+NUM_TIME_GAPS = 32  # 0 unknown or first; 1 the same second; 1 + b a gap of b bits; the last takes the rest
+
+
+def row_segments(
+    plan: PackingPlan, rows: Int64[np.ndarray, " b"]
+) -> tuple[Int[np.ndarray, " s"], Int[np.ndarray, " s"], Int[np.ndarray, " s"]]:
+    """What lies in `rows`, row by row and left to right: for each segment, its index in the packed
+    lengths, its first cell in the flattened batch, and its number in its row (1, 2, ...)."""
+    counts = np.diff(plan.row_offsets)[rows]
+    before = np.cumsum(counts) - counts
+    numbers = np.arange(counts.sum()) - np.repeat(before, counts)
+    entries = np.repeat(plan.row_offsets[rows], counts) + numbers
+    cells = np.repeat(np.arange(len(rows)) * plan.row_length, counts) + plan.columns[entries]
+    return plan.segments[entries], cells, numbers + 1
+
+
+def fill_rows(
+    events: Histories,
+    first_cells: Int[np.ndarray, " s"],
+    numbers: Int[np.ndarray, " s"],
+    shape: tuple[int, int],
+) -> Batch:
+    """Lays segment `s` of `events` into an empty batch of `shape`, from cell `first_cells[s]` on."""
+    lengths = np.diff(events.offsets)
+    positions = np.arange(events.offsets[-1]) - np.repeat(events.offsets[:-1], lengths)
+    cells = np.repeat(first_cells, lengths) + positions
+
+    def laid(values: np.ndarray, dtype: type, padding: int = 0) -> np.ndarray:
+        flat = np.full((shape[0] * shape[1], *values.shape[1:]), padding, dtype)
+        flat[cells] = values
+        return flat.reshape(*shape, *values.shape[1:])
+
+    return Batch(
+        item_ids=laid(events.item_ids, np.int32),
+        segment_ids=laid(np.repeat(numbers, lengths), np.int32),
+        positions=laid(positions, np.int32),
+        time_gaps=laid(time_gap_buckets(events.timestamps, positions == 0), np.int32),
+        labels=laid(events.labels, np.int8, padding=-1),
+    )
+
+
+def time_gap_buckets(
+    timestamps: Int64[np.ndarray, " e"], is_first: Bool[np.ndarray, " e"]
+) -> Int32[np.ndarray, " e"]:
+    """Buckets of the seconds since the event before: bit length + 1, or 0 where unknown or first.
+
+    An event dated before its predecessor (a source's order wins over its clock) counts as the same
+    second.
+    """
+    if (timestamps == UNKNOWN_TIME).all():
+        return np.zeros(len(timestamps), np.int32)
+    previous = np.roll(timestamps, 1)
+    unknown = is_first | (timestamps == UNKNOWN_TIME) | (previous == UNKNOWN_TIME)
+    gaps = np.where(unknown, 0, timestamps) - np.where(unknown, 0, previous)
+    bits = np.frexp(np.maximum(gaps, 0).astype(np.float64))[1]  # frexp's exponent is the bit length
+    return np.where(unknown, 0, np.minimum(bits + 1, NUM_TIME_GAPS - 1)).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Evaluation: full ranking, baselines beside the model, significance, slices and the report."""

@@ -1,0 +1,59 @@
+"""What is measured, how often, and beside what."""
+
+import re
+from dataclasses import dataclass
+
+METRICS = ("hr", "recall", "ndcg", "mrr")
+BASELINES = ("popularity", "recent_popularity", "transition", "item_knn", "ease", "ials")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation during training (`every_steps`, `max_users`) and of `python -m jaxrec.evaluate` (the rest).
+
+    Attributes:
+      ks: cut-offs of the ranking metrics.
+      metric: the one that is headlined, and that validation selects by, as `name@k`.
+      every_steps: steps between validations while training; 0 = at the end only.
+      max_users: users per validation while training; 0 = all. The final evaluation always takes all.
+      rows_per_batch: packed rows that are encoded at a time; changes the speed only.
+      list_length: recommendations per user that coverage, novelty and diversity look at.
+      baselines: simple models to print beside the model.
+      bootstrap_samples: resamples of the users behind each interval.
+      confidence: of the intervals; a paired difference is called significant at 1 - confidence.
+      seed: of the resampling and of the users shown as examples.
+      example_users: users shown in the report with their history and recommendations.
+    """
+
+    ks: tuple[int, ...] = (1, 5, 10, 20, 50)
+    metric: str = "ndcg@10"
+    every_steps: int = 0
+    max_users: int = 0
+    rows_per_batch: int = 64
+    list_length: int = 10
+    baselines: tuple[str, ...] = BASELINES
+    bootstrap_samples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+    example_users: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.ks or any(k < 1 for k in self.ks) or list(self.ks) != sorted(set(self.ks)):
+            raise ValueError(
+                f"evaluation.ks={self.ks} must be growing cut-offs of at least 1, e.g. (1, 5, 10)."
+            )
+        names = [f"{name}@{k}" for name in METRICS for k in self.ks] + ["mrr"]
+        if self.metric not in names:
+            hint = "" if re.fullmatch(r"\w+@\d+", self.metric) else ' (written as "ndcg@10")'
+            raise ValueError(f"evaluation.metric={self.metric!r}{hint} is not one of {', '.join(names)}.")
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        if unknown:
+            raise ValueError(f"evaluation.baselines has {unknown[0]!r}; known are {', '.join(BASELINES)}.")
+        if not 0.5 <= self.confidence < 1.0:
+            raise ValueError(f"evaluation.confidence={self.confidence} must lie in 0.5 .. 1; 0.95 is usual.")
+        for name, least in (("rows_per_batch", 1), ("list_length", 1), ("bootstrap_samples", 100)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}.")
+        for name in ("every_steps", "max_users", "example_users", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)} must not be negative.")

@@ -1,0 +1,99 @@
+"""Tables for the terminal: metrics beside the baselines, comparisons of runs, recommendations of a user."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxrec.evaluation.report import ExampleUser, best_baseline, display_name
+from jaxrec.evaluation.significance import Comparison
+
+_SHOWN_METRICS = ("hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50", "mrr")
+
+
+def print_evaluation(console: Console, values: Mapping[str, Any]) -> None:
+    """The model and the baselines, best first, with the headline's interval and the gain over the best baseline."""
+    metrics, headline, baselines = values["metrics"], values["headline_metric"], values["baselines"]
+    names = [name for name in dict.fromkeys([*_SHOWN_METRICS, headline]) if name in metrics]
+    table = Table(
+        title=escape(
+            f"{values['dataset']}, {values['split']}: {values['num_users']:,} users, {values['num_items']:,} items, "
+            f"seen items {'filtered' if values['filter_seen'] else 'kept'}"
+        ),
+        title_justify="left",
+    )
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right", style="bold" if name == headline else "")
+    systems = {"model": metrics} | {
+        display_name(name): of_baseline for name, of_baseline in baselines.items()
+    }
+    for name in sorted(systems, key=lambda name: -systems[name][headline]):
+        style = "bold cyan" if name == "model" else ""
+        table.add_row(name, *(f"{systems[name][metric]:.4f}" for metric in names), style=style)
+    console.print(table)
+    low, high = values["intervals"][headline]
+    console.print(
+        f"{headline} of the model: {metrics[headline]:.4f} "
+        f"({values['confidence']:.0%} interval {low:.4f} to {high:.4f})",
+        highlight=False,
+    )
+    rival = best_baseline(values, headline)
+    if rival:
+        paired = values["paired"][rival][headline]
+        low, high = paired["interval"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+        console.print(
+            f"against {display_name(rival)}, the best baseline: {paired['difference']:+.4f} "
+            f"({low:+.4f} to {high:+.4f}, paired over users): {verdict}",
+            highlight=False,
+        )
+    for name, reason in values["baselines_refused"].items():
+        console.print(f"{display_name(name)} did not run: {reason}", style="yellow", markup=False)
+
+
+def print_example(console: Console, user: ExampleUser, *, history_shown: int = 5) -> None:
+    """The recommendations of one user, with titles."""
+    table = Table(
+        title=escape(f"Recommended to user {user.user_id}"), title_justify="left", show_header=False
+    )
+    table.add_column(justify="right", style="dim")
+    table.add_column()
+    for place, title in enumerate(user.recommendations):
+        chosen = "  [green](chosen next)[/green]" if place == user.rank else ""
+        table.add_row(str(place + 1), escape(title) + chosen)
+    console.print(
+        f"latest events of user {user.user_id}: " + "; ".join(user.history[-history_shown:]), markup=False
+    )
+    console.print(table)
+
+
+def print_comparison(
+    console: Console, name_a: str, name_b: str, comparisons: Mapping[str, Comparison], confidence: float
+) -> None:
+    """Run B against run A, metric by metric."""
+    users = next(iter(comparisons.values())).num_users
+    table = Table(
+        title=escape(f"B = {name_b} against A = {name_a}, {users:,} users in pairs"),
+        title_justify="left",
+        caption=f"p: sign flips, Holm's correction over {len(comparisons)} metrics; * = below {1 - confidence:.2g}",
+        caption_justify="left",
+    )
+    for name in ("metric", "A", "B", "B - A", f"{confidence:.0%} interval", "p", "users better / worse"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for metric, one in comparisons.items():
+        significant = one.adjusted_p_value < 1 - confidence
+        color = ("green" if one.difference > 0 else "red") if significant else ""
+        table.add_row(
+            metric,
+            f"{one.mean_a:.4f}",
+            f"{one.mean_b:.4f}",
+            f"{one.difference:+.4f}",
+            f"{one.low:+.4f} .. {one.high:+.4f}",
+            f"{one.adjusted_p_value:.4f}{' *' if significant else '  '}",
+            f"{one.better:,} / {one.worse:,}",
+            style=color,
+        )
+    console.print(table)

@@ -1,0 +1,319 @@
+"""The whole evaluation of a run: the model and the baselines on the same targets, with intervals, tests and slices.
+
+docs/evaluation.md says what each part of `evaluation.json` means.
+
+U = users, T = length of the lists.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float64
+
+from jaxrec.data.evaluation_batches import EvaluationRows
+from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
+from jaxrec.evaluation.behaviours import behaviour_metrics
+from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
+from jaxrec.evaluation.significance import align_users, bootstrap_intervals, compare
+from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
+from jaxrec.evaluation.user_ranking import Run, UserRanker, UserRanks, evaluation_rows, predict_behaviours
+from jaxrec.metrics.beyond_accuracy import list_metrics
+from jaxrec.metrics.ranking import mean_metrics, per_user_metrics
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_FILE, RANKS_FILE, REPORT_FILE = "evaluation.json", "ranks.parquet", "report.html"
+MODEL = "model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+      values: what `evaluation.json` holds.
+      ranks: of each user, and the lists.
+      examples: users to look at.
+    """
+
+    values: dict[str, Any]
+    ranks: UserRanks
+    examples: list[ExampleUser]
+
+
+def evaluate(
+    run: Run, split: str, *, config: EvaluationConfig, rows_per_batch: int | None = None, command: str = ""
+) -> Evaluation:
+    """Measures a run on every user of `split` ("test" or "validation").
+
+    Raises:
+      ValueError: nobody has a target in the split, or the model's output is not finite.
+    """
+    metadata = run.dataset.metadata
+    rows_per_batch = rows_per_batch or config.rows_per_batch
+    ranker = UserRanker(run, top_k=config.list_length)
+    rows = ranker.rows(split, rows_per_batch=rows_per_batch)
+    if not rows.num_users:
+        raise ValueError(
+            f"dataset {metadata.name!r} has no user with a target in split {split!r} and a history before it; "
+            "prepare it with another split or more events."
+        )
+    ranks, timing = ranker.rank(rows)
+    logger.info(
+        "ranked %d users in %.2f s (%.0f users/s)", len(ranks), timing.seconds, timing.users_per_second
+    )
+    baselines, baseline_seconds = _baselines(run, split, config, ranks)
+    per_user = {MODEL: per_user_metrics(ranks.ranks, config.ks)}
+    per_user |= {name: per_user_metrics(values, config.ks) for name, values in baselines.ranks.items()}
+    intervals = bootstrap_intervals(
+        per_user[MODEL], num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
+    )
+    values: dict[str, Any] = {
+        "dataset": metadata.name,
+        "protocol": protocol(metadata.split),
+        "split": split,
+        "filter_seen": metadata.filter_seen,
+        "num_users": len(ranks),
+        "num_items": metadata.num_items,
+        "metrics": mean_metrics(ranks.ranks, config.ks),
+        "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
+        "baselines": {
+            name: mean_metrics(of_baseline, config.ks) for name, of_baseline in baselines.ranks.items()
+        },
+        "model": _describe(run),
+        "command": command,
+        "headline_metric": config.metric,
+        "confidence": config.confidence,
+        "baselines_refused": baselines.refused,
+        "paired": _paired(per_user, config),
+    }
+    values["slices"] = _slices(run, split, ranks, per_user, best_baseline(values, config.metric))
+    values["beyond_accuracy"] = _beyond_accuracy(run, split, ranks, baselines, config)
+    values["behaviours"] = _behaviours(run, split, rows, rows_per_batch)
+    values["timing"] = dataclasses.asdict(timing) | {
+        "users_per_second": timing.users_per_second,
+        "baseline_seconds": baseline_seconds,
+    }
+    values["users_left_out"] = {
+        "without_target": rows.num_without_target,
+        "without_history": rows.num_without_history,
+    }
+    return Evaluation(values=values, ranks=ranks, examples=example_users(run, split, ranks, config))
+
+
+def protocol(split_rule: str) -> str:
+    """What the numbers mean, in one line."""
+    rule = {"leave_one_out": "leave-one-out", "global_time": "global time"}.get(split_rule, split_rule)
+    return f"{rule}, full ranking of the catalogue, history of all earlier events, target time unseen"
+
+
+def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:
+    """Writes `evaluation.json`, `ranks.parquet` and `report.html`, each at once."""
+    metadata = run.dataset.metadata
+    table = pa.table(
+        {
+            "user_id": pa.array(run.dataset.user_keys[evaluation.ranks.user_indices]),
+            "item_id": pa.array(run.dataset.item_keys[evaluation.ranks.targets - 1]),
+            "rank": pa.array(evaluation.ranks.ranks, pa.int64()),
+        }
+    ).replace_schema_metadata(
+        {
+            "dataset": metadata.name,
+            "fingerprint": metadata.fingerprint,
+            "split": evaluation.values["split"],
+            "filter_seen": str(metadata.filter_seen),
+        }
+    )
+    temporary = workdir / f".{RANKS_FILE}.tmp"
+    pq.write_table(table, temporary)
+    os.replace(temporary, workdir / RANKS_FILE)
+    temporary = workdir / f".{EVALUATION_FILE}.tmp"
+    temporary.write_text(json.dumps(evaluation.values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, workdir / EVALUATION_FILE)
+    write_report(
+        workdir / REPORT_FILE,
+        evaluation.values,
+        history=run.history,
+        examples=evaluation.examples,
+        config=dataclasses.asdict(run.config) if dataclasses.is_dataclass(run.config) else {},  # type: ignore[arg-type]
+    )
+
+
+def example_users(run: Run, split: str, ranks: UserRanks, config: EvaluationConfig) -> list[ExampleUser]:
+    """A few users, drawn by the seed, with titles; an item without a title shows its id."""
+    count = min(config.example_users, len(ranks))
+    chosen = np.sort(np.random.default_rng(config.seed).choice(len(ranks), count, replace=False))
+    dataset = run.dataset
+    examples = []
+    for place in chosen:
+        user = ranks.user_indices[place]
+        ends = dataset.validation_end if split == "test" else dataset.train_end
+        history = dataset.histories(np.array([user])).item_ids[: ends[user]]
+        examples.append(
+            ExampleUser(
+                user_id=str(dataset.user_keys[user]),
+                history=item_names(run, history),
+                recommendations=item_names(run, ranks.top_item_ids[place]),
+                target=item_names(run, ranks.targets[place : place + 1])[0],
+                rank=int(ranks.ranks[place]),
+            )
+        )
+    return examples
+
+
+def item_names(run: Run, item_ids: np.ndarray) -> list[str]:
+    """Titles, or the items' own ids where there is no title; padding is left out."""
+    item_ids = item_ids[item_ids > 0]
+    keys = run.dataset.item_keys[item_ids - 1]
+    return [title or f"item {key}" for title, key in zip(run.dataset.titles(item_ids), keys, strict=True)]
+
+
+def _baselines(
+    run: Run, split: str, config: EvaluationConfig, ranks: UserRanks
+) -> tuple[BaselineResults, dict[str, float]]:
+    """The baselines on the model's users, in the same order."""
+    start = time.perf_counter()
+    results = evaluate_baselines(
+        run.dataset,
+        split,
+        {name: DEFAULT_BASELINES[name] for name in config.baselines},
+        user_indices=ranks.user_indices,
+        num_recommended=config.list_length,
+    )
+    assert np.array_equal(results.user_indices, ranks.user_indices), "model and baselines rank other users"
+    assert np.array_equal(results.targets, ranks.targets), "model and baselines rank other targets"
+    for name, reason in results.refused.items():
+        logger.warning("baseline %s did not run: %s", name, reason)
+    logger.info("baselines took %.1f s", time.perf_counter() - start)
+    return results, results.seconds
+
+
+def _paired(
+    per_user: Mapping[str, Mapping[str, Float64[np.ndarray, " u"]]], config: EvaluationConfig
+) -> dict[str, dict[str, Any]]:
+    """The model against each baseline, user by user; Holm's correction over the metrics of each comparison."""
+    chosen = [
+        name for name in dict.fromkeys([config.metric, "hr@10", "ndcg@10", "mrr"]) if name in per_user[MODEL]
+    ]
+    paired: dict[str, dict[str, Any]] = {}
+    for baseline in per_user:
+        if baseline == MODEL:
+            continue
+        comparisons = compare(
+            {name: per_user[baseline][name] for name in chosen},
+            {name: per_user[MODEL][name] for name in chosen},
+            num_samples=config.bootstrap_samples,
+            confidence=config.confidence,
+            seed=config.seed,
+        )
+        paired[baseline] = {
+            name: {
+                "difference": one.difference,
+                "interval": [one.low, one.high],
+                "p_value": one.p_value,
+                "adjusted_p_value": one.adjusted_p_value,
+            }
+            for name, one in comparisons.items()
+        }
+    return paired
+
+
+def _slices(
+    run: Run,
+    split: str,
+    ranks: UserRanks,
+    per_user: Mapping[str, Mapping[str, Float64[np.ndarray, " u"]]],
+    rival: str | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The model, the best baseline and popularity for parts of the users and of the items."""
+    ends = run.dataset.validation_end if split == "test" else run.dataset.train_end
+    slices = activity_slices(ends[ranks.user_indices]) + popularity_slices(
+        ranks.targets, run.dataset.item_counts
+    )
+    systems = [name for name in dict.fromkeys([MODEL, rival, "popularity"]) if name in per_user]
+    means = {name: slice_means(per_user[name], slices) for name in systems}
+    families: dict[str, list[dict[str, Any]]] = {}
+    for index, part in enumerate(slices):
+        metrics = {
+            system: {key: value for key, value in means[system][index].items() if key in per_user[MODEL]}
+            for system in systems
+        }
+        record = {"name": part.name, "num_users": int(part.users.sum()), "metrics": metrics}
+        families.setdefault(part.family.replace(" ", "_"), []).append(record)
+    return families
+
+
+def _beyond_accuracy(
+    run: Run, split: str, ranks: UserRanks, baselines: BaselineResults, config: EvaluationConfig
+) -> dict[str, dict[str, float]]:
+    raise AssertionError
+
+
+def _behaviours(run: Run, split: str, rows: EvaluationRows, rows_per_batch: int) -> dict[str, Any]:
+    """Metrics of the behaviours, calibrated on the validation targets; {} where no task learns them."""
+    predicted = predict_behaviours(run, rows)
+    if predicted is None:
+        return {}
+    reference = predict_behaviours(run, evaluation_rows(run, "validation", rows_per_batch=rows_per_batch))
+    return behaviour_metrics(run.dataset.metadata.behaviours, predicted, reference)
+
+
+def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dict[str, Any]:
+    """Run B against run A, user by user, from their saved ranks: paired tests, Holm's correction over all metrics.
+
+    Raises:
+      ValueError: a run has no saved ranks, or they are not of the same data, split and users.
+    """
+    tables = [_read_ranks(path) for path in (path_a, path_b)]
+    for name in ("dataset", "fingerprint", "split", "filter_seen"):
+        a, b = (table.schema.metadata[name.encode()].decode() for table in tables)
+        if a != b:
+            raise ValueError(
+                f"{path_a} was evaluated with {name}={a!r} and {path_b} with {b!r}; a paired test needs one."
+            )
+    orders = align_users(*(table["user_id"].to_numpy() for table in tables))
+    a, b = (table.take(pa.array(order)) for table, order in zip(tables, orders, strict=True))
+    if a["item_id"] != b["item_id"]:
+        raise ValueError(
+            f"{path_a} and {path_b} were asked for other targets; evaluate both on the same data."
+        )
+    # Recall is the hit rate here; a test of it again would only make the correction harsher.
+    metrics = [
+        {
+            name: values
+            for name, values in per_user_metrics(table["rank"].to_numpy(), config.ks).items()
+            if not name.startswith("recall")
+        }
+        for table in (a, b)
+    ]
+    return dict(
+        compare(
+            *metrics, num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
+        )
+    )
+
+
+def _read_ranks(workdir: Path) -> pa.Table:
+    path = workdir / RANKS_FILE
+    if not path.exists():
+        raise ValueError(
+            f"{workdir} holds no {RANKS_FILE}; run python -m jaxrec.evaluate --workdir={workdir} first."
+        )
+    return pq.read_table(path)
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    config = run.config
+    description: dict[str, Any] = {"name": getattr(config, "name", ""), "step": run.step}
+    tasks: Sequence[str] = list(getattr(config, "tasks", {}))
+    return description | {"tasks": ", ".join(tasks), "mesh": "x".join(map(str, run.mesh.devices.shape))}

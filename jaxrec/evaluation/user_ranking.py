@@ -1,0 +1,292 @@
+"""From a trained run to each user's rank and list: encode, score, rank, batch by batch, streaming.
+
+The host packs the next batch while the devices work on this one. Results come in the order of the user index,
+whatever the batches were.
+
+N = places of a batch, D = dim of the scored space, R = physical rows of the catalogue, K = behaviours,
+T = length of the lists, U = users.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32, Int8, Int32, Int64
+
+from jaxrec.core.partition import sharding
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.evaluation_batches import EvaluationBatch, EvaluationRows
+from jaxrec.evaluation.full_ranking import FullRanking, Ranking
+
+Computed = TypeVar("Computed")
+
+
+class Run(Protocol):
+    """A trained run, as the evaluation sees it; `jaxrec.runs.load_run` opens one.
+
+    Ask it under `jax.set_mesh(run.mesh)`.
+    """
+
+    @property
+    def config(self) -> Any:
+        """The run's `TrainConfig`."""
+
+    @property
+    def dataset(self) -> PreparedDataset:
+        """The prepared dataset that the run was trained on."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that hold the state."""
+
+    @property
+    def step(self) -> int:
+        """Of the state that was loaded."""
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """The lines of `metrics.jsonl`."""
+
+    @property
+    def appends_slot(self) -> bool:
+        """Whether histories end with an empty slot, which the model fills (masked item)."""
+
+    def query_fn(self, batch: EvaluationBatch) -> Float[jax.Array, "n d"]:
+        """The users' side of the score, W included, one row per place of the batch."""
+
+    def catalogue(self) -> tuple[Float[jax.Array, "r d"], Float[jax.Array, " r"]]:
+        """The item vectors and biases in physical row order, sharded over all axes of the mesh."""
+
+    def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"] | None:
+        """Logits of the behaviours at the target event; None where no task learns them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserRanks:
+    """What is known of each user after ranking; NumPy, by user.
+
+    Attributes:
+      ranks: 0 = the target came first; -1 = there was no target.
+      top_item_ids: best first; 0 where fewer items were left.
+    """
+
+    user_indices: Int64[np.ndarray, " u"]
+    targets: Int32[np.ndarray, " u"]
+    ranks: Int32[np.ndarray, " u"]
+    top_item_ids: Int32[np.ndarray, "u t"]
+    top_scores: Float32[np.ndarray, "u t"]
+
+    def __len__(self) -> int:
+        return len(self.user_indices)
+
+    def take(self, index: np.ndarray) -> "UserRanks":
+        """The users at `index`, which may be a mask."""
+        return UserRanks(**{name: values[index] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """`seconds` of all batches, packing included; `compile_seconds` came before them."""
+
+    num_users: int
+    seconds: float
+    compile_seconds: float
+
+    @property
+    def users_per_second(self) -> float:
+        """Users ranked per second, after compilation."""
+        return self.num_users / max(self.seconds, 1e-9)
+
+
+def evaluation_rows(
+    run: Run, split: str, *, rows_per_batch: int, user_indices: np.ndarray | None = None
+) -> EvaluationRows:
+    """The packed histories of `split`; a batch is rounded up to divide over the devices."""
+    devices = run.mesh.size
+    return EvaluationRows.make(
+        run.dataset,
+        split,
+        rows_per_batch=-(-rows_per_batch // devices) * devices,
+        history_length=run.config.data.history_length,
+        user_indices=user_indices,
+    )
+
+
+class UserRanker:
+    """Ranks users of a run against its catalogue, which is cut into slices once.
+
+    Args:
+      run: the trained run.
+      top_k: length of the lists; 0 = ranks only.
+
+    Raises:
+      ValueError: the model's item vectors are not finite.
+    """
+
+    def __init__(self, run: Run, *, top_k: int = 0):
+        self._run = run
+        num_items = run.dataset.metadata.num_items
+        self._ranking = FullRanking(mesh=run.mesh, num_items=num_items, top_k=min(top_k, num_items))
+        vectors, bias = run.catalogue()
+        if not bool(_all_finite(vectors) & _all_finite(bias)):
+            raise ValueError(_diverged("item", run.step))
+        self._catalogue = self._ranking.catalogue(vectors, bias)
+
+    def rows(
+        self, split: str, *, rows_per_batch: int, user_indices: np.ndarray | None = None
+    ) -> EvaluationRows:
+        """See `evaluation_rows`."""
+        return evaluation_rows(self._run, split, rows_per_batch=rows_per_batch, user_indices=user_indices)
+
+    def batches(self, rows: EvaluationRows, *, keep_targets: bool = True) -> Iterator[UserRanks]:
+        """The users of each batch, as the devices get done with them.
+
+        Args:
+          keep_targets: False forgets the targets, so that the lists leave out every seen item, as they would
+            for a user whose future nobody knows.
+
+        Raises:
+          ValueError: the model's queries are not finite.
+        """
+        for batch, computed in _stream(rows, lambda batch: self._dispatch(batch, keep_targets)):
+            yield self._read(batch, *computed)
+
+    def rank(self, rows: EvaluationRows) -> tuple[UserRanks, Timing]:
+        """All users of `rows`, in the order of the user index."""
+        start = time.perf_counter()
+        if rows.num_batches:  # compiles; the batch is ranked again below, inside the measured time
+            first = rows.build(0, jax.process_index(), jax.process_count())
+            jax.block_until_ready(self._dispatch(first, keep_targets=True))
+        compiled = time.perf_counter()
+        parts = list(self.batches(rows))
+        timing = Timing(
+            num_users=rows.num_users, seconds=time.perf_counter() - compiled, compile_seconds=compiled - start
+        )
+        width = self._ranking.top_k
+        empty = UserRanks(
+            user_indices=np.zeros(0, np.int64),
+            targets=np.zeros(0, np.int32),
+            ranks=np.zeros(0, np.int32),
+            top_item_ids=np.zeros((0, width), np.int32),
+            top_scores=np.zeros((0, width), np.float32),
+        )
+        parts = [empty, *parts]
+        joined = UserRanks(
+            **{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(empty)}
+        )
+        return joined.take(np.argsort(joined.user_indices, kind="stable")), timing
+
+    def _dispatch(self, batch: EvaluationBatch, keep_targets: bool) -> tuple[Ranking, jax.Array]:
+        queries = self._run.query_fn(batch)
+        targets = batch.targets if keep_targets else np.zeros_like(batch.targets)
+        arguments = (_global(self._run.mesh, x) for x in (targets, batch.seen_users, batch.seen_items))
+        return self._ranking.rank(self._catalogue, queries, *arguments), _row_finite(queries)
+
+    def _read(self, batch: EvaluationBatch, ranking: Ranking, finite: jax.Array) -> UserRanks:
+        users, targets = _gather(batch.user_indices), _gather(batch.targets)
+        real = users >= 0
+        if not np.all(_gather_device(finite)[real]):
+            raise ValueError(_diverged("query", self._run.step))
+        return UserRanks(
+            user_indices=users.astype(np.int64),
+            targets=targets,
+            ranks=np.where(targets > 0, np.asarray(ranking.ranks), -1),
+            top_item_ids=np.asarray(ranking.top_item_ids),
+            top_scores=np.asarray(ranking.top_scores),
+        ).take(real)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourPredictions:
+    """What the model said of the target events' behaviours, and what happened; NumPy, by user."""
+
+    user_indices: Int64[np.ndarray, " u"]
+    logits: Float32[np.ndarray, "u k"]
+    labels: Int8[np.ndarray, "u k"]
+
+
+def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions | None:
+    """The behaviours of every user's target event; None where no task of the run learns them.
+
+    Raises:
+      ValueError: a logit is not finite.
+    """
+    users, logits, labels = [], [], []
+    for batch, predicted in _stream(rows, run.behaviour_logits):
+        if predicted is None:
+            return None
+        user_indices = _gather(batch.user_indices)
+        users.append(user_indices[user_indices >= 0])
+        logits.append(np.asarray(predicted, np.float32)[user_indices >= 0])
+        labels.append(_gather(batch.target_labels)[user_indices >= 0])
+    if not users:
+        return None
+    if not all(np.isfinite(part).all() for part in logits):
+        raise ValueError(_diverged("behaviour", run.step))
+    order = np.argsort(np.concatenate(users), kind="stable")
+    return BehaviourPredictions(
+        user_indices=np.concatenate(users)[order].astype(np.int64),
+        logits=np.concatenate(logits)[order],
+        labels=np.concatenate(labels)[order],
+    )
+
+
+def _stream(
+    rows: EvaluationRows, dispatch: Callable[[EvaluationBatch], Computed]
+) -> Iterator[tuple[EvaluationBatch, Computed]]:
+    """Each batch with what `dispatch` began on it; one is packed and one computed while one is read."""
+    process = jax.process_index(), jax.process_count()
+    under_way: deque[tuple[EvaluationBatch, Computed]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        packing = deque(pool.submit(rows.build, index, *process) for index in range(min(2, rows.num_batches)))
+        for index in range(rows.num_batches):
+            batch = packing.popleft().result()
+            if index + 2 < rows.num_batches:
+                packing.append(pool.submit(rows.build, index + 2, *process))
+            under_way.append((batch, dispatch(batch)))
+            if len(under_way) > 1:
+                yield under_way.popleft()
+        yield from under_way
+
+
+def _diverged(part: str, step: int) -> str:
+    return (
+        f"the model's {part} vectors at step {step} hold NaN or infinity; the run diverged: evaluate an older "
+        "checkpoint, or train again with a lower learning rate."
+    )
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
+@jax.jit
+def _row_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all(axis=1)
+
+
+def _global(mesh: Mesh, x: np.ndarray) -> jax.Array | np.ndarray:
+    """The processes' shares as one array; with one process the share is the whole."""
+    if jax.process_count() == 1:
+        return x
+    return jax.make_array_from_process_local_data(sharding(mesh, "batch"), x)
+
+
+def _gather(x: np.ndarray) -> np.ndarray:
+    """All processes' shares on every host, in the order of the processes."""
+    return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _gather_device(x: jax.Array) -> np.ndarray:
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,0 +1,1 @@
+"""Losses: pure functions that return sums, so that shards and microbatches add. In nats."""

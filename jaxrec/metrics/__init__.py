@@ -1,0 +1,1 @@
+"""Metrics: pure functions over ranks, probabilities and recommended items (NumPy)."""

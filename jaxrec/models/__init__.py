@@ -1,0 +1,1 @@
+"""Models: what turns histories and items into the vectors that are scored."""

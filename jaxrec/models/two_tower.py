@@ -1,0 +1,132 @@
+"""The two towers of f(x, y) = M(x; theta) . W^T . v(y) + b_y.
+
+M is a BERT encoder over the user's history, v the item tower, W the linear map between them. The item rows come
+from the sharded table, so this module holds dense parameters only.
+
+B = packed rows, L = positions, S = chosen positions, E = encoder width, D = item dim, K = behaviours.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrec.core.batch import Batch
+from jaxrec.embedding.table import TableSpec
+from jaxrec.nn.encoder import Encoder, EncoderConfig
+from jaxrec.nn.layers import Dense, glorot_normal, parameter
+
+ITEM, ITEM_BIAS = "item", "item_bias"
+NUM_TIME_GAPS = 34  # log2 buckets of seconds: 0 = unknown, 1 = under a second, 33 = over a century
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoTowerConfig:
+    """Shape of the towers.
+
+    Attributes:
+      item_dim: width of the item table and of the space that is scored.
+      projection: False leaves W out (the identity); needs `item_dim == encoder.embed_dim`.
+      item_bias: learn b_y, one float an item.
+      time_gaps: add a vector for the time since the previous event of the history.
+      init_scale: standard deviation of the item rows at the start.
+    """
+
+    encoder: EncoderConfig = EncoderConfig()
+    item_dim: int = 64
+    projection: bool = True
+    item_bias: bool = True
+    time_gaps: bool = False
+    init_scale: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.item_dim < 1:
+            raise ValueError(f"item_dim={self.item_dim} must be at least 1.")
+        if not self.projection and self.item_dim != self.encoder.embed_dim:
+            raise ValueError(
+                f"projection=False needs item_dim={self.item_dim} to equal encoder.embed_dim="
+                f"{self.encoder.embed_dim}; make them equal or set projection=True."
+            )
+
+    def tables(self, num_items: int) -> dict[str, TableSpec]:
+        """The sharded tables that the towers look up; row 0 is padding."""
+        tables = {ITEM: TableSpec(num_rows=num_items + 1, dim=self.item_dim, init_scale=self.init_scale)}
+        if self.item_bias:
+            tables[ITEM_BIAS] = TableSpec(num_rows=num_items + 1, dim=1, init_scale=0.0)
+        return tables
+
+
+class BehaviourHead(nnx.Module):
+    """Logits of the K behaviours of (user, item): an MLP over both vectors and their product."""
+
+    def __init__(self, dim: int, num_behaviours: int, *, rngs: nnx.Rngs):
+        self.hidden = Dense(3 * dim, dim, (None, "embed"), rngs=rngs)
+        self.out = Dense(dim, num_behaviours, ("embed", "label"), rngs=rngs)
+
+    def __call__(self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]) -> Float[Array, "*b K"]:
+        features = jnp.concatenate([queries, items, queries * items], -1)
+        return self.out(jax.nn.gelu(self.hidden(features))).astype(jnp.float32)
+
+
+class TwoTower(nnx.Module):
+    """User tower, item tower and W. `rngs` seeds the dense parameters."""
+
+    def __init__(self, config: TwoTowerConfig, *, num_behaviours: int = 0, rngs: nnx.Rngs):
+        self.config = config
+        width = config.encoder.embed_dim
+        if config.item_dim != width:
+            self.event_in = Dense(config.item_dim, width, (None, "embed"), rngs=rngs)
+        self.mask_vector = parameter(0.02 * jax.random.normal(rngs.params(), (width,)), "embed")
+        if config.time_gaps:
+            gaps = 0.02 * jax.random.normal(rngs.params(), (NUM_TIME_GAPS, width))
+            self.time_gap_table = parameter(gaps, None, "embed")
+        self.encoder = Encoder(config.encoder, rngs=rngs)
+        if config.projection:
+            kernel = glorot_normal(rngs.params(), (width, config.item_dim), width, config.item_dim)
+            self.projection = parameter(kernel, "embed", None)
+        if num_behaviours:
+            self.behaviour_head = BehaviourHead(config.item_dim, num_behaviours, rngs=rngs)
+
+    def encode(
+        self,
+        event_rows: Float[Array, "B L D"],
+        batch: Batch,
+        *,
+        causal: bool,
+        key: jax.Array | None,
+        masked: Bool[Array, "B L"] | None = None,
+        last_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S E"]:
+        """M(x): contextual states of the histories.
+
+        Args:
+          event_rows: rows of the item table for the events.
+          masked: True = this event is hidden behind the mask vector.
+          key: of dropout; None = evaluation.
+          last_positions: compute these columns of each row only (see `Encoder`).
+        """
+        x = self.item_vectors(event_rows)
+        if hasattr(self, "event_in"):
+            x = self.event_in(x)
+        if masked is not None:
+            x = jnp.where(masked[..., None], self.mask_vector[...], x)
+        if self.config.time_gaps:
+            x = x + jnp.take(self.time_gap_table[...], batch.time_gaps, axis=0, mode="clip")
+        return self.encoder(
+            x, segment_ids=batch.segment_ids, positions=batch.positions, causal=causal, key=key,
+            last_positions=last_positions,
+        )  # fmt: skip
+
+    def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
+        """M(x) W: the vectors that are multiplied with v(y)."""
+        return states @ self.projection[...].astype(states.dtype) if self.config.projection else states
+
+    def item_vectors(self, rows: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """v(y) from the item's table row. Text, features and the gate between them will come in here."""
+        return rows
+
+    def behaviour_logits(self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]) -> Float[Array, "*b K"]:
+        """Logits of the behaviours of (user, item)."""
+        return self.behaviour_head(queries, items)

@@ -1,0 +1,156 @@
+"""Self-attention over packed rows, with dropout on the attention weights.
+
+Our own path because `jax.nn.dot_product_attention` has no such dropout.
+B = rows, Q = query positions, L = key positions, D = model width, H = heads, K = width of a head.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrec.nn.hashed_dropout import dropout
+from jaxrec.nn.layers import affine, glorot_normal, parameter
+
+MASKED = -1e9  # finite: exp() gives an exact 0, and no NaN can arise from a difference of infinities
+
+
+def visible(
+    segment_ids: Int[Array, "b l"], *, causal: bool, query_positions: Int[Array, "b q"] | None = None
+) -> Bool[Array, "b q l"]:
+    """True = this query position may look at this key position.
+
+    A position sees its own segment only. Padding (segment 0) is a segment like the others: no real event sees
+    it, and no row of the softmax is ever empty.
+
+    Args:
+      causal: look at the position itself and those before it only.
+      query_positions: columns of the queries; None = every column.
+    """
+    columns = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
+    if query_positions is None:
+        query_positions, query_segments = columns, segment_ids
+    else:
+        query_segments = jnp.take_along_axis(segment_ids, query_positions, axis=1)
+    mask = query_segments[:, :, None] == segment_ids[:, None, :]
+    if causal:
+        mask = mask & (columns[:, None, :] <= query_positions[:, :, None])
+    return mask
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(
+    query: Float[Array, "b h q k"],
+    key: Float[Array, "b h l k"],
+    value: Float[Array, "b h l k"],
+    mask: Bool[Array, "b q l"],
+    dropout_key: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+) -> Float[Array, "b h q k"]:
+    """Scaled dot-product attention; scores and softmax in float32.
+
+    The weights are divided by their sum after the product with the values: one pass less over `[b, h, q, l]`.
+    The backward pass is written out because the automatic one takes more passes over that array.
+
+    Args:
+      mask: True = may be seen; at least one key for each query.
+      dropout_key: of the dropout on the weights; None = no dropout.
+
+    Source: Vaswani et al., NeurIPS 2017; dropout on the weights as in its reference implementation.
+    """
+    return _attend_forward(query, key, value, mask, dropout_key, dropout_rate)[0]
+
+
+def _attend_forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    dropout_key: jax.Array | None,
+    dropout_rate: float,
+) -> tuple[jax.Array, tuple]:
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = jnp.einsum("bhqk,bhlk->bhql", query * scale, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None], scores, MASKED)
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(value.dtype)
+    kept = dropout(weights, dropout_rate, dropout_key)
+    mixed = jnp.einsum("bhql,bhlk->bhqk", kept, value, preferred_element_type=jnp.float32) / total
+    mixed = mixed.astype(value.dtype)
+    return mixed, (query, key, value, dropout_key, weights, total, mixed)
+
+
+def _attend_backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tuple:
+    """With P = weights / total and D the dropout: dP = D(g V'), dS = P (dP - sum(g O)), dQ = dS K, dK = dS' Q."""
+    query, key, value, dropout_key, weights, total, mixed = residuals
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    g = g.astype(jnp.float32) / total
+    along = jnp.sum(g * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    g = g.astype(value.dtype)
+    d_value = product("bhql,bhqk->bhlk", dropout(weights, dropout_rate, dropout_key), g)
+    d_weights = dropout(product("bhqk,bhlk->bhql", g, value), dropout_rate, dropout_key)
+    d_scores = (weights.astype(jnp.float32) * (d_weights - along)).astype(value.dtype)
+    d_query = product("bhql,bhlk->bhqk", d_scores, key) * scale
+    d_key = product("bhql,bhqk->bhlk", d_scores, query * scale)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention; query, key and value kernels lie in one array `[D, 3, H, K]`."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout_rate: float, *, rngs: nnx.Rngs):
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; change one of them.")
+        head_dim = embed_dim // num_heads
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        kernel = glorot_normal(rngs.params(), (embed_dim, 3, num_heads, head_dim), embed_dim, embed_dim)
+        self.qkv_kernel = parameter(kernel, "embed", None, "heads", None)
+        self.qkv_bias = parameter(jnp.zeros((3, num_heads, head_dim), jnp.float32), None, "heads", None)
+        kernel = glorot_normal(rngs.params(), (num_heads, head_dim, embed_dim), embed_dim, embed_dim)
+        self.out_kernel = parameter(kernel, "heads", None, "embed")
+        self.out_bias = parameter(jnp.zeros((embed_dim,), jnp.float32), "embed")
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        mask: Bool[Array, "b q l"],
+        *,
+        key: jax.Array | None,
+        query_positions: Int[Array, "b q"] | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Attends from `query_positions` (None = all) to every position that `mask` shows."""
+        dim = x.shape[-1]
+        kernel, bias = self.qkv_kernel[...].reshape(dim, 3 * dim), self.qkv_bias[...].reshape(3 * dim)
+        if query_positions is None:
+            queries, keys, values = jnp.split(affine(x, kernel, bias), 3, axis=-1)
+        else:
+            queries = affine(take_columns(x, query_positions), kernel[:, :dim], bias[:dim])
+            keys, values = jnp.split(affine(x, kernel[:, dim:], bias[dim:]), 2, axis=-1)
+        heads = (self._split_heads(part) for part in (queries, keys, values))
+        mixed = self._join_heads(attend(*heads, mask, key, self.dropout_rate))
+        return affine(mixed, self.out_kernel[...].reshape(dim, dim), self.out_bias[...])
+
+    def _split_heads(self, x: Float[Array, "b l d"]) -> Float[Array, "b h l k"]:
+        batch, length, dim = x.shape
+        if self.num_heads == 1:
+            return x[:, None]
+        return jnp.swapaxes(x.reshape(batch, length, self.num_heads, dim // self.num_heads), 1, 2)
+
+    def _join_heads(self, x: Float[Array, "b h l k"]) -> Float[Array, "b l d"]:
+        batch, num_heads, length, head_dim = x.shape
+        x = x[:, 0] if num_heads == 1 else jnp.swapaxes(x, 1, 2)
+        return x.reshape(batch, length, num_heads * head_dim)
+
+
+def take_columns(x: Float[Array, "b l d"], positions: Int[Array, "b q"]) -> Float[Array, "b q d"]:
+    """`x[b, positions[b]]` for each row b."""
+    return jnp.take_along_axis(x, positions[:, :, None], axis=1)

@@ -1,0 +1,109 @@
+"""Writes each user's recommendations: `python -m jaxrec.recommend --workdir=runs/quickstart --out=recs.parquet`.
+
+One row an item: `user_id, item_id, rank, score`, in the ids of your own data, rank 1 = best. Items that a user has
+seen are left out where the dataset says `filter_seen`. The catalogue stays on the devices that own it, and users are
+streamed: memory does not grow with their number.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import jax
+import pyarrow as pa
+from rich.console import Console
+
+from jaxrec.core.mesh import initialize_platform
+from jaxrec.evaluation.arguments import add_run_arguments, positive
+from jaxrec.evaluation.recommendations import (
+    RecommendationCounts,
+    find_users,
+    read_user_ids,
+    write_recommendations,
+)
+from jaxrec.runs import load_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry; returns the exit status."""
+    given = parse_arguments(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    console = Console(stderr=True)
+    try:
+        initialize_platform()
+        counts = recommend(given, console)
+    except (ValueError, OSError) as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    if jax.process_index() == 0:
+        report(given.out, counts, console)
+    return 0
+
+
+def recommend(given: argparse.Namespace, console: Console) -> RecommendationCounts:
+    """Opens the run, finds the users, writes the file."""
+    run = load_run(given.workdir, mesh_shape=given.mesh_shape)
+    user_indices = None
+    if given.users:
+        key_type = pa.array(run.dataset.user_keys[:1]).type
+        user_indices, unknown = find_users(
+            run.dataset, read_user_ids(given.users, key_type), skip_unknown=given.skip_unknown_users
+        )
+        if unknown:
+            console.print(f"{len(unknown):,} unknown users skipped, e.g. {unknown[0]!r}", markup=False)
+    with jax.set_mesh(run.mesh):
+        return write_recommendations(
+            run,
+            given.out,
+            split=given.split or ("all" if given.users else "test"),
+            k=given.k,
+            rows_per_batch=given.batch_rows or run.config.evaluation.rows_per_batch,
+            user_indices=user_indices,
+        )
+
+
+def report(out: Path, counts: RecommendationCounts, console: Console) -> None:
+    """Says what was written and who was left out."""
+    console.print(
+        f"{counts.num_rows:,} recommendations for {counts.num_users:,} users: {out}", soft_wrap=True
+    )
+    if counts.num_without_history:
+        console.print(f"{counts.num_without_history:,} users have no event to start from and were left out")
+    if counts.num_without_target:
+        console.print(f"{counts.num_without_target:,} users have no event in this split and were left out")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxrec.recommend",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_run_arguments(parser, required=True)
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="Parquet, or CSV where the name ends in .csv"
+    )
+    parser.add_argument("--k", metavar="N", type=positive, default=10, help="items per user (default 10)")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation", "all"),
+        help="whose history: before the test or validation target, or all events (default: test; all with --users)",
+    )
+    parser.add_argument(
+        "--users",
+        metavar="FILE",
+        type=Path,
+        help="only these users: one id a line, or .csv / .parquet with a column user_id",
+    )
+    parser.add_argument(
+        "--skip-unknown-users", action="store_true", help="go on without users that the dataset does not know"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

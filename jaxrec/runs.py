@@ -1,0 +1,155 @@
+"""A run on disk: its config, its prepared data, its states. The entries open one here."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxrec.config import TrainConfig, read_run_config, validate
+from jaxrec.core.mesh import device_count, make_mesh
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.evaluation_batches import EvaluationBatch
+from jaxrec.data.prepare import is_prepared, prepare
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.inference import Inference
+from jaxrec.training.loop import restore
+from jaxrec.training.setup import Setup, make_setup
+from jaxrec.training.state import TrainState
+from jaxrec.training.writer import read_metrics
+
+logger = logging.getLogger(__name__)
+
+
+def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
+    """The prepared dataset of a run: `data.path` where that is prepared already, else `workdir/data`, made now.
+
+    With several processes the first one prepares, in a workdir that all of them see.
+    """
+    given = Path(config.data.path)
+    if config.data.path and is_prepared(given):
+        return PreparedDataset.open(given)
+    out = workdir / "data"
+    if jax.process_index() == 0:
+        prepare(config.data, out)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("jaxrec: data are prepared")
+    return PreparedDataset.open(out)
+
+
+def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh) -> Setup:
+    """The static parts of a run; raises ValueError where config, data and devices do not fit."""
+    validate(config, mesh.size)
+    return make_setup(
+        dataset=dataset,
+        mesh=mesh,
+        model=config.model,
+        tasks=config.tasks,
+        optimizer=config.optimizer,
+        row_optimizer=config.row_optimizer,
+        num_train_steps=config.num_train_steps,
+        accumulation_steps=config.accumulation_steps,
+        seed=config.seed,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained run, ready to be asked; use it under `jax.set_mesh(run.mesh)`.
+
+    Attributes:
+      step: of the state that was loaded.
+      history: the lines of `metrics.jsonl`.
+    """
+
+    config: TrainConfig
+    setup: Setup
+    inference: Inference
+    step: int
+    history: Sequence[Mapping[str, float]]
+
+    @property
+    def dataset(self) -> PreparedDataset:
+        """The run's prepared dataset."""
+        return self.setup.dataset
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that the state lies on."""
+        return self.setup.mesh
+
+    @property
+    def appends_slot(self) -> bool:
+        """Whether evaluation histories end with an empty slot for the mask vector."""
+        return self.inference.appends_slot
+
+    def query_fn(self, batch: EvaluationBatch) -> Float[Array, "n d"]:
+        """M(x) W of the users of a batch."""
+        return self.inference.queries(batch)
+
+    @functools.cached_property
+    def _catalogue(self) -> tuple[Array, Array]:
+        return self.inference.catalogue()
+
+    def catalogue(self) -> tuple[Float[Array, "r d"], Float[Array, " r"]]:
+        """v(y) and b_y in physical row order."""
+        return self._catalogue
+
+    def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"] | None:
+        """Logits of the target event's behaviours; None where no task learns them."""
+        if not self.setup.num_behaviours:
+            return None
+        return np.asarray(self.inference.behaviour_logits(batch))
+
+
+def run_of_state(config: TrainConfig, setup: Setup, state: TrainState, step: int) -> Run:
+    """A run that is still training, as the evaluation sees it."""
+    return Run(config=config, setup=setup, inference=Inference(setup, state), step=step, history=())
+
+
+def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run:
+    """Opens the run in `workdir`: its best state by validation where it kept one, else its newest.
+
+    Args:
+      mesh_shape: another mesh than the run was trained on; by default the run's own where it fits the devices
+        of this machine, else all of them.
+
+    Raises:
+      ValueError: no run, no complete checkpoint, or data that are not the run's.
+    """
+    config = read_run_config(workdir)
+    mesh = make_mesh(mesh_shape or _fitting_shape(config.mesh_shape))
+    dataset = open_dataset(config, workdir)
+    with jax.set_mesh(mesh):
+        # The batch size is training's; here only the mesh must fit.
+        setup = setup_run(dataclasses.replace(config, global_batch_size=mesh.size * config.accumulation_steps), dataset, mesh)
+        fresh = setup.init_state()
+        for name in ("best", "checkpoints"):
+            with Checkpoints(str(workdir / name), keep=1, save_every_steps=1) as checkpoints:
+                step = checkpoints.latest_step()
+                if step is None:
+                    continue
+                state = restore(setup, fresh, checkpoints)
+                logger.info("loaded step %d of %s", step, workdir / name)
+                return Run(
+                    config=config,
+                    setup=setup,
+                    inference=Inference(setup, state),
+                    step=int(jax.device_get(state.step)),
+                    history=read_metrics(workdir),
+                )
+    raise ValueError(f"{workdir} holds no complete checkpoint yet; let python -m jaxrec.train --workdir={workdir} save one.")
+
+
+def _fitting_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    known = [size for size in shape if size != -1]
+    product = int(np.prod(known)) if known else 1
+    devices = device_count()
+    fits = devices % product == 0 if -1 in shape else product == devices
+    return shape if fits else (-1, 1)

@@ -1,0 +1,145 @@
+"""What a task is, and what it sees.
+
+A task works in two halves. `plan` sees integers only (the batch) and names the table rows that it wants; `loss`
+sees the model and those rows. The step looks rows up in between, so that gradients are taken with respect to rows
+and never to a table that was merely read.
+
+B = packed rows, L = positions, T = targets, D = item dim, R = physical rows.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxrec.core.batch import Batch
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
+
+QueryMode = Literal["causal", "masked"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What tasks may know of the dataset, apart from its events.
+
+    Attributes:
+      num_items: ids are 1 .. num_items; 0 = padding.
+      item_counts: training events of each id, `[num_items + 1]`; for sampling corrections.
+    """
+
+    name: str
+    num_items: int
+    behaviours: tuple[str, ...]
+    item_counts: Float[Array, "n"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The integer half of a task.
+
+    Attributes:
+      weight: sum of the weights of the task's targets in this batch.
+      lookups: item ids whose leading dim is split like the batch.
+      shared_lookups: item ids that every device wants alike (shared negatives).
+      arrays: whatever else `loss` needs.
+    """
+
+    weight: jax.Array
+    lookups: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    shared_lookups: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskLoss:
+    """`total` is a weighted sum in nats over the plan's targets; `metrics` are sums over the same targets."""
+
+    total: jax.Array
+    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+class Forward:
+    """One forward pass, shared by the tasks of a step: encodings that several want are made once.
+
+    Attributes:
+      rows: rows of a task's `lookups` and `shared_lookups`, by table and name.
+      catalogue: the whole tables in physical row order, or None where no task asked for them.
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        batch: Batch,
+        facts: DataFacts,
+        events: Float[Array, "B L D"],
+        catalogue: Mapping[str, jax.Array] | None,
+        key: jax.Array | None,
+    ):
+        self.model, self.batch, self.facts, self.events = model, batch, facts, events
+        self.catalogue, self.key = catalogue, key
+        self.rows: dict[str, dict[str, jax.Array]] = {}
+        self._causal: jax.Array | None = None
+
+    def causal_queries(self) -> Float[Array, "B L D"]:
+        """M(x) W at every event, from the events up to and including it."""
+        if self._causal is None:
+            states = self.model.encode(self.events, self.batch, causal=True, key=self.key)
+            self._causal = self.model.queries(states)
+        return self._causal
+
+    def item_bias(self, name: str) -> jax.Array | float:
+        """b_y of the rows of look-up `name`, or 0 where the model has none."""
+        rows = self.rows.get(ITEM_BIAS)
+        return 0.0 if rows is None else rows[name][..., 0]
+
+    def item_vectors(self, name: str) -> jax.Array:
+        """v(y) of the rows of look-up `name`."""
+        return self.model.item_vectors(self.rows[ITEM][name])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Base of the tasks.
+
+    Attributes:
+      weight: of the task's mean loss in the sum over tasks.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"{type(self).__name__}.weight={self.weight} must not be negative.")
+
+    @property
+    def query_mode(self) -> QueryMode | None:
+        """How this task's model is asked for recommendations; None = it cannot be asked."""
+        return None
+
+    @property
+    def needs_catalogue(self) -> bool:
+        """Whether `loss` reads the whole item table (full softmax)."""
+        return False
+
+    @property
+    def needs_behaviour_head(self) -> bool:
+        """Whether `loss` asks the model for behaviour logits."""
+        return False
+
+    def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
+        """(query, item) pairs that a batch scores, for the count of operations."""
+        return 0.0
+
+    def check_data(self, facts: DataFacts) -> None:
+        """Raises ValueError, naming the task and the column, where the dataset lacks what the task needs."""
+
+    def plan(self, batch: Batch, facts: DataFacts, key: jax.Array) -> Plan:
+        """Targets and look-ups; labels may appear in `arrays` and nowhere else."""
+        raise TypeError(f"{type(self).__name__} must define plan")
+
+    def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
+        """The loss over the plan's targets."""
+        raise TypeError(f"{type(self).__name__} must define loss")

@@ -1,0 +1,72 @@
+"""How an item is told from the others: the candidate sets that ranking tasks choose among.
+
+A ranking task hands over queries and target ids; the candidate set names the rows that it needs and gives the
+loss. T = targets, S = shared negatives, D = item dim.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrec.losses.softmax import CHUNK_LOGITS, full_softmax
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS
+from jaxrec.tasks.base import DataFacts, Forward, Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Base of the candidate sets."""
+
+    @property
+    def needs_catalogue(self) -> bool:
+        """Whether the whole item table is read."""
+        return False
+
+    def size(self, num_items: int, num_targets: int) -> float:
+        """Candidates that each query is scored against."""
+        raise TypeError(f"{type(self).__name__} must define size")
+
+    def plan(self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array) -> Plan:
+        """The look-ups beside the targets' own; keeps `target_ids` and `weights` in `arrays`."""
+        return Plan(jnp.sum(weights), arrays={"target_ids": target_ids, "weights": weights})
+
+    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+        """Weighted sum over targets, in nats."""
+        raise TypeError(f"{type(self).__name__} must define loss")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullSoftmax(Candidates):
+    """Every item of the catalogue, over the sharded table.
+
+    Attributes:
+      chunk_logits: bound on the logits that one device holds at a time.
+    """
+
+    chunk_logits: int = CHUNK_LOGITS
+
+    @property
+    def needs_catalogue(self) -> bool:
+        """A full softmax touches every row."""
+        return True
+
+    def size(self, num_items: int, num_targets: int) -> float:
+        """All items."""
+        return float(num_items)
+
+    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+        """See `losses.softmax`."""
+        assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
+        vectors = forward.model.item_vectors(forward.catalogue[ITEM])
+        bias = forward.catalogue.get(ITEM_BIAS)
+        return full_softmax(
+            queries.reshape(-1, queries.shape[-1]),
+            plan.arrays["target_ids"].reshape(-1),
+            plan.arrays["weights"].reshape(-1),
+            vectors,
+            jnp.zeros(vectors.shape[0], jnp.float32) if bias is None else bias[:, 0],
+            num_rows=forward.facts.num_items + 1,
+            chunk_logits=self.chunk_logits,
+        )

@@ -1,0 +1,64 @@
+"""Next item: from a user's events up to now, the item of the next one (causal).
+
+Source: Kang & McAuley, ICDM 2018 (the shifted objective), with the loss over the whole catalogue.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrec.core.batch import Batch
+from jaxrec.tasks.base import DataFacts, Forward, Plan, QueryMode, Task, TaskLoss
+from jaxrec.tasks.candidates import Candidates, FullSoftmax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextItem(Task):
+    """Predicts at every event the item of the event after it.
+
+    Attributes:
+      candidates: what the item is told from.
+      temperature: the scores are divided by it.
+    """
+
+    candidates: Candidates = FullSoftmax()
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"NextItem.temperature={self.temperature} must be above 0.")
+
+    @property
+    def query_mode(self) -> QueryMode:
+        """The state of the last event asks for what follows it."""
+        return "causal"
+
+    @property
+    def needs_catalogue(self) -> bool:
+        """As the candidates do."""
+        return self.candidates.needs_catalogue
+
+    def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
+        """Every position against the candidates."""
+        return float(batch_rows * length) * self.candidates.size(num_items, batch_rows * length)
+
+    def plan(self, batch: Batch, facts: DataFacts, key: jax.Array) -> Plan:
+        """Targets are the ids one column to the right, where that column is of the same history."""
+        target_ids, same = next_events(batch)
+        return self.candidates.plan(target_ids, same, facts, key)
+
+    def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
+        """Softmax over the candidates at every event that has a next one."""
+        queries = forward.causal_queries() / self.temperature
+        return TaskLoss(self.candidates.loss(queries, forward, plan))
+
+
+def next_events(batch: Batch) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
+    """Each event's successor in its history, and 1.0 where there is one."""
+    shifted = jnp.pad(jnp.asarray(batch.item_ids)[:, 1:], ((0, 0), (0, 1)))
+    segments = jnp.pad(jnp.asarray(batch.segment_ids)[:, 1:], ((0, 0), (0, 1)))
+    same = (segments == batch.segment_ids) & (segments > 0)
+    return jnp.where(same, shifted, 0), same.astype(jnp.float32)

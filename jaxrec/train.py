@@ -1,0 +1,118 @@
+"""Trains a model: `python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+The same command resumes a run that was stopped. It runs on CPU, one GPU, several GPUs and TPU pods alike; only
+`mesh_shape` changes, and -1 infers.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxrec.config import TrainConfig, parse_train_arguments, write_run_config
+from jaxrec.core.mesh import device_kind, initialize_platform, make_mesh
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.evaluation.user_ranking import UserRanker
+from jaxrec.metrics.ranking import mean_metrics
+from jaxrec.runs import open_dataset, run_of_state, setup_run
+from jaxrec.training.loop import LoopConfig, NotFiniteError, train
+from jaxrec.training.setup import Setup
+from jaxrec.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry; returns the exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    given = parse_train_arguments(__doc__, arguments)
+    try:
+        initialize_platform()
+        train_run(given.config, given.workdir)
+    except (ValueError, OSError, NotFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train_run(config: TrainConfig, workdir: Path) -> TrainState:
+    """Trains `config` in `workdir`, or resumes the run that is there."""
+    # 1. The mesh, and the config against it, before anything costly.
+    mesh = make_mesh(config.mesh_shape)
+    logger.info("%d devices (%s), mesh %s", mesh.size, device_kind(), dict(mesh.shape))
+
+    # 2. The data: prepared once, kept with the run.
+    dataset = open_dataset(config, workdir)
+    with jax.set_mesh(mesh):
+        setup = setup_run(config, dataset, mesh)
+        write_run_config(workdir, config, data_fingerprint=dataset.metadata.fingerprint)
+        describe(setup)
+
+        # 3. Train. Validation is handed in: the loop knows no metric.
+        loop = LoopConfig(
+            num_train_steps=config.num_train_steps,
+            global_batch_size=config.global_batch_size,
+            history_length=config.data.history_length,
+            windows=config.data.windows,
+            log_every_steps=config.log_every_steps,
+            checkpoint_every_steps=config.checkpoint_every_steps,
+            keep_checkpoints=config.keep_checkpoints,
+            validate_every_steps=config.evaluation.every_steps,
+            metric=config.evaluation.metric,
+        )
+        users = validation_users(config, dataset)
+        state = train(setup, loop, workdir, lambda state: validation_metrics(config, setup, state, users))
+    logger.info("done: %s; evaluate it with python -m jaxrec.evaluate --workdir=%s", workdir, workdir)
+    return state
+
+
+def describe(setup: Setup) -> None:
+    """Logs the sizes that a user wants to see before the wait."""
+    metadata = setup.dataset.metadata
+    logger.info(
+        "%s: %d users, %d items, %d events, split %s",
+        metadata.name, metadata.num_users, metadata.num_items, metadata.num_events, metadata.split,
+    )  # fmt: skip
+    dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.step.abstract))
+    logger.info("%d dense parameters", dense)
+    whole = any(task.needs_catalogue for task in setup.step.tasks.values())
+    for name, table in setup.tables.items():
+        rows = table.rows_per_shard(setup.mesh.size)
+        logger.info(
+            "table %s: %d rows x %d, %d rows on each of %d devices (%d of padding), gradient %s",
+            name, table.num_rows, table.dim, rows, setup.mesh.size, rows * setup.mesh.size - table.num_rows,
+            "dense and shard-local: a full softmax touches every row" if whole else "sparse: rows of the batch only",
+        )  # fmt: skip
+
+
+def validation_users(config: TrainConfig, dataset: PreparedDataset) -> np.ndarray | None:
+    """The users that validation asks while training; None = all."""
+    limit, total = config.evaluation.max_users, dataset.metadata.num_users
+    if not limit or limit >= total:
+        return None
+    return np.sort(np.random.default_rng(config.evaluation.seed).permutation(total)[:limit])
+
+
+def validation_metrics(
+    config: TrainConfig, setup: Setup, state: TrainState, users: np.ndarray | None
+) -> dict[str, float]:
+    """Full-catalogue ranking metrics of the validation targets."""
+    begin = time.perf_counter()
+    ranker = UserRanker(run_of_state(config, setup, state, int(jax.device_get(state.step))))
+    rows = ranker.rows("validation", rows_per_batch=config.evaluation.rows_per_batch, user_indices=users)
+    ranks = np.concatenate([part.ranks for part in ranker.batches(rows)] or [np.zeros(0, np.int32)])
+    found = mean_metrics(ranks[ranks >= 0], config.evaluation.ks)
+    logger.info(
+        "validation: %s over %d users in %.1f s",
+        " ".join(f"{name} {found[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in found), len(ranks),
+        time.perf_counter() - begin,
+    )  # fmt: skip
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

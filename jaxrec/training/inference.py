@@ -1,0 +1,99 @@
+"""A trained state put to use: queries of users, vectors of items, logits of behaviours.
+
+N = users of an evaluation batch, D = item dim, R = physical rows, K = behaviours.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxrec.core.partition import sharding
+from jaxrec.data.evaluation_batches import EvaluationBatch
+from jaxrec.embedding.table import lookup, lookup_shared
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
+from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
+from jaxrec.training.state import TrainState, merge_model
+
+
+class Inference:
+    """Asks the model of `state`; call its methods under `jax.set_mesh(setup.mesh)`."""
+
+    def __init__(self, setup: Setup, state: TrainState):
+        self.setup = setup
+        self.dense, self.tables = evaluation_parameters(state)
+        self._replicated = NamedSharding(setup.mesh, PartitionSpec())
+        self._queries = jax.jit(self._query, out_shardings=self._replicated)
+        self._behaviours = jax.jit(self._behaviour, out_shardings=self._replicated)
+
+    @property
+    def appends_slot(self) -> bool:
+        """Whether histories must end with an empty slot that the mask vector fills (masked query mode)."""
+        return self.setup.query_mode == "masked"
+
+    def queries(self, batch: EvaluationBatch) -> Float[Array, "N D"]:
+        """M(x) W of every user of the batch, replicated."""
+        return self._queries(self.dense, self.tables, self._place(batch))
+
+    def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
+        """v(y) and b_y of every physical row, sharded as the table is."""
+        vectors = self._model(self.dense).item_vectors(self.tables[ITEM])
+        return vectors, table_bias(self.tables, ITEM_BIAS, vectors)
+
+    def behaviour_logits(self, batch: EvaluationBatch) -> Float[Array, "N K"]:
+        """Logits of the target event's behaviours, from the history before it and its item.
+
+        Raises:
+          ValueError: the run has no behaviour task.
+        """
+        if not self.setup.num_behaviours:
+            raise ValueError(f"tasks={', '.join(self.setup.step.tasks)}: none of them learns behaviours.")
+        return self._behaviours(self.dense, self.tables, self._place(batch))
+
+    def _place(self, batch: EvaluationBatch) -> dict[str, Any]:
+        """Histories are split over the devices, what is asked about them is replicated."""
+        placed = {"batch": place_batch(batch.batch, self.setup.mesh)}
+        split = sharding(self.setup.mesh, "batch")
+        if jax.process_count() == 1:
+            placed["last_positions"] = jax.device_put(batch.last_positions, split)
+        else:
+            placed["last_positions"] = jax.make_array_from_process_local_data(split, batch.last_positions)
+        for name in ("rows", "columns", "slots", "targets"):
+            placed[name] = gather_to_all(getattr(batch, name), self._replicated)
+        return placed
+
+    def _model(self, dense: Any) -> TwoTower:
+        return merge_model(self.setup.step.graphdef, self.setup.step.abstract, dense)
+
+    def _query(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
+        model, batch = self._model(dense), placed["batch"]
+        events = lookup(tables[ITEM], batch.item_ids)
+        masked = (batch.segment_ids > 0) & (batch.item_ids == 0) if self.appends_slot else None
+        states = model.encode(
+            events, batch, causal=not self.appends_slot, key=None, masked=masked,
+            last_positions=placed["last_positions"],
+        )  # fmt: skip
+        temperature = next(
+            task.temperature for task in self.setup.step.tasks.values() if task.query_mode == self.setup.query_mode
+        )
+        return model.queries(states)[placed["rows"], placed["slots"]] / temperature
+
+    def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
+        model, batch = self._model(dense), placed["batch"]
+        states = model.encode(lookup(tables[ITEM], batch.item_ids), batch, causal=True, key=None)
+        # The slot of a masked query is empty: the state before it has seen the whole history.
+        columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
+        queries = model.queries(states)[placed["rows"], columns]
+        items = model.item_vectors(lookup_shared(tables[ITEM], placed["targets"]))
+        return model.behaviour_logits(queries, items.astype(queries.dtype))
+
+
+def gather_to_all(local: Any, replicated: NamedSharding) -> jax.Array:
+    """Every process' part of an array, joined in the order of the processes, on every device."""
+    if jax.process_count() == 1:
+        return jax.device_put(local, replicated)
+    from jax.experimental import multihost_utils
+
+    joined = multihost_utils.process_allgather(local, tiled=True)
+    return jax.make_array_from_callback(joined.shape, replicated, lambda index: joined[index])

@@ -1,0 +1,139 @@
+"""From a config and a dataset to everything that a step needs. Training and inference both start here."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxrec.core.batch import Batch
+from jaxrec.core.partition import sharding
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.embedding.row_optimizer import RowOptimizer
+from jaxrec.embedding.table import TableSpec
+from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.tasks.base import DataFacts, QueryMode, Task
+from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
+from jaxrec.training.state import TrainState, init_state, split_model
+from jaxrec.training.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The static parts of a run on one mesh.
+
+    Attributes:
+      tables: the sharded tables of the model.
+      step: what the train step is made of.
+    """
+
+    dataset: PreparedDataset
+    mesh: Mesh
+    model: TwoTowerConfig
+    tables: dict[str, TableSpec]
+    step: StepConfig
+    num_behaviours: int
+
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        """Structure of the model."""
+        return self.step.graphdef
+
+    @property
+    def query_mode(self) -> QueryMode:
+        """How the model is asked for recommendations: as its first ranking task is trained.
+
+        Raises:
+          ValueError: no task of the run ranks items.
+        """
+        modes = [task.query_mode for task in self.step.tasks.values() if task.query_mode]
+        if not modes:
+            raise ValueError(
+                f"tasks={', '.join(self.step.tasks)}: none of them ranks items; add a NextItem or MaskedItem task "
+                "to recommend."
+            )
+        return modes[0]
+
+    def init_state(self) -> TrainState:
+        """A fresh state on the mesh."""
+        return init_state(
+            self.model,
+            self.tables,
+            num_behaviours=self.num_behaviours,
+            seed=self.step.seed,
+            optimizer=self.step.optimizer,
+            row_optimizer=self.step.row_optimizer,
+            use_ema=self.step.optimizer_config.ema_decay > 0,
+            mesh=self.mesh,
+        )
+
+
+def make_setup(
+    *,
+    dataset: PreparedDataset,
+    mesh: Mesh,
+    model: TwoTowerConfig,
+    tasks: Mapping[str, Task],
+    optimizer: OptimizerConfig,
+    row_optimizer: RowOptimizer,
+    num_train_steps: int,
+    accumulation_steps: int,
+    seed: int,
+) -> Setup:
+    """Derives the static parts.
+
+    Raises:
+      ValueError: a task needs a column that the dataset lacks; names both.
+    """
+    metadata = dataset.metadata
+    facts = DataFacts(
+        name=metadata.name,
+        num_items=metadata.num_items,
+        behaviours=metadata.behaviours,
+        item_counts=np.asarray(dataset.item_counts, np.float32),
+    )
+    for task in tasks.values():
+        task.check_data(facts)
+    num_behaviours = len(metadata.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
+    graphdef, abstract = split_model(model, num_behaviours)
+    step = StepConfig(
+        graphdef=graphdef,
+        abstract=abstract,
+        tasks=tasks,
+        facts=facts,
+        optimizer=dense_optimizer(optimizer, num_train_steps),
+        optimizer_config=optimizer,
+        row_optimizer=row_optimizer,
+        num_train_steps=num_train_steps,
+        accumulation_steps=accumulation_steps,
+        seed=seed,
+    )
+    return Setup(
+        dataset=dataset,
+        mesh=mesh,
+        model=model,
+        tables=model.tables(metadata.num_items),
+        step=step,
+        num_behaviours=num_behaviours,
+    )
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Puts this process' rows of a batch on its devices; together they are the global batch."""
+    where = sharding(mesh, "batch")
+    if jax.process_count() == 1:
+        return jax.device_put(batch, where)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+
+
+def evaluation_parameters(state: TrainState) -> tuple[dict, dict[str, jax.Array]]:
+    """Dense parameters and tables to evaluate with: the averages where the run keeps them."""
+    return (state.ema["dense"], state.ema["tables"]) if state.ema else (state.dense, state.tables)
+
+
+def table_bias(tables: Mapping[str, jax.Array], name: str, like: jax.Array) -> jax.Array:
+    """b_y of every physical row, zeros where the model has none."""
+    return tables[name][:, 0] if name in tables else jnp.zeros(like.shape[0], jnp.float32)

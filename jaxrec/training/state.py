@@ -1,0 +1,182 @@
+"""The train state: dense parameters, tables, their optimizers' slots, one step counter.
+
+Tables stand beside the dense parameters because they are trained otherwise: by rows, where the rows lie.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrec.core.partition import sharding
+from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
+from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
+from jaxrec.models.two_tower import TwoTower, TwoTowerConfig
+
+# `failure[0]` is the step that found a number that is not finite, or this.
+NO_FAILURE = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: updates applied.
+      dense: parameters of the model as a plain nested dict of arrays.
+      tables: sharded tables in physical row order, by name.
+      ema: averages of `dense` and `tables`, or {} when off.
+      failure: `[2]` int32: the step of the first non-finite number (or -1), and the bit mask of the tasks whose
+        loss it was. Once set, the steps that are already under way change nothing.
+    """
+
+    step: jax.Array
+    dense: dict[str, Any]
+    dense_slots: Any
+    tables: dict[str, jax.Array]
+    table_slots: dict[str, Slots]
+    ema: dict[str, Any]
+    failure: jax.Array
+
+
+def make_model(config: TwoTowerConfig, num_behaviours: int, seed: int) -> TwoTower:
+    """The towers, seeded."""
+    return TwoTower(config, num_behaviours=num_behaviours, rngs=nnx.Rngs(params=jax.random.fold_in(_key(seed), 0)))
+
+
+def _key(seed: int) -> jax.Array:
+    return jax.random.key(seed)
+
+
+def split_model(config: TwoTowerConfig, num_behaviours: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's structure and its abstract parameters (shapes and logical axes), without computing them."""
+    return nnx.split(nnx.eval_shape(lambda: make_model(config, num_behaviours, 0)), nnx.Param)  # type: ignore[return-value]
+
+
+def merge_model(graphdef: nnx.GraphDef, abstract: nnx.State, dense: dict[str, Any]) -> TwoTower:
+    """The model with these parameters."""
+    state = jax.tree.map(lambda leaf: leaf, abstract)
+    nnx.replace_by_pure_dict(state, dense)
+    return nnx.merge(graphdef, state)
+
+
+def dense_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
+    """Where each dense parameter lies, by the logical axes that it bears."""
+    return nnx.to_pure_dict(nnx.get_named_sharding(abstract, mesh))
+
+
+def init_state(
+    model: TwoTowerConfig,
+    tables: dict[str, TableSpec],
+    *,
+    num_behaviours: int,
+    seed: int,
+    optimizer: optax.GradientTransformation,
+    row_optimizer: RowOptimizer,
+    use_ema: bool,
+    mesh: Mesh,
+) -> TrainState:
+    """A fresh state, placed on the mesh; the same numbers on every mesh."""
+    _, abstract = split_model(model, num_behaviours)
+    shardings = dense_shardings(abstract, mesh)
+
+    def create() -> dict[str, Any]:
+        return nnx.to_pure_dict(nnx.split(make_model(model, num_behaviours, seed), nnx.Param)[1])
+
+    dense = jax.jit(create, out_shardings=shardings)()
+    replicated = NamedSharding(mesh, PartitionSpec())
+    slots = jax.jit(optimizer.init, out_shardings=slot_shardings(optimizer, dense, shardings, mesh))(dense)
+    keys = {name: jax.random.fold_in(jax.random.fold_in(_key(seed), 1), i) for i, name in enumerate(sorted(tables))}
+    arrays = {name: init_table(table, keys[name], mesh) for name, table in tables.items()}
+    rows = sharding(mesh, "row")
+    table_slots = {
+        name: jax.jit(row_optimizer.init, out_shardings=jax.tree.map(lambda _: rows, jax.eval_shape(row_optimizer.init, t)))(t)
+        for name, t in arrays.items()
+    }
+    ema = jax.tree.map(jnp.copy, {"dense": dense, "tables": arrays}) if use_ema else {}
+    return TrainState(
+        step=jax.device_put(jnp.int32(0), replicated),
+        dense=dense,
+        dense_slots=slots,
+        tables=arrays,
+        table_slots=table_slots,
+        ema=ema,
+        failure=jax.device_put(jnp.array([NO_FAILURE, 0], jnp.int32), replicated),
+    )
+
+
+def slot_shardings(optimizer: optax.GradientTransformation, dense: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Moments lie where their parameter lies, everything else is replicated."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    abstract = jax.eval_shape(optimizer.init, dense)
+    return optax.tree_map_params(
+        optimizer, lambda _, where: where, abstract, shardings, transform_non_params=lambda _: replicated
+    )
+
+
+def to_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
+    """The state as a plain tree in logical row order: its files do not depend on the number of shards."""
+    logical = lambda name: lambda rows: to_logical(rows, tables[name].num_rows)  # noqa: E731
+    return _convert(_as_dict(state), tables, mesh, logical)
+
+
+def from_checkpoint(tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, like: TrainState) -> TrainState:
+    """Inverse of `to_checkpoint` on the mesh in use; `like` gives the optimizer's tree."""
+    physical = lambda name: lambda rows: from_logical(rows, tables[name].num_rows)  # noqa: E731
+    fields = _convert(tree, tables, mesh, physical)
+    fields["dense_slots"] = jax.tree.unflatten(jax.tree.structure(like.dense_slots), fields["dense_slots"].values())
+    return TrainState(**fields)
+
+
+def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
+    """Shapes and shardings of `to_checkpoint(state)`, for the restore."""
+    rows = sharding(mesh, "row")
+    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(state))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def stored(name: str) -> Any:
+        total = file_rows(tables[name].num_rows)
+        where = rows if total % mesh.size == 0 else whole
+        return lambda x: jax.ShapeDtypeStruct((total, *x.shape[1:]), x.dtype, sharding=where)
+
+    return _map_tables(tree, stored)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    # Named tuples of optax become a dict in the order of their leaves: a tree that any reader can open.
+    leaves = jax.tree.leaves(state.dense_slots)
+    fields["dense_slots"] = {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}
+    return fields
+
+
+def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
+    """Applies `function(name)` to every array of a table: rows, slots and averages."""
+    mapped = dict(tree)
+    mapped["tables"] = {name: function(name)(rows) for name, rows in tree["tables"].items()}
+    mapped["table_slots"] = {
+        name: {slot: function(name)(rows) for slot, rows in slots.items()} for name, slots in tree["table_slots"].items()
+    }
+    if tree["ema"]:
+        averages = {name: function(name)(rows) for name, rows in tree["ema"]["tables"].items()}
+        mapped["ema"] = {"dense": tree["ema"]["dense"], "tables": averages}
+    return mapped
+
+
+def _convert(tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, function: Any) -> dict[str, Any]:
+    rows, whole = sharding(mesh, "row"), NamedSharding(mesh, PartitionSpec())
+
+    def jitted(name: str) -> Any:
+        def run(array: jax.Array) -> jax.Array:
+            result = jax.eval_shape(function(name), array)
+            where = rows if result.shape[0] % mesh.size == 0 else whole
+            return jax.jit(function(name), out_shardings=where)(array)
+
+        return run
+
+    return _map_tables(tree, jitted)

@@ -1,0 +1,256 @@
+"""The encoder against a naive reference in NumPy, and what it promises about masks, keys and meshes."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from jaxrec.core.mesh import make_mesh
+from jaxrec.core.partition import sharding
+from jaxrec.nn.encoder import Encoder, EncoderConfig
+
+B, L, D = 8, 12, 16
+SEGMENT_IDS = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12] * (B // 2), np.int32)
+POSITIONS = np.array([[*range(5), *range(4), 0, 0, 0], [*range(12)]] * (B // 2), np.int32)
+X = np.random.default_rng(0).normal(size=(B, L, D)).astype(np.float32)
+SMALL = EncoderConfig(
+    embed_dim=D,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=32,
+    max_positions=L,
+    dropout_rate=0.2,
+    attention_dropout_rate=0.3,
+    mlp_dropout_rate=0.1,
+    embedding_dropout_rate=0.2,
+)
+
+
+def build(**changes) -> Encoder:
+    """An encoder whose parameters are all random: zeros and ones would hide a bias that is never added."""
+    model = Encoder(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(model)
+    leaves, tree = jax.tree.flatten(state)
+    random = np.random.default_rng(1)
+    leaves = [leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+
+
+def encode(model, x=X, *, segment_ids=SEGMENT_IDS, positions=POSITIONS, causal=True, key=None, last=None):
+    return model(
+        jnp.asarray(x),
+        segment_ids=jnp.asarray(segment_ids),
+        positions=jnp.asarray(positions),
+        causal=causal,
+        key=key,
+        last_positions=None if last is None else jnp.asarray(last),
+    )
+
+
+def naive_norm(x, norm, epsilon):
+    scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    return scaled * np.asarray(norm.scale[...], np.float64) + np.asarray(norm.bias[...], np.float64)
+
+
+def naive_attention(layer, x, segments, causal):
+    kernel, bias = np.asarray(layer.qkv_kernel[...], np.float64), np.asarray(layer.qkv_bias[...], np.float64)
+    out = np.tile(np.asarray(layer.out_bias[...], np.float64), (len(x), 1))
+    for head in range(kernel.shape[2]):
+        query, key, value = (x @ kernel[:, i, head] + bias[i, head] for i in range(3))
+        for i in range(len(x)):
+            seen = [j for j in range(len(x)) if segments[j] == segments[i] and (j <= i or not causal)]
+            scores = np.array([query[i] @ key[j] / math.sqrt(kernel.shape[3]) for j in seen])
+            weights = np.exp(scores) / np.exp(scores).sum()
+            mixed = sum(w * value[j] for w, j in zip(weights, seen, strict=True))
+            out[i] += mixed @ np.asarray(layer.out_kernel[...], np.float64)[head]
+    return out
+
+
+def naive_mlp(block, x, activation):
+    hidden = x @ np.asarray(block.mlp_in.kernel[...], np.float64) + np.asarray(block.mlp_in.bias[...])
+    if activation == "gelu":
+        hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+    elif activation == "gelu_tanh":
+        hidden = hidden * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+    else:
+        hidden = np.maximum(hidden, 0)
+    return hidden @ np.asarray(block.mlp_out.kernel[...], np.float64) + np.asarray(block.mlp_out.bias[...])
+
+
+def naive_encoder(model, x, segments, positions, causal):
+    """One row, float64, loops over queries."""
+    config, epsilon = model.config, model.config.layer_norm_epsilon
+    x = x.astype(np.float64) + np.asarray(model.position_table[...])[positions]
+    if config.norm_position == "post":
+        x = naive_norm(x, model.embedding_norm, epsilon)
+    for block in model.blocks:
+        if config.norm_position == "post":
+            x = naive_norm(
+                x + naive_attention(block.attention, x, segments, causal), block.attention_norm, epsilon
+            )
+            x = naive_norm(x + naive_mlp(block, x, config.activation), block.mlp_norm, epsilon)
+        else:
+            inner = naive_norm(x, block.attention_norm, epsilon)
+            x = x + naive_attention(block.attention, inner, segments, causal)
+            x = x + naive_mlp(block, naive_norm(x, block.mlp_norm, epsilon), config.activation)
+    if config.norm_position == "pre" and config.final_norm:
+        x = naive_norm(x, model.final_norm, epsilon)
+    return x
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_position": "pre"},
+        {"norm_position": "pre", "final_norm": False, "activation": "relu"},
+        {"activation": "gelu_tanh", "num_heads": 1},
+    ],
+)
+def test_equals_the_naive_reference(changes, causal):
+    model = build(**changes)
+    output = np.asarray(encode(model, causal=causal))
+    for row in range(2):
+        wanted = naive_encoder(model, X[row], SEGMENT_IDS[row], POSITIONS[row], causal)
+        np.testing.assert_allclose(output[row], wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_last_positions_equal_a_gather_of_the_full_output(norm_position):
+    model = build(norm_position=norm_position)
+    last = np.array([[4, 8, 0], [11, 3, 3]] * (B // 2), np.int32)
+    for causal in (True, False):
+        full = np.asarray(encode(model, causal=causal))
+        got = np.asarray(encode(model, causal=causal, last=last))
+        np.testing.assert_allclose(got, np.take_along_axis(full, last[..., None], axis=1), rtol=2e-5, atol=2e-5)
+
+
+def test_causal_output_does_not_move_when_the_future_does():
+    model = build()
+    changed = X.copy()
+    changed[:, 7:] = np.random.default_rng(2).normal(size=changed[:, 7:].shape)
+    before, after = np.asarray(encode(model)), np.asarray(encode(model, changed))
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert np.abs(before[1, 7:] - after[1, 7:]).max(axis=-1).min() > 0.1
+
+    gradient = jax.grad(lambda x: jnp.sum(encode(model, x)[1, 5] ** 2))(jnp.asarray(X))
+    assert not np.any(np.asarray(gradient)[1, 6:]), "position 5 has a gradient from its future"
+    assert np.all(np.any(np.asarray(gradient)[1, :6] != 0, axis=-1))
+
+
+def test_without_causal_every_position_of_the_segment_is_seen():
+    gradient = jax.grad(lambda x: jnp.sum(encode(build(), x, causal=False)[0, 2] ** 2))(jnp.asarray(X))
+    seen = np.any(np.asarray(gradient)[0] != 0, axis=-1)
+    np.testing.assert_array_equal(seen, SEGMENT_IDS[0] == 1)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_segments_equal_the_segments_encoded_alone(causal):
+    model = build()
+    packed = np.asarray(encode(model, causal=causal))[0]
+    for start, stop in [(0, 5), (5, 9)]:
+        length = stop - start
+        alone = encode(
+            model,
+            X[:1, start:stop],
+            segment_ids=np.ones((1, length), np.int32),
+            positions=np.arange(length, dtype=np.int32)[None],
+            causal=causal,
+        )
+        np.testing.assert_allclose(packed[start:stop], np.asarray(alone)[0], rtol=2e-5, atol=2e-5)
+
+
+def test_padding_is_finite_and_never_seen():
+    changed = X.copy()
+    changed[0, 9:] = 1e3
+    before, after = np.asarray(encode(build())), np.asarray(encode(build(), changed))
+    np.testing.assert_array_equal(before[0, :9], after[0, :9])
+    assert np.all(np.isfinite(after))
+
+
+def loss_and_gradients(model, key):
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def evaluate(state):
+        def loss(state):
+            return jnp.sum(encode(nnx.merge(graphdef, state), key=key) * X)
+
+        return jax.value_and_grad(loss)(state)
+
+    return evaluate(state)
+
+
+def test_remat_changes_neither_output_nor_gradient():
+    key = jax.random.key(3)
+    plain, again = loss_and_gradients(build(), key), loss_and_gradients(build(remat=True), key)
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_bfloat16_is_close_and_parameters_stay_float32():
+    model = build(dtype="bfloat16")
+    output = encode(model)
+    assert output.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    error = np.abs(np.asarray(output, np.float32) - np.asarray(encode(build())))[SEGMENT_IDS > 0]
+    assert error.mean() < 0.03 and error.max() < 0.3
+
+
+@pytest.mark.parametrize("field", [name for name in EncoderConfig.__annotations__ if "dropout" in name])
+def test_each_dropout_acts_in_training_only(field):
+    rates = {name: 0.0 for name in EncoderConfig.__annotations__ if "dropout" in name}
+    model = build(**{**rates, field: 0.5})
+    clean = np.asarray(encode(model))
+    one, same, other = (np.asarray(encode(model, key=jax.random.key(seed))) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.01 and np.abs(one - clean).max() > 0.01
+    np.testing.assert_array_equal(clean, np.asarray(encode(build(**rates), key=jax.random.key(0))))
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
+def test_dropout_is_the_same_on_every_mesh(shape):
+    assert jax.device_count() == 8, "a skip here would hide every sharding bug"
+    graphdef, state = nnx.split(build())
+    key = jax.random.key(5)
+
+    def run(state, x, segment_ids, positions):
+        return encode(nnx.merge(graphdef, state), x, segment_ids=segment_ids, positions=positions, key=key)
+
+    wanted = jax.jit(run)(state, X, SEGMENT_IDS, POSITIONS)
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        data = jax.device_put((X, SEGMENT_IDS, POSITIONS), sharding(mesh, "batch"))
+        state = jax.device_put(state, nnx.get_named_sharding(state, mesh))
+        got = jax.jit(run)(state, *data)
+    np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_names_its_partition():
+    specs = nnx.get_partition_spec(nnx.state(build()))
+    leaves = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, P))
+    assert len(leaves) == len(jax.tree.leaves(nnx.state(build()))) == 1 + 2 + 2 * (4 + 4 + 4)
+    assert all(isinstance(leaf, P) for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, "embed_dim=16 is not a multiple of num_heads=3"),
+        ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"activation": "swish"}, "activation='swish'"),
+        ({"norm_position": "middle"}, "norm_position='middle'"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0"),
+    ],
+)
+def test_a_bad_config_names_the_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **changes)
