@@ -19,9 +19,10 @@ from rich.console import Console
 
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments
+from jaxrec.evaluation.comparison import compare_runs
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.console import print_comparison, print_evaluation, print_example
-from jaxrec.evaluation.evaluator import REPORT_FILE, Evaluation, compare_runs, evaluate, save_evaluation
+from jaxrec.evaluation.evaluator import REPORT_FILE, Evaluation, evaluate, save_evaluation
 from jaxrec.runs import load_run
 
 

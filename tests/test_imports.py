@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": TRAINING_MAY,
     "evaluation": EVALUATION_MAY,
     "config": CONFIG_MAY,
-} | {entry: {"config"} | CONFIG_MAY for entry in ENTRIES}
+    "runs": {"config"} | CONFIG_MAY,
+} | {entry: {"config", "runs"} | CONFIG_MAY for entry in ENTRIES}
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {

@@ -8,6 +8,7 @@ field that accepts several classes takes the name of one of them (`--config.data
 import dataclasses
 import json
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ from jaxrec.config.fields import (
 
 Config = TypeVar("Config")
 
+# Text that needs no quotes in a list, nor in a shell.
+PLAIN_WORD = re.compile(r"[\w@./-]+", re.ASCII)
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -110,7 +113,7 @@ def _changed_keys(
         is_removal = below.text is not None and below.text.lower() == "none" and not is_optional(of_values)
         # A class or a plain value may bring a new key; a field below it, or its removal, needs an old one.
         if name not in result and (below.text is None or is_removal):
-            choices = ", ".join(class_choices(of_values))
+            choices = ", ".join(_shown_choices(of_values))
             adding = f" To add it: --{path}.{name}=CLASS, with CLASS one of {choices}." if choices else ""
             raise ValueError(_unknown(name, list(result), path, "mapping", root) + adding)
         if is_removal:
@@ -148,8 +151,8 @@ def parse_value(annotation: Any, text: str, path: str) -> Any:
     if choices:
         none = "none or " if is_optional(annotation) else ""
         raise ValueError(
-            f"{path}={text!r}: expected {none}one of the classes {', '.join(choices)}{did_you_mean(text, [*choices])};"
-            f" or set a field of it: --{path}.FIELD=VALUE."
+            f"{path}={text!r}: expected {none}one of the classes {', '.join(_shown_choices(annotation))}"
+            f"{did_you_mean(text, [*choices]) or '.'} Or set one field of it: --{path}.FIELD=VALUE."
         )
     if mapping_value(annotation) is not None:
         raise ValueError(f"{path}={text!r}: set its keys one by one: --{path}.KEY=VALUE.")
@@ -225,9 +228,9 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple):
-        if any(isinstance(one, str) for one in value):
-            return json.dumps(list(value), ensure_ascii=False)
-        return ",".join(format_value(one) for one in value) if value else "[]"
+        if all(not isinstance(one, str) or PLAIN_WORD.fullmatch(one) for one in value):
+            return ",".join(format_value(one) for one in value) or "[]"
+        return json.dumps(list(value), ensure_ascii=False)
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -243,16 +246,18 @@ def _describe(config: Any, path: str, annotation: Any, lines: list[str]) -> None
     if is_config(config):
         children = [(name, hint, getattr(config, name)) for name, hint in field_annotations(owner).items()]
         docs = field_docs(owner)
-        summary = (owner.__doc__ or "").strip().splitlines()[:1]
-        lines.append(
-            f"\n{path}: {owner.__name__}" + (f" - {summary[0]}" if summary and "(" not in summary[0] else "")
-        )
+        doc = owner.__doc__ or ""
+        # Without a docstring a dataclass has its own signature there.
+        summary = "" if doc.startswith(f"{owner.__name__}(") else " - " + doc.strip().partition("\n")[0]
+        others = [name for name in _shown_choices(annotation) if name != owner.__name__]
+        instead = f" (or --{path}={'|'.join(others)})" if others else ""
+        lines.append(f"\n{path}: {owner.__name__}{summary.rstrip(' -')}{instead}")
     else:
         of_values = mapping_value(annotation)
         children = [(name, of_values, value) for name, value in config.items()]
         docs = {}
-        if choices := class_choices(of_values):
-            lines.append(f"\n{path}: one of {', '.join(choices)} a name; --{path}.NAME=none takes one out")
+        choices = "|".join(_shown_choices(of_values)) or "VALUE"
+        lines.append(f"\n{path}: --{path}.NAME={choices} adds one, --{path}.NAME=none takes one out")
     inner = []
     for name, hint, value in children:
         if is_config(value) or isinstance(value, Mapping):
@@ -263,3 +268,9 @@ def _describe(config: Any, path: str, annotation: Any, lines: list[str]) -> None
             lines.append(f"      {docs[name]}")
     for child_path, hint, value in inner:
         _describe(value, child_path, hint, lines)
+
+
+def _shown_choices(annotation: Any) -> list[str]:
+    """The classes worth naming: a base that has subclasses is there to be derived from."""
+    bases = {cls for cls in dataclass_types(annotation) if cls.__subclasses__()}
+    return [name for name, cls in class_choices(annotation).items() if cls not in bases]

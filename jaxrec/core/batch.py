@@ -11,6 +11,10 @@ from jaxtyping import Bool, Int
 
 Array = jax.Array | np.ndarray
 
+# Buckets of the time since the event before: 0 unknown or first; 1 the same second; 1 + b a gap of b bits; the
+# last takes the rest.
+NUM_TIME_GAPS = 32
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)

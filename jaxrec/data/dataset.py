@@ -274,8 +274,8 @@ def _column(path: Path, name: str) -> pa.ChunkedArray:
 
 def _check_sizes(
     metadata: DatasetMetadata,
-    train_end: Int64[np.ndarray, " u"],
-    validation_end: Int64[np.ndarray, " u"],
+    train_end: Int64[np.ndarray, " t"],
+    validation_end: Int64[np.ndarray, " v"],
     lengths: Int64[np.ndarray, " u"],
 ) -> None:
     """Raises ValueError where the parts of a dataset do not fit together."""

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Int8, Int32
 
 from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.data.packing import PackingPlan, Windows, pack
+from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream
 from jaxrec.data.rows import fill_rows, row_segments
 
 __all__ = ["EvaluationBatch", "EvaluationRows", "evaluation_batches"]
@@ -269,7 +269,7 @@ def _deal(
     num_batches = -(-len(order) // rows_per_batch)
     order = np.append(order, np.full(num_batches * rows_per_batch - len(order), plan.num_rows))
     dealt = order.reshape(rows_per_batch, num_batches).T
-    mixed = np.random.Generator(np.random.Philox(key=np.uint64(rows_per_batch))).permutation(rows_per_batch)
+    mixed = random_stream(rows_per_batch, 0).permutation(rows_per_batch)
     return dealt[:, mixed]
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["PackingPlan", "Windows", "pack", "training_windows"]
+__all__ = ["PackingPlan", "Windows", "pack", "random_stream", "training_windows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def pack(
         raise ValueError(
             f"window {worst} has {lengths[worst]} events, but a row holds 0 to {row_length}; cut it first."
         )
-    order = np.random.Generator(np.random.Philox(key=_key(seed, 0))).permutation(len(lengths))
+    order = random_stream(seed, 0).permutation(len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     order = order[: np.count_nonzero(lengths)]
     ordered = lengths[order]
@@ -164,6 +164,6 @@ def _best_fit_rows(
     return rows, num_full + len(num_segments)
 
 
-def _key(seed: int, stream: int) -> Int[np.ndarray, " 2"]:
-    """A Philox key: one independent stream of random numbers for each (seed, stream)."""
-    return np.array([seed & 0xFFFFFFFFFFFFFFFF, stream], np.uint64)
+def random_stream(seed: int, stream: int) -> np.random.Generator:
+    """The generator of one of a seed's independent streams: 0 is packing's, epoch `e` has `e + 1`."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed & (2**64 - 1), stream], np.uint64)))

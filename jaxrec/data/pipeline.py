@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch, evaluation_batches
-from jaxrec.data.packing import PackingPlan, Windows, pack, training_windows
+from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream, training_windows
 from jaxrec.data.rows import NUM_TIME_GAPS, fill_rows, row_segments
 from jaxrec.data.tensorflow_import import import_tensorflow
 
@@ -75,8 +75,7 @@ class TrainingRows:
 
 @functools.lru_cache(maxsize=4)  # a batch spans two epochs at most, unless the dataset is tiny
 def _epoch_permutation(seed: int, epoch: int, num_rows: int) -> Int64[np.ndarray, " r"]:
-    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch + 1], np.uint64)  # stream 0 is the packing's
-    return np.random.Generator(np.random.Philox(key=key)).permutation(num_rows)
+    return random_stream(seed, epoch + 1).permutation(num_rows)
 
 
 def build_batch(
@@ -151,7 +150,7 @@ def stream_batches(
     names = [field.name for field in dataclasses.fields(Batch)]
     dtypes = [tf.int8 if name == "labels" else tf.int32 for name in names]
 
-    def arrays(step: np.ndarray) -> list[np.ndarray]:
+    def arrays(step: np.int64) -> list[np.ndarray]:
         batch = build_batch(
             rows,
             int(step),

@@ -6,13 +6,12 @@ B = rows of the batch, L = positions of a row, K = behaviours, S = segments, E =
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
-from jaxrec.core.batch import Batch
+from jaxrec.core.batch import NUM_TIME_GAPS, Batch
 from jaxrec.data.histories import UNKNOWN_TIME, Histories
 from jaxrec.data.packing import PackingPlan
 
-__all__ = ["NUM_TIME_GAPS", "fill_rows", "row_segments", "time_gap_buckets"]
+__all__ = ["fill_rows", "row_segments", "time_gap_buckets"]
 
-NUM_TIME_GAPS = 32  # 0 unknown or first; 1 the same second; 1 + b a gap of b bits; the last takes the rest
 
 
 def row_segments(

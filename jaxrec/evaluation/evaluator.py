@@ -15,25 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float64
 
 from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
-from jaxrec.evaluation.behaviours import behaviour_metrics
+from jaxrec.evaluation.behaviours import behaviour_metrics, learned_behaviours
+from jaxrec.evaluation.comparison import write_ranks
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
-from jaxrec.evaluation.significance import align_users, bootstrap_intervals, compare
+from jaxrec.evaluation.significance import bootstrap_intervals, compare
 from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
-from jaxrec.evaluation.user_ranking import Run, UserRanker, UserRanks, evaluation_rows, predict_behaviours
-from jaxrec.metrics.beyond_accuracy import list_metrics
-from jaxrec.metrics.ranking import mean_metrics, per_user_metrics
+from jaxrec.evaluation.user_ranking import (
+    BehaviourPredictions,
+    Run,
+    UserRanker,
+    UserRanks,
+    evaluation_rows,
+    predict_behaviours,
+)
+from jaxrec.metrics.ranking import per_user_metrics
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_FILE, RANKS_FILE, REPORT_FILE = "evaluation.json", "ranks.parquet", "report.html"
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 MODEL = "model"
+
+PerUser = Mapping[str, Mapping[str, Float64[np.ndarray, " u"]]]  # system -> metric -> one value a user
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,37 +80,24 @@ def evaluate(
     logger.info(
         "ranked %d users in %.2f s (%.0f users/s)", len(ranks), timing.seconds, timing.users_per_second
     )
-    baselines, baseline_seconds = _baselines(run, split, config, ranks)
+    baselines = _baselines(run, split, config, ranks)
     per_user = {MODEL: per_user_metrics(ranks.ranks, config.ks)}
-    per_user |= {name: per_user_metrics(values, config.ks) for name, values in baselines.ranks.items()}
-    intervals = bootstrap_intervals(
-        per_user[MODEL], num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
-    )
-    values: dict[str, Any] = {
-        "dataset": metadata.name,
-        "protocol": protocol(metadata.split),
-        "split": split,
-        "filter_seen": metadata.filter_seen,
-        "num_users": len(ranks),
-        "num_items": metadata.num_items,
-        "metrics": mean_metrics(ranks.ranks, config.ks),
-        "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
-        "baselines": {
-            name: mean_metrics(of_baseline, config.ks) for name, of_baseline in baselines.ranks.items()
-        },
+    per_user |= {
+        name: per_user_metrics(of_baseline, config.ks) for name, of_baseline in baselines.ranks.items()
+    }
+    values = _ranking_values(run, split, config, per_user) | {
         "model": _describe(run),
         "command": command,
-        "headline_metric": config.metric,
-        "confidence": config.confidence,
         "baselines_refused": baselines.refused,
         "paired": _paired(per_user, config),
     }
     values["slices"] = _slices(run, split, ranks, per_user, best_baseline(values, config.metric))
-    values["beyond_accuracy"] = _beyond_accuracy(run, split, ranks, baselines, config)
+    lists = {MODEL: ranks.top_item_ids} | baselines.recommended
+    values["beyond_accuracy"] = list_quality(run, lists, ranks.user_indices, split)
     values["behaviours"] = _behaviours(run, split, rows, rows_per_batch)
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
-        "baseline_seconds": baseline_seconds,
+        "baseline_seconds": baselines.seconds,
     }
     values["users_left_out"] = {
         "without_target": rows.num_without_target,
@@ -119,24 +114,7 @@ def protocol(split_rule: str) -> str:
 
 def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:
     """Writes `evaluation.json`, `ranks.parquet` and `report.html`, each at once."""
-    metadata = run.dataset.metadata
-    table = pa.table(
-        {
-            "user_id": pa.array(run.dataset.user_keys[evaluation.ranks.user_indices]),
-            "item_id": pa.array(run.dataset.item_keys[evaluation.ranks.targets - 1]),
-            "rank": pa.array(evaluation.ranks.ranks, pa.int64()),
-        }
-    ).replace_schema_metadata(
-        {
-            "dataset": metadata.name,
-            "fingerprint": metadata.fingerprint,
-            "split": evaluation.values["split"],
-            "filter_seen": str(metadata.filter_seen),
-        }
-    )
-    temporary = workdir / f".{RANKS_FILE}.tmp"
-    pq.write_table(table, temporary)
-    os.replace(temporary, workdir / RANKS_FILE)
+    write_ranks(workdir, run.dataset, evaluation.values["split"], evaluation.ranks)
     temporary = workdir / f".{EVALUATION_FILE}.tmp"
     temporary.write_text(json.dumps(evaluation.values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, workdir / EVALUATION_FILE)
@@ -178,9 +156,32 @@ def item_names(run: Run, item_ids: np.ndarray) -> list[str]:
     return [title or f"item {key}" for title, key in zip(run.dataset.titles(item_ids), keys, strict=True)]
 
 
-def _baselines(
-    run: Run, split: str, config: EvaluationConfig, ranks: UserRanks
-) -> tuple[BaselineResults, dict[str, float]]:
+def _ranking_values(run: Run, split: str, config: EvaluationConfig, per_user: PerUser) -> dict[str, Any]:
+    """The core of `evaluation.json`: what was asked, and the metrics with their intervals and baselines."""
+    metadata = run.dataset.metadata
+    means = {
+        system: {name: float(column.mean()) for name, column in metrics.items()}
+        for system, metrics in per_user.items()
+    }
+    intervals = bootstrap_intervals(
+        per_user[MODEL], num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
+    )
+    return {
+        "dataset": metadata.name,
+        "protocol": protocol(metadata.split),
+        "split": split,
+        "filter_seen": metadata.filter_seen,
+        "num_users": len(per_user[MODEL][config.metric]),
+        "num_items": metadata.num_items,
+        "metrics": means.pop(MODEL),
+        "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
+        "baselines": means,
+        "headline_metric": config.metric,
+        "confidence": config.confidence,
+    }
+
+
+def _baselines(run: Run, split: str, config: EvaluationConfig, ranks: UserRanks) -> BaselineResults:
     """The baselines on the model's users, in the same order."""
     start = time.perf_counter()
     results = evaluate_baselines(
@@ -195,12 +196,10 @@ def _baselines(
     for name, reason in results.refused.items():
         logger.warning("baseline %s did not run: %s", name, reason)
     logger.info("baselines took %.1f s", time.perf_counter() - start)
-    return results, results.seconds
+    return results
 
 
-def _paired(
-    per_user: Mapping[str, Mapping[str, Float64[np.ndarray, " u"]]], config: EvaluationConfig
-) -> dict[str, dict[str, Any]]:
+def _paired(per_user: PerUser, config: EvaluationConfig) -> dict[str, dict[str, Any]]:
     """The model against each baseline, user by user; Holm's correction over the metrics of each comparison."""
     chosen = [
         name for name in dict.fromkeys([config.metric, "hr@10", "ndcg@10", "mrr"]) if name in per_user[MODEL]
@@ -232,7 +231,7 @@ def _slices(
     run: Run,
     split: str,
     ranks: UserRanks,
-    per_user: Mapping[str, Mapping[str, Float64[np.ndarray, " u"]]],
+    per_user: PerUser,
     rival: str | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The model, the best baseline and popularity for parts of the users and of the items."""
@@ -240,7 +239,7 @@ def _slices(
     slices = activity_slices(ends[ranks.user_indices]) + popularity_slices(
         ranks.targets, run.dataset.item_counts
     )
-    systems = [name for name in dict.fromkeys([MODEL, rival, "popularity"]) if name in per_user]
+    systems = [name for name in dict.fromkeys([MODEL, rival or MODEL, "popularity"]) if name in per_user]
     means = {name: slice_means(per_user[name], slices) for name in systems}
     families: dict[str, list[dict[str, Any]]] = {}
     for index, part in enumerate(slices):
@@ -253,63 +252,17 @@ def _slices(
     return families
 
 
-def _beyond_accuracy(
-    run: Run, split: str, ranks: UserRanks, baselines: BaselineResults, config: EvaluationConfig
-) -> dict[str, dict[str, float]]:
-    raise AssertionError
-
-
 def _behaviours(run: Run, split: str, rows: EvaluationRows, rows_per_batch: int) -> dict[str, Any]:
     """Metrics of the behaviours, calibrated on the validation targets; {} where no task learns them."""
-    predicted = predict_behaviours(run, rows)
+    names = run.dataset.metadata.behaviours
+    learned = learned_behaviours(run.config.tasks, names)
+    predicted = predict_behaviours(run, rows) if learned else None
     if predicted is None:
         return {}
-    reference = predict_behaviours(run, evaluation_rows(run, "validation", rows_per_batch=rows_per_batch))
-    return behaviour_metrics(run.dataset.metadata.behaviours, predicted, reference)
-
-
-def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dict[str, Any]:
-    """Run B against run A, user by user, from their saved ranks: paired tests, Holm's correction over all metrics.
-
-    Raises:
-      ValueError: a run has no saved ranks, or they are not of the same data, split and users.
-    """
-    tables = [_read_ranks(path) for path in (path_a, path_b)]
-    for name in ("dataset", "fingerprint", "split", "filter_seen"):
-        a, b = (table.schema.metadata[name.encode()].decode() for table in tables)
-        if a != b:
-            raise ValueError(
-                f"{path_a} was evaluated with {name}={a!r} and {path_b} with {b!r}; a paired test needs one."
-            )
-    orders = align_users(*(table["user_id"].to_numpy() for table in tables))
-    a, b = (table.take(pa.array(order)) for table, order in zip(tables, orders, strict=True))
-    if a["item_id"] != b["item_id"]:
-        raise ValueError(
-            f"{path_a} and {path_b} were asked for other targets; evaluate both on the same data."
-        )
-    # Recall is the hit rate here; a test of it again would only make the correction harsher.
-    metrics = [
-        {
-            name: values
-            for name, values in per_user_metrics(table["rank"].to_numpy(), config.ks).items()
-            if not name.startswith("recall")
-        }
-        for table in (a, b)
-    ]
-    return dict(
-        compare(
-            *metrics, num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
-        )
-    )
-
-
-def _read_ranks(workdir: Path) -> pa.Table:
-    path = workdir / RANKS_FILE
-    if not path.exists():
-        raise ValueError(
-            f"{workdir} holds no {RANKS_FILE}; run python -m jaxrec.evaluate --workdir={workdir} first."
-        )
-    return pq.read_table(path)
+    reference: BehaviourPredictions | None = predicted
+    if split != "validation":
+        reference = predict_behaviours(run, evaluation_rows(run, "validation", rows_per_batch=rows_per_batch))
+    return behaviour_metrics(names, predicted, reference, learned)
 
 
 def _describe(run: Run) -> dict[str, Any]:

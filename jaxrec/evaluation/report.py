@@ -271,9 +271,10 @@ def _beyond_accuracy(evaluation: Mapping[str, Any]) -> str:
     ]
     table = elements.table(["", *(name.replace("_", " ") for name in names)], rows, "")
     note = (
-        "Coverage: share of the catalogue that anybody is shown. Novelty: how rare the shown items are, in bits. "
-        "Diversity: how unlike each other the items of one list are. Popularity bias: how much more popular the "
-        "shown items are than those in the users' own histories."
+        "Coverage: share of the catalogue that anybody is shown. Gini: how unequally items are shown (0 = alike). "
+        "Novelty: how rare the shown items are, in bits. Popularity: their mean training events. Diversity: how "
+        "unlike each other the items of one list are, by category and by the model's vectors. Popularity lift: how "
+        "much more popular the lists are than their users' own histories (0 = alike, 1 = twice)."
     )
     return f'<p class="note">{note}</p><div class="panel scroll">{table}</div>'
 

@@ -117,6 +117,7 @@ def evaluation_rows(
         rows_per_batch=-(-rows_per_batch // devices) * devices,
         history_length=run.config.data.history_length,
         user_indices=user_indices,
+        append_slot=run.appends_slot,
     )
 
 
@@ -274,16 +275,16 @@ def _row_finite(x: jax.Array) -> jax.Array:
     return jnp.isfinite(x).all(axis=1)
 
 
-def _global(mesh: Mesh, x: np.ndarray) -> jax.Array | np.ndarray:
+def _global(mesh: Mesh, x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """The processes' shares as one array; with one process the share is the whole."""
     if jax.process_count() == 1:
         return x
-    return jax.make_array_from_process_local_data(sharding(mesh, "batch"), x)
+    return jax.make_array_from_process_local_data(sharding(mesh, "batch"), np.asarray(x))
 
 
-def _gather(x: np.ndarray) -> np.ndarray:
+def _gather(x: jax.Array | np.ndarray) -> np.ndarray:
     """All processes' shares on every host, in the order of the processes."""
-    return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x if jax.process_count() == 1 else multihost_utils.process_allgather(x, tiled=True))
 
 
 def _gather_device(x: jax.Array) -> np.ndarray:

@@ -51,9 +51,7 @@ def reciprocal_rank(ranks: Int[np.ndarray, " u"], k: int | None = None) -> Float
     return values if k is None else np.where(ranks < k, values, 0.0)
 
 
-def per_user_metrics(
-    ranks: Int[np.ndarray, " u"], ks: Sequence[int]
-) -> dict[str, Float64[np.ndarray, " u"]]:
+def per_user_metrics(ranks: Int[np.ndarray, " u"], ks: Sequence[int]) -> dict[str, Float64[np.ndarray, " u"]]:
     """`hr@k`, `recall@k`, `ndcg@k` and `mrr@k` for each k, and `mrr`: one value a user."""
     metrics: dict[str, Float64[np.ndarray, " u"]] = {}
     for name, values in (("hr", hit_at_k), ("recall", recall_at_k), ("ndcg", ndcg_at_k)):

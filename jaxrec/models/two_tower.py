@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.core.batch import Batch
+from jaxrec.core.batch import NUM_TIME_GAPS, Batch
 from jaxrec.embedding.table import TableSpec
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
 ITEM, ITEM_BIAS = "item", "item_bias"
-NUM_TIME_GAPS = 34  # log2 buckets of seconds: 0 = unknown, 1 = under a second, 33 = over a century
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -294,8 +294,11 @@ class Checkpoints:
         for step in complete:
             if step < oldest or (step > newest and step not in self._damaged):
                 path = self.directory / str(step)
-                # Without its manifest a half-removed step is incomplete, so a kill in the middle is harmless.
-                (path / MANIFEST).unlink()
+                if "://" not in os.fspath(path):
+                    # Out of the way at once: a kill in the middle leaves a leftover and no half step.
+                    path = path.rename(self.directory / f"removed-{step}{TEMPORARY_MARK}")
+                else:
+                    (path / MANIFEST).unlink()
                 path.rmtree()
 
     def _remove_leftovers(self) -> None:

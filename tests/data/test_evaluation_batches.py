@@ -34,10 +34,11 @@ def make_dataset(histories, cuts=None, **arguments):
 
 
 @st.composite
-def split_datasets(draw):
+def splits(draw):
+    """Lengths and cut points; the dataset is made in the test, outside of Hypothesis' own drawing."""
     lengths = draw(st.lists(st.integers(0, 20), min_size=1, max_size=25))
     cuts = [sorted((draw(st.integers(0, n)), draw(st.integers(0, n)))) for n in lengths]
-    return make_dataset(lengths, cuts)
+    return lengths, cuts
 
 
 def answers(dataset, batches):
@@ -87,19 +88,21 @@ def expected_answers(dataset, split, users=None):
 
 
 @given(
-    dataset=split_datasets(),
+    parts=splits(),
     split=st.sampled_from(["validation", "test", "all"]),
     rows_per_batch=st.sampled_from([1, 4, 16]),
 )
-def test_each_user_is_asked_once_with_what_came_before(dataset, split, rows_per_batch):
+def test_each_user_is_asked_once_with_what_came_before(parts, split, rows_per_batch):
+    dataset = make_dataset(*parts)
     batches = list(evaluation_batches(dataset, split, rows_per_batch=rows_per_batch, history_length=LENGTH))
     assert answers(dataset, batches) == expected_answers(dataset, split)
     shapes = {tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches}
     assert len(shapes) <= 1, "one shape: one compilation"
 
 
-@given(dataset=split_datasets(), split=st.sampled_from(["validation", "test"]))
-def test_the_union_over_processes_is_the_whole_batch(dataset, split):
+@given(parts=splits(), split=st.sampled_from(["validation", "test"]))
+def test_the_union_over_processes_is_the_whole_batch(parts, split):
+    dataset = make_dataset(*parts)
     rows = EvaluationRows.make(dataset, split, rows_per_batch=4, history_length=LENGTH)
     for index in range(rows.num_batches):
         whole = rows.build(index)
@@ -127,8 +130,9 @@ def joined(parts):
     return concatenated(EvaluationBatch, parts)
 
 
-@given(dataset=split_datasets(), split=st.sampled_from(["test", "all"]))
-def test_an_empty_slot_ends_each_history(dataset, split):
+@given(parts=splits(), split=st.sampled_from(["test", "all"]))
+def test_an_empty_slot_ends_each_history(parts, split):
+    dataset = make_dataset(*parts)
     arguments = dict(rows_per_batch=4, history_length=LENGTH)
     slotted = answers(dataset, evaluation_batches(dataset, split, **arguments, append_slot=True))
     plain = expected_answers(dataset, split)

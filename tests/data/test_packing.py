@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxrec.data.packing import pack, training_windows
 
 ROW_LENGTH = 12
-lengths_of_windows = st.lists(st.integers(0, ROW_LENGTH), max_size=60)
+lengths_of_windows = st.lists(st.integers(0, ROW_LENGTH), max_size=60).map(lambda x: np.array(x, np.int64))
 
 
 def occupied(plan, lengths):
@@ -47,12 +47,12 @@ def test_the_plan_is_a_function_of_lengths_and_seed(lengths, seed):
 @given(lengths=lengths_of_windows)
 def test_no_two_open_rows_could_be_one(lengths):
     plan = pack(lengths, ROW_LENGTH)
-    used = np.bincount(plan.row_index, np.asarray(lengths)[plan.segments]) if plan.num_rows else np.zeros(0)
+    used = np.bincount(plan.row_index, lengths[plan.segments]) if plan.num_rows else np.zeros(0)
     assert (used * 2 <= ROW_LENGTH).sum() <= 1, "two rows at most half full would have been joined"
 
 
 def test_the_seed_changes_who_shares_a_row():
-    lengths = [5] * 40
+    lengths = np.full(40, 5)
     assert pack(lengths, 10, seed=0).segments.tolist() != pack(lengths, 10, seed=1).segments.tolist()
 
 
@@ -75,7 +75,7 @@ def test_skewed_lengths_fill_the_rows_fast():
 )
 def test_impossible_sizes_are_named(lengths, row_length, max_segments, message):
     with pytest.raises(ValueError, match=message):
-        pack(lengths, row_length, max_segments=max_segments)
+        pack(np.array(lengths), row_length, max_segments=max_segments)
 
 
 @given(ends=st.lists(st.integers(0, 40), max_size=20), history_length=st.integers(1, 15))

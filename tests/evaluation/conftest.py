@@ -57,13 +57,15 @@ class LastItemRun:
         return np.repeat(logits, len(self.dataset.metadata.behaviours), axis=1)
 
 
-def random_dataset(seed=0, filter_seen=True, lengths=None):
-    """Users with 0 to 30 events, repeats among them."""
+def random_dataset(seed=0, filter_seen=True, lengths=None, repeats=True):
+    """Users with 0 to 30 events."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 31, NUM_USERS) if lengths is None else np.asarray(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     num_events = offsets[-1]
     item_ids = np.minimum(rng.geometric(0.08, num_events), NUM_ITEMS).astype(np.int32)
+    if not repeats:
+        item_ids = np.concatenate([rng.permutation(NUM_ITEMS)[:n] + 1 for n in lengths]).astype(np.int32)
     return PreparedDataset.from_histories(
         Histories(
             offsets.astype(np.int64),
@@ -103,13 +105,13 @@ def make_run(mesh_shape=(2, 4), seed=0, dataset=None, evaluation=None, **options
     )
 
 
-@pytest.fixture
-def last_item_run():
+@pytest.fixture(scope="session")
+def make_last_item_run():
     """Builds a `LastItemRun`."""
     return make_run
 
 
-@pytest.fixture
-def small_dataset():
+@pytest.fixture(scope="session")
+def make_small_dataset():
     """Builds a dataset of a few users."""
     return random_dataset

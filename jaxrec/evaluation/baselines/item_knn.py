@@ -1,9 +1,10 @@
 """Item-kNN: items whose users are alike.
 
-V = num_items + 1, B = items of a block.
+V = num_items + 1.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import scipy.sparse as sparse
@@ -14,7 +15,7 @@ from jaxrec.evaluation.baselines.base import ItemWeights, interactions
 
 __all__ = ["ItemKNN"]
 
-BLOCK_ELEMENTS = 1 << 24  # similarities that are dense at one time: 64 MiB
+BLOCK_ELEMENTS = 1 << 25  # bounds the similarities that are in memory before they are cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,14 @@ class ItemKNN:
         last: int,
     ) -> sparse.csr_array:
         """Rows `first .. last - 1` of the similarity matrix, each cut to its nearest neighbours."""
-        similar = (by_item[first:last] @ by_user).toarray()
-        similar /= np.maximum(norms[first:last, None] * norms + np.float32(self.shrinkage), np.float32(1e-12))
-        similar[np.arange(last - first), np.arange(first, last)] = 0.0  # nobody is one's own neighbour
-        if self.num_neighbours < similar.shape[1]:
-            bounds = np.partition(similar, -self.num_neighbours, axis=1)[:, -self.num_neighbours]
-            similar[similar < bounds[:, None]] = 0.0  # ties with the last neighbour stay: no order decides
-        return sparse.csr_array(similar)
+        similar = by_item[first:last] @ by_user
+        rows = np.repeat(np.arange(first, last), np.diff(similar.indptr))
+        similar.data /= norms[rows] * norms[similar.indices] + np.float32(self.shrinkage)
+        similar.data[rows == similar.indices] = 0.0  # nobody is one's own neighbour
+        for start, end in itertools.pairwise(similar.indptr.tolist()):
+            if end - start > self.num_neighbours:
+                row = similar.data[start:end]
+                # Ties with the last neighbour stay: no order of items decides.
+                row[row < np.partition(row, -self.num_neighbours)[-self.num_neighbours]] = 0.0
+        similar.eliminate_zeros()
+        return similar

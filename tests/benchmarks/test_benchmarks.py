@@ -1,0 +1,117 @@
+"""The benchmark programs' own arithmetic: a benchmark that cannot fail shows nothing."""
+
+import importlib
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.embedding.table import TableSpec
+from jaxrec.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def module(monkeypatch, repository):
+    """Imports a module of `benchmarks/`, which is a directory of scripts and no package."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "at_most", "met"),
+    [(4.0, 4.0, False, True), (3.99, 4.0, False, False), (0, 0, True, True), (1, 0, True, False)],
+)
+def test_bar_holds_at_its_limit(module, value, limit, at_most, met):
+    assert module("record").Bar(name="x", value=value, limit=limit, at_most=at_most).met is met
+
+
+@pytest.mark.parametrize("at_most", [False, True])
+def test_nan_meets_no_bar(module, at_most):
+    assert not module("record").Bar(name="x", value=float("nan"), limit=1.0, at_most=at_most).met
+
+
+@pytest.mark.parametrize(("value", "status", "verdict"), [(2.0, 0, "PASS"), (0.5, 1, "FAIL")])
+def test_finish_writes_the_figures_and_says_the_verdict_last(module, tmp_path, capsys, value, status, verdict):
+    record = module("record")
+    bar = record.Bar(name="speed", value=value, limit=1.0)
+    assert record.finish("probe", {"speed": value}, [bar], results=tmp_path) == status
+    assert capsys.readouterr().out.splitlines()[-1] == f"probe: {verdict}"
+    document = json.loads((tmp_path / "probe.json").read_text())
+    assert document["figures"] == {"speed": value}
+    assert document["bars"][0]["met"] is (status == 0)
+    assert {"command", "commit", "load_average", "machine"} <= document.keys()
+
+
+def test_no_bars_is_no_pass(module, tmp_path):
+    assert module("record").finish("probe", {}, [], results=tmp_path) == 1
+
+
+def test_training_flops_are_those_of_the_matrix_products(module):
+    dim, mlp_dim, length, num_items, rows = 8, 16, 4, 10, 3
+
+    def forward(x, qkvo, mlp_in, mlp_out, items):
+        q, k, v = (x @ qkvo[i] for i in range(3))
+        attended = jnp.einsum("bqk,bkd->bqd", jnp.einsum("bqd,bkd->bqk", q, k), v) @ qkvo[3]
+        return (attended @ mlp_in @ mlp_out) @ items
+
+    shapes = [(rows, length, dim), (4, dim, dim), (dim, mlp_dim), (mlp_dim, dim), (dim, num_items)]
+    arguments = [jnp.zeros(shape) for shape in shapes]
+    expected = jax.jit(forward).lower(*arguments).compile().cost_analysis()["flops"]
+    found = module("flops").training_flops(
+        rows * length, length, rows * length, dim=dim, mlp_dim=mlp_dim, num_layers=1, num_items=num_items
+    )
+    assert found == pytest.approx(3 * expected)
+
+
+COMPILED = """
+  %all-gather.1 = s32[512]{0} all-gather(%x), dimensions={0}
+  %all-gather.2 = f32[512,16]{1,0} all-gather(%rows), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  %all-gather-start = (f32[1216,16]{1,0}, f32[9728,16]{1,0}) all-gather-start(%table), dimensions={0}
+  %all-reduce.1 = f32[9728,16]{1,0} all-reduce(%all-gather.2), to_apply=%add
+"""
+
+
+def test_a_gathered_table_is_found_among_honest_gathers(module):
+    inspect_step = module("inspect_step")
+    shapes = inspect_step.all_gathers(COMPILED)
+    assert shapes == [[512], [512, 16], [9728, 16]]
+    setup = types.SimpleNamespace(tables={"item": TableSpec(num_rows=9725, dim=16), "bias": TableSpec(num_rows=9725, dim=1)})
+    mesh = types.SimpleNamespace(size=8)
+    assert [inspect_step.of_a_table(shape, setup, mesh) for shape in shapes] == [False, False, True]
+    assert inspect_step.of_a_table([9728], setup, mesh), "a bias table has the rows, if not the size"
+    assert inspect_step.of_a_table([8, 1216, 1], setup, mesh)
+
+
+def test_a_changed_bit_of_a_checkpoint_is_a_difference(module, tmp_path):
+    runs, kill_resume = module("runs"), module("kill_resume")
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", np.nextafter(np.float32(1), np.float32(2)))):
+        with Checkpoints(str(tmp_path / name / "checkpoints"), keep=1, save_every_steps=1) as checkpoints:
+            checkpoints.save(3, {"tables": {"item": jnp.full((4, 2), value)}, "step": jnp.int32(3)})
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n{"step": 4, "lo')
+    run = {name: runs.Run(config="x.py", workdir=tmp_path / name) for name in "abc"}
+    assert kill_resume.differences(run["a"], run["b"]) == []
+    assert kill_resume.differences(run["a"], run["c"]) == ["array tables.item"]
+    assert runs.losses(tmp_path / "a") == {3: 1.5}
+
+
+def test_missing_steps_are_an_infinite_difference(module):
+    compare = module("mesh_parity").largest_relative_difference
+    assert compare({1: 2.0, 2: 1.0002}, {1: 2.0, 2: 1.0}) == pytest.approx(2e-4)
+    assert compare({1: 2.0}, {1: 2.0, 2: 1.0}) == float("inf")
+    assert compare({}, {}) == float("inf")
+
+
+def test_quality_bars_hold_for_the_worst_seed(module):
+    quality = module("quality")
+    proof = next(proof for proof in quality.PROOFS if proof.name == "ml1m_sasrec")
+
+    def seed(ndcg: float, transition: float = 0.1597) -> dict:
+        baselines = {"transition": {"ndcg@10": transition}}
+        return {"metrics": {"ndcg@10": ndcg, "hr@10": 0.31}, "baselines": baselines, "train_minutes": 30.0}
+
+    assert all(bar.met for bar in quality.check(proof, [seed(0.176), seed(0.18)]))
+    assert not all(bar.met for bar in quality.check(proof, [seed(0.176), seed(0.174)]))
+    assert not all(bar.met for bar in quality.check(proof, [seed(0.176, transition=0.163)]))

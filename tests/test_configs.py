@@ -1,0 +1,96 @@
+"""Every config trains two steps on a directory in the contract's layout, given by `--config.data.path` alone."""
+
+import ast
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxrec.config import load_config, to_json
+from jaxrec.train import main
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted(REPOSITORY.glob("configs/*.py"))
+# These import another config and change the mesh; the accelerators they name are not here, eight devices are.
+OTHER_MESHES = ("multi_gpu", "tpu_pod")
+NUM_USERS, NUM_ITEMS = 24, 40
+
+
+def name_of(path):
+    return path.stem
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A data set as small as can be, with the columns of a rating set."""
+    path = tmp_path_factory.mktemp("tiny")
+    random = np.random.default_rng(0)
+    user_ids = np.repeat(np.arange(1, NUM_USERS + 1), random.integers(6, 14, NUM_USERS))
+    events = {
+        "user_id": user_ids,
+        "item_id": random.integers(1, NUM_ITEMS + 1, len(user_ids)),
+        "timestamp": np.sort(random.integers(10**9, 10**9 + 10**6, len(user_ids))),
+        "order": np.arange(len(user_ids), dtype=np.int32),
+        "rating": random.integers(1, 6, len(user_ids)).astype(np.float32),
+    }
+    items = {
+        "item_id": np.arange(1, NUM_ITEMS + 1),
+        "title": [f"Film {i} (19{i + 40})" for i in range(NUM_ITEMS)],
+        "genres": ["Comedy|Drama" if i % 2 else "Action" for i in range(NUM_ITEMS)],
+    }
+    pq.write_table(pa.table(events), path / "events.parquet")
+    pq.write_table(pa.table(items), path / "items.parquet")
+    return path
+
+
+def test_the_promised_configs_are_there():
+    promised = {"quickstart", "ml1m_bert4rec", "ml1m_sasrec", "ml1m_multitask", "debug", *OTHER_MESHES}
+    assert promised <= set(map(name_of, CONFIGS))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_every_config_trains_two_steps(path, directory, tmp_path):
+    status = main(
+        [
+            f"--config={path}",
+            f"--workdir={tmp_path}",
+            f"--config.data.path={directory}",
+            "--config.num_train_steps=2",
+            "--config.global_batch_size=8",
+            "--config.accumulation_steps=1",
+            "--config.log_every_steps=1",
+            "--config.evaluation.every_steps=2",
+        ]
+    )
+    assert status == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {
+        (int(line["step"]), name): value
+        for line in lines
+        for name, value in line.items()
+        if name.startswith("loss/")
+    }
+    tasks = load_config(str(path)).tasks
+    assert {(step, f"loss/{task}") for step in (1, 2) for task in tasks} <= set(losses)
+    assert all(math.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_the_docstring_holds_the_command(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert f"--config=configs/{path.name}" in docstring
+    assert load_config(str(path)).name == path.stem
+
+
+@pytest.mark.parametrize("name", OTHER_MESHES)
+def test_another_machine_changes_the_mesh_alone(name):
+    def rest(path):
+        return to_json(dataclasses.replace(load_config(str(path)), name="", mesh_shape=(-1, 1)))
+
+    path = REPOSITORY / "configs" / f"{name}.py"
+    assert rest(path) in [rest(other) for other in CONFIGS if name_of(other) not in OTHER_MESHES]
