@@ -22,15 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import record
-import runs
+import training_runs
 
 CONFIG = "configs/debug.py"
 # Often enough that most kills meet a run with checkpoints behind it and a save close by.
-OVERRIDES = ("num_train_steps=120", "checkpoint_every_steps=4", "log_every_steps=1")
+OVERRIDES = (
+    "num_train_steps=120",
+    "checkpoint_every_steps=4",
+    "log_every_steps=1",
+    "evaluation.every_steps=40",
+)
 DURING_SAVE_SECONDS = 0.1
 
 
-def wait_for_save(run: runs.Run, process: subprocess.Popen[str], patience_seconds: float) -> bool:
+def wait_for_save(run: training_runs.Run, process: subprocess.Popen[str], patience_seconds: float) -> bool:
     """Waits until an unfinished checkpoint lies in the workdir; False if the run ended or none came."""
     directory = run.workdir / "checkpoints"
     deadline = time.monotonic() + patience_seconds
@@ -42,7 +47,9 @@ def wait_for_save(run: runs.Run, process: subprocess.Popen[str], patience_second
     return False
 
 
-def killed_run(run: runs.Run, draw: random.Random, full_seconds: float, kills_left: int) -> dict[str, Any]:
+def killed_run(
+    run: training_runs.Run, draw: random.Random, full_seconds: float, kills_left: int
+) -> dict[str, Any]:
     """Starts a run again and again, killing it, until it has finished (or `kills_left` are used up).
 
     Returns:
@@ -75,20 +82,19 @@ def killed_run(run: runs.Run, draw: random.Random, full_seconds: float, kills_le
             status = process.wait()
         if status:
             raise RuntimeError(
-                f"start {starts} of {run.workdir.name} ended with status {status}:\n{runs.tail(log_path)}"
+                f"start {starts} of {run.workdir.name} ended with status {status}:\n{training_runs.tail(log_path)}"
             )
         return {"kills": kills, "kills_while_saving": in_save, "starts": starts}
 
 
-def differences(reference: runs.Run, other: runs.Run) -> list[str]:
+def differences(reference: training_runs.Run, other: training_runs.Run) -> list[str]:
     """The arrays and losses in which two finished runs differ."""
-    expected, found = runs.fingerprint(reference.workdir), runs.fingerprint(other.workdir)
-    named = [
-        f"array {path}"
-        for path in sorted(expected.keys() | found.keys())
-        if expected.get(path) != found.get(path)
-    ]
-    expected_losses, found_losses = runs.losses(reference.workdir), runs.losses(other.workdir)
+    expected, found = training_runs.fingerprint(reference.workdir), training_runs.fingerprint(other.workdir)
+    named = [path for path in sorted(expected.keys() | found.keys()) if expected.get(path) != found.get(path)]
+    expected_losses, found_losses = (
+        training_runs.losses(reference.workdir),
+        training_runs.losses(other.workdir),
+    )
     steps = sorted(expected_losses.keys() | found_losses.keys())
     return named + [f"loss of step {s}" for s in steps if expected_losses.get(s) != found_losses.get(s)]
 
@@ -112,9 +118,11 @@ def main() -> int:
     draw = random.Random(arguments.seed)
     base = Path(tempfile.mkdtemp(prefix="kill-resume-"))
     overrides = (*OVERRIDES, *arguments.override)
-    reference = runs.Run(config=arguments.config, workdir=base / "uninterrupted", overrides=overrides)
+    reference = training_runs.Run(
+        config=arguments.config, workdir=base / "uninterrupted", overrides=overrides
+    )
     reference.finish()  # prepares and compiles: later starts find the caches
-    timed = runs.Run(config=arguments.config, workdir=base / "again", overrides=overrides)
+    timed = training_runs.Run(config=arguments.config, workdir=base / "again", overrides=overrides)
     started = time.monotonic()
     timed.finish()
     full_seconds = time.monotonic() - started
@@ -124,7 +132,9 @@ def main() -> int:
     totals = {"kills": 0, "kills_while_saving": 0, "starts": 0}
     trials: list[dict[str, Any]] = []
     while totals["kills"] < arguments.kills:
-        run = runs.Run(config=arguments.config, workdir=base / f"killed-{len(trials)}", overrides=overrides)
+        run = training_runs.Run(
+            config=arguments.config, workdir=base / f"killed-{len(trials)}", overrides=overrides
+        )
         run.workdir.mkdir()
         trial = killed_run(run, draw, full_seconds, arguments.kills - totals["kills"])
         totals = {name: totals[name] + trial[name] for name in totals}

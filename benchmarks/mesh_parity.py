@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import record
-import runs
+import training_runs
 
 CONFIG = "configs/debug.py"
 STEPS = 20
@@ -45,7 +45,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def train(run: runs.Run, processes: int, devices: int) -> dict[int, float]:
+def train(run: training_runs.Run, processes: int, devices: int) -> dict[int, float]:
     """Trains in `processes` processes and returns the losses by step.
 
     Raises:
@@ -54,7 +54,7 @@ def train(run: runs.Run, processes: int, devices: int) -> dict[int, float]:
     shared = {"JAXREC_CPU_DEVICES": str(devices)}
     if processes == 1:
         run.finish(environment=shared)
-        return runs.losses(run.workdir)
+        return training_runs.losses(run.workdir)
     shared |= {"JAXREC_COORDINATOR": f"127.0.0.1:{free_port()}", "JAXREC_NUM_PROCESSES": str(processes)}
     started: list[tuple[subprocess.Popen[str], Path]] = []
     for index in range(processes):
@@ -63,9 +63,11 @@ def train(run: runs.Run, processes: int, devices: int) -> dict[int, float]:
             started.append((run.start(log=log, environment=shared | {"JAXREC_PROCESS_ID": str(index)}), path))
     failed = [(path, status) for process, path in started if (status := process.wait())]
     if failed:
-        logs = "\n".join(f"{path.name} (status {status}):\n{runs.tail(path)}" for path, status in failed)
+        logs = "\n".join(
+            f"{path.name} (status {status}):\n{training_runs.tail(path)}" for path, status in failed
+        )
         raise RuntimeError(f"{run.workdir.name} failed:\n{logs}")
-    return runs.losses(run.workdir)
+    return training_runs.losses(run.workdir)
 
 
 def largest_relative_difference(found: dict[int, float], expected: dict[int, float]) -> float:
@@ -102,36 +104,43 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def compare_layouts(config: str, given: list[str], base: Path) -> tuple[dict[str, Any], list[str]]:
+    """Trains on every layout, the first one's prepared data serving all, and compares with the first.
+
+    Returns:
+        The figures by layout, and the override that names the prepared data.
+    """
+    layouts: dict[str, Any] = {}
+    expected: dict[int, float] = {}
+    prepared: list[str] = []
+    for name, (shape, processes, devices) in LAYOUTS.items():
+        workdir = base / name.replace(" ", "-").replace(",", "")
+        overrides = [*OVERRIDES, *given, *prepared, f"mesh_shape={shape}"]
+        run = training_runs.Run(config=config, workdir=workdir, overrides=overrides)
+        found = train(run, processes, devices)
+        if not expected:
+            expected = found
+            prepared = [f"data.path={workdir / 'data'}"] if (workdir / "data").exists() else []
+        difference = largest_relative_difference(found, expected)
+        layouts[name] = {"losses": list(found.values()), "largest_relative_difference": difference}
+        print(f"{name:18s} last loss {list(found.values())[-1]:.7f}, differs by {difference:.2e}", flush=True)
+    return layouts, prepared
+
+
 def main() -> int:
     """Trains on every layout, compares, inspects."""
     arguments = parse_arguments()
     figures: dict[str, Any] = {"config": arguments.config, "layouts": {}, "inspections": {}}
     with tempfile.TemporaryDirectory(prefix="mesh-parity-") as base:
-        expected: dict[int, float] = {}
-        for name, (shape, processes, devices) in LAYOUTS.items():
-            overrides = [*OVERRIDES, *arguments.override, f"mesh_shape={shape}"]
-            workdir = Path(base) / name.replace(" ", "-").replace(",", "")
-            found = train(
-                runs.Run(config=arguments.config, workdir=workdir, overrides=overrides), processes, devices
-            )
-            expected = expected or found
-            difference = largest_relative_difference(found, expected)
-            figures["layouts"][name] = {
-                "losses": list(found.values()),
-                "largest_relative_difference": difference,
-            }
+        figures["layouts"], prepared = compare_layouts(arguments.config, arguments.override, Path(base))
+        for shape in ((8, 1), (2, 4), (1, 8)):
+            found = inspect(arguments.config, [*OVERRIDES, *arguments.override, *prepared], shape)
+            figures["inspections"]["x".join(map(str, shape))] = found
             print(
-                f"{name:18s} last loss {list(found.values())[-1]:.7f}, differs by {difference:.2e}",
+                f"{shape}: {found['num_arrays']} arrays, {len(found['misplaced'])} misplaced; "
+                f"{len(found['all_gathers'])} all-gathers, {len(found['table_gathers'])} of a table",
                 flush=True,
             )
-    for shape in ((8, 1), (2, 4), (1, 8)):
-        found_step = inspect(arguments.config, [*OVERRIDES, *arguments.override], shape)
-        figures["inspections"]["x".join(map(str, shape))] = found_step
-        print(
-            f"{shape}: {found_step['num_arrays']} arrays, {len(found_step['misplaced'])} misplaced; "
-            f"{len(found_step['all_gathers'])} all-gathers, {len(found_step['table_gathers'])} of a table",
-            flush=True,
-        )
     layouts, inspections = figures["layouts"].values(), figures["inspections"].values()
     worst = max(layout["largest_relative_difference"] for layout in layouts)
     steps = min(len(layout["losses"]) for layout in layouts)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import record
-import runs
+import training_runs
 
 METRIC = "ndcg@10"
 
@@ -93,7 +93,9 @@ def run_seed(proof: Proof, seed: int, data: Path, base: Path) -> dict[str, Any]:
         RuntimeError: an entry failed.
     """
     overrides = [f"seed={seed}"] + ([f"data.path={data / proof.data}"] if proof.data else [])
-    run = runs.Run(config=proof.config, workdir=base / f"{proof.name}-seed-{seed}", overrides=overrides)
+    run = training_runs.Run(
+        config=proof.config, workdir=base / f"{proof.name}-seed-{seed}", overrides=overrides
+    )
     evaluation = run.workdir / "evaluation.json"
     clock = run.workdir / "train_seconds.json"
     if not evaluation.exists():

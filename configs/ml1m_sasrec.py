@@ -5,6 +5,8 @@
 where DIR holds the ML-1M events in the order of the SASRec file.
 """
 
+import os
+
 from jaxrec.config import TrainConfig
 from jaxrec.data.config import DataConfig
 from jaxrec.embedding.row_optimizer import Adam
@@ -19,7 +21,7 @@ def get_config() -> TrainConfig:
     """The proof of quality."""
     return TrainConfig(
         name="ml1m_sasrec",
-        data=DataConfig(path="../shared/data/ml-1m-sasrec", history_length=200),
+        data=DataConfig(path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "ml-1m-sasrec"), history_length=200),
         model=TwoTowerConfig(
             encoder=EncoderConfig(
                 embed_dim=64,

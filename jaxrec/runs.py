@@ -17,7 +17,7 @@ from jaxrec.core.mesh import device_count, make_mesh
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
 from jaxrec.data.prepare import is_prepared, prepare
-from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxrec.training.inference import Inference
 from jaxrec.training.loop import restore
 from jaxrec.training.setup import Setup, make_setup
@@ -135,7 +135,13 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
                 step = checkpoints.latest_step()
                 if step is None:
                     continue
-                state = restore(setup, fresh, checkpoints)
+                try:
+                    state = restore(setup, fresh, checkpoints)
+                except DamagedCheckpointError as error:
+                    if name == "checkpoints":
+                        raise
+                    logger.warning("%s; taking the newest checkpoint of the run instead", error)
+                    continue
                 logger.info("loaded step %d of %s", step, workdir / name)
                 return Run(
                     config=config,

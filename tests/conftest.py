@@ -11,6 +11,8 @@ import sys
 
 # The environment is set before jax, tensorflow and transformers read it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and compute little: half of LLVM's work is not worth its wait here.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

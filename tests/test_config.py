@@ -531,9 +531,23 @@ def test_a_config_file_that_is_not_there_or_fails(tmp_path):
         load_config(str(tmp_path / "quikstart.py"))
     with pytest.raises(ValueError, match="give the path of a .py file"):
         load_config(str(tmp_path / "nowhere" / "x"))
-    bad = write_config_file(tmp_path, "def get_config():\n    return Undefined\n1 / 0\n", "bad.py")
-    with pytest.raises(ValueError, match=r"bad\.py fails: ZeroDivisionError"):
-        load_config(str(bad))
+    for body, message in [
+        ("x = 1\n1 / 0\n", r"bad\.py, line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(:\n", r"bad\.py, line 1: SyntaxError"),
+        (
+            "from jaxrec.training.optimizer import OptimizerConfig\n"
+            "def get_config():\n    return OptimizerConfig(learning_rat=1)\n",
+            r"bad\.py, line 3: TypeError: .*unexpected keyword argument 'learning_rat'",
+        ),
+        (
+            "from jaxrec.training.optimizer import OptimizerConfig\n"
+            "def get_config():\n    return OptimizerConfig(learning_rate=-1)\n",
+            r"bad\.py, line 3: optimizer\.learning_rate=-1 must not be negative",
+        ),
+    ]:
+        bad = write_config_file(tmp_path, body, "bad.py")
+        with pytest.raises(ValueError, match=message):
+            load_config(str(bad))
     empty = write_config_file(tmp_path, "", "empty.py")
     with pytest.raises(ValueError, match="it has none"):
         load_config(str(empty))

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,10 @@ def load_config(location: str) -> TrainConfig:
         raise ValueError(
             f"{path} has no variant {variant!r} ({has}); a variant is a function without parameters."
         )
-    config = variants[variant]()
+    try:
+        config = variants[variant]()
+    except Exception as error:
+        raise ValueError(_failure(path, error)) from error
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"{variant}() of {path} returned a {type(config).__name__}; it must return a TrainConfig."
@@ -101,8 +105,20 @@ def _run_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise ValueError(f"the config file {path} fails: {type(error).__name__}: {error}") from error
+        raise ValueError(_failure(path, error)) from error
     return module
+
+
+def _failure(path: Path, error: Exception) -> str:
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    where = f", line {lines[-1]}" if lines else ""
+    # A ValueError says by itself what is wrong.
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return f"{path}{where}: {kind}{error}"
 
 
 @contextmanager

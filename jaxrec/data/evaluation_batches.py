@@ -10,6 +10,7 @@ share, while the numbers inside (`rows`, `seen_users`) count over the global bat
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -156,12 +157,27 @@ class EvaluationRows:
                 f"rows_per_batch={rows_per_batch} is not a multiple of the {process_count} processes; "
                 f"make it {-(-rows_per_batch // process_count) * process_count}."
             )
-        padded = np.append(np.diff(self.plan.row_offsets), 0)
-        seen = np.append(_seen_of_rows(self.plan, self.windows.starts + self.windows.lengths), 0)
-        shares = self.batch_rows.reshape(-1, process_count, rows_per_batch // process_count)
-        num_users = int(padded[shares].sum(axis=-1).max(initial=1))
-        num_seen = int(seen[shares].sum(axis=-1).max(initial=1)) if self.with_seen else 0
-        return _round_up(num_users, USER_MULTIPLE), _round_up(num_seen, SEEN_MULTIPLE)
+        if process_count not in self._sizes:
+            shares = self.batch_rows.reshape(-1, process_count, rows_per_batch // process_count)
+            num_users = np.diff(self._padded_plan.row_offsets)[shares].sum(axis=-1)
+            ends = self.windows.starts + self.windows.lengths
+            num_seen = _seen_of_rows(self._padded_plan, ends)[shares].sum(axis=-1) * self.with_seen
+            self._sizes[process_count] = (
+                _round_up(int(num_users.max(initial=1)), USER_MULTIPLE),
+                _round_up(int(num_seen.max(initial=0)), SEEN_MULTIPLE),
+            )
+        return self._sizes[process_count]
+
+    @functools.cached_property
+    def _sizes(self) -> dict[int, tuple[int, int]]:
+        """`sizes` by the number of processes: they take a pass over all rows."""
+        return {}
+
+    @functools.cached_property
+    def _padded_plan(self) -> PackingPlan:
+        """The plan with an empty row at its end: it fills up the last batches."""
+        ends = self.plan.row_offsets
+        return dataclasses.replace(self.plan, row_offsets=np.append(ends, ends[-1]))
 
     def build(self, index: int, process_index: int = 0, process_count: int = 1) -> EvaluationBatch:
         """Process `process_index`'s share of batch `index`."""
@@ -169,10 +185,7 @@ class EvaluationRows:
         block = self.batch_rows.shape[1] // process_count
         rows = self.batch_rows[index, process_index * block : (process_index + 1) * block]
         length = self.plan.row_length
-        padded = dataclasses.replace(
-            self.plan, row_offsets=np.append(self.plan.row_offsets, self.plan.row_offsets[-1])
-        )  # row R is empty: it fills up the last batches
-        segments, cells, numbers = row_segments(padded, rows)
+        segments, cells, numbers = row_segments(self._padded_plan, rows)
 
         windows, has_target = self.windows.take(segments), self.has_target[segments]
         ends = windows.starts + windows.lengths

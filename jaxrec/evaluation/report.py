@@ -204,7 +204,10 @@ def _training(history: Sequence[Mapping[str, float]]) -> str:
     if losses:
         panels.append(plots.lines("Loss by task (nats)", losses, "step"))
     for family in ("ndcg", "hr"):
-        chosen = {name.split("/", 1)[1]: curve for name, curve in validation.items() if f"/{family}@" in name}
+        names = sorted(
+            (name for name in validation if f"/{family}@" in name), key=lambda name: int(name.split("@")[1])
+        )
+        chosen = {name.removeprefix("validation/"): validation[name] for name in names}
         if chosen:
             title = f"Validation {family.upper()}"
             panels.append(plots.lines(title, dict(list(chosen.items())[:6]), "step", from_zero=True))

@@ -47,8 +47,10 @@ def panels(drawings: Sequence[str]) -> str:
 
 
 def metric(value: float | None) -> str:
-    """Four digits; a dash where the metric is not defined."""
-    return "–" if value is None or value != value else f"{value:.4f}"
+    """Four digits, fewer for large values; a dash where the metric is not defined."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
 def number(value: Any) -> str:

@@ -7,14 +7,14 @@ several seeds, which no test on one run replaces.
 
 All draws come from the seed and the number of users alone: the same input gives the same interval.
 
-U = users, M = metrics, S = samples.
+U = users (A, B = those of each run, before they are known to be the same), M = metrics, S = samples.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int64, Real
+from jaxtyping import Bool, Float64, Int64, Real, Shaped
 
 __all__ = [
     "Comparison",
@@ -91,8 +91,8 @@ def bootstrap_intervals(
 
 
 def paired_comparison(
-    values_a: Real[np.ndarray, " u"],
-    values_b: Real[np.ndarray, " u"],
+    values_a: Real[np.ndarray, " a"],
+    values_b: Real[np.ndarray, " b"],
     *,
     num_samples: int = 10_000,
     confidence: float = 0.95,
@@ -113,8 +113,8 @@ def paired_comparison(
 
 
 def compare(
-    metrics_a: Mapping[str, Real[np.ndarray, " u"]],
-    metrics_b: Mapping[str, Real[np.ndarray, " u"]],
+    metrics_a: Mapping[str, Real[np.ndarray, " a"]],
+    metrics_b: Mapping[str, Real[np.ndarray, " b"]],
     *,
     num_samples: int = 10_000,
     confidence: float = 0.95,
@@ -173,7 +173,7 @@ def holm(p_values: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
 
 
 def align_users(
-    users_a: Int[np.ndarray, " a"], users_b: Int[np.ndarray, " b"]
+    users_a: Shaped[np.ndarray, " a"], users_b: Shaped[np.ndarray, " b"]
 ) -> tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " u"]]:
     """Where the users of both runs stand in each, in the same order.
 

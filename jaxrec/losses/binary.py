@@ -1,4 +1,7 @@
-"""Binary cross-entropy over several labels, unknown ones left out. In nats."""
+"""Binary cross-entropy over several labels, unknown ones left out. In nats.
+
+K = labels.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,13 @@ from jaxtyping import Array, Float, Int
 def binary_cross_entropy(
     logits: Float[Array, "*b k"], labels: Int[Array, "*b k"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum over the known labels, and how many there are; -1 = unknown."""
+    """Sum over the known labels, and how many there are.
+
+    Args:
+      labels: 1, 0, or negative = unknown: adds nothing to either sum, nor to a gradient.
+    """
     known = labels >= 0
-    logits = logits.astype(jnp.float32)
-    # log(1 + e^x) - y x, in the form that neither overflows nor cancels.
-    loss = jax.nn.softplus(logits) - jnp.where(known, labels, 0) * logits
+    logits = jnp.where(known, logits.astype(jnp.float32), 0.0)
+    # -log sigmoid(x) of a positive is softplus(-x). The short form softplus(x) - x y cancels: at x = 20 it is 0.
+    loss = jax.nn.softplus(jnp.where(labels > 0, -logits, logits))
     return jnp.sum(jnp.where(known, loss, 0.0)), jnp.sum(known.astype(jnp.float32))

@@ -231,8 +231,6 @@ def _known(
     scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
 ) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Scores in float64 and whether they are of positives, where the label is known."""
-    if len(scores) != len(labels):
-        raise ValueError(f"{len(scores)} predictions and {len(labels)} labels do not pair up.")
     known = labels >= 0
     if not known.any():
         raise ValueError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.nn.hashed_dropout import dropout
+from jaxrec.nn.dropout import dropout
 from jaxrec.nn.layers import affine, glorot_normal, parameter
 
 MASKED = -1e9  # finite: exp() gives an exact 0, and no NaN can arise from a difference of infinities

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import SelfAttention, take_columns, visible
-from jaxrec.nn.hashed_dropout import dropout
+from jaxrec.nn.dropout import dropout
 from jaxrec.nn.layers import Dense, LayerNorm, parameter
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -34,7 +34,9 @@ def test_nan_meets_no_bar(module, at_most):
 
 
 @pytest.mark.parametrize(("value", "status", "verdict"), [(2.0, 0, "PASS"), (0.5, 1, "FAIL")])
-def test_finish_writes_the_figures_and_says_the_verdict_last(module, tmp_path, capsys, value, status, verdict):
+def test_finish_writes_the_figures_and_says_the_verdict_last(
+    module, tmp_path, capsys, value, status, verdict
+):
     record = module("record")
     bar = record.Bar(name="speed", value=value, limit=1.0)
     assert record.finish("probe", {"speed": value}, [bar], results=tmp_path) == status
@@ -78,7 +80,9 @@ def test_a_gathered_table_is_found_among_honest_gathers(module):
     inspect_step = module("inspect_step")
     shapes = inspect_step.all_gathers(COMPILED)
     assert shapes == [[512], [512, 16], [9728, 16]]
-    setup = types.SimpleNamespace(tables={"item": TableSpec(num_rows=9725, dim=16), "bias": TableSpec(num_rows=9725, dim=1)})
+    setup = types.SimpleNamespace(
+        tables={"item": TableSpec(num_rows=9725, dim=16), "bias": TableSpec(num_rows=9725, dim=1)}
+    )
     mesh = types.SimpleNamespace(size=8)
     assert [inspect_step.of_a_table(shape, setup, mesh) for shape in shapes] == [False, False, True]
     assert inspect_step.of_a_table([9728], setup, mesh), "a bias table has the rows, if not the size"
@@ -86,14 +90,14 @@ def test_a_gathered_table_is_found_among_honest_gathers(module):
 
 
 def test_a_changed_bit_of_a_checkpoint_is_a_difference(module, tmp_path):
-    runs, kill_resume = module("runs"), module("kill_resume")
+    runs, kill_resume = module("training_runs"), module("kill_resume")
     for name, value in (("a", 1.0), ("b", 1.0), ("c", np.nextafter(np.float32(1), np.float32(2)))):
         with Checkpoints(str(tmp_path / name / "checkpoints"), keep=1, save_every_steps=1) as checkpoints:
             checkpoints.save(3, {"tables": {"item": jnp.full((4, 2), value)}, "step": jnp.int32(3)})
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n{"step": 4, "lo')
     run = {name: runs.Run(config="x.py", workdir=tmp_path / name) for name in "abc"}
     assert kill_resume.differences(run["a"], run["b"]) == []
-    assert kill_resume.differences(run["a"], run["c"]) == ["array tables.item"]
+    assert kill_resume.differences(run["a"], run["c"]) == ["checkpoints: tables.item"]
     assert runs.losses(tmp_path / "a") == {3: 1.5}
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import types
 
@@ -31,7 +32,7 @@ def evaluated(tmp_path_factory, make_last_item_run, make_small_dataset):
 
 
 def printed(printer, *arguments):
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=160, record=True, file=io.StringIO())
     printer(console, *arguments)
     return console.export_text()
 

@@ -118,7 +118,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="'b' has a value that is not finite"):
         significance.bootstrap_intervals({"a": ones, "b": np.array([1.0, np.nan, 0.0])})
     with pytest.raises(ValueError, match="confidence=95"):
-        significance.bootstrap_intervals({"a": ones}, confidence=95)
+        significance.bootstrap_intervals({"a": ones}, confidence=95.0)
     with pytest.raises(ValueError, match="3 users, run B 2"):
         significance.paired_comparison(ones, np.ones(2))
     with pytest.raises(ValueError, match=r"\['a'\], run B \['b'\]"):

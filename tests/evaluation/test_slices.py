@@ -1,3 +1,5 @@
+import itertools
+
 import hypothesis
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ def test_activity_slices_part_the_users_in_order(lengths, num_slices):
     parts = slices.activity_slices(lengths, num_slices)
     assert 1 <= len(parts) <= num_slices
     np.testing.assert_array_equal(np.sum([part.users for part in parts], axis=0), 1)
-    for shorter, longer in zip(parts, parts[1:], strict=False):
+    for shorter, longer in itertools.pairwise(parts):
         assert lengths[shorter.users].max() < lengths[longer.users].min()
 
 

@@ -4,7 +4,7 @@ Q = queries, E = events, V = num_items + 1 (column 0 is the padding item).
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sparse
@@ -28,6 +28,7 @@ class BaselineRefusedError(ValueError):
     """A baseline cannot run on this data; the message says why and what would help."""
 
 
+@runtime_checkable
 class Fitted(Protocol):
     """A baseline after its fit."""
 
@@ -36,6 +37,7 @@ class Fitted(Protocol):
         ...
 
 
+@runtime_checkable
 class Baseline(Protocol):
     """A baseline before its fit: a frozen dataclass of hyper-parameters."""
 
@@ -85,6 +87,7 @@ def interactions(histories: Histories, num_items: int) -> sparse.csr_array:
     matrix = sparse.csr_array(
         (np.ones(len(histories.item_ids), np.float32), histories.item_ids, histories.offsets),
         shape=(len(histories), num_items + 1),
+        copy=True,  # repeats are merged in place
     )
     matrix.sum_duplicates()
     matrix.data[:] = 1.0

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from jaxrec.data.dataset import Histories, PreparedDataset
+from jaxrec.data.packing import Windows
 from jaxrec.evaluation.baselines.base import Baseline, BaselineRefusedError, Fitted
 from jaxrec.evaluation.baselines.ease import EASE
 from jaxrec.evaluation.baselines.ials import IALS
@@ -154,8 +155,7 @@ def prefixes(
     dataset: PreparedDataset, users: Int64[np.ndarray, " u"], ends: Int64[np.ndarray, " u"]
 ) -> Histories:
     """The first `ends[i]` events of each user."""
-    histories = dataset.histories(users)
-    return histories.take(np.arange(len(users)), np.zeros(len(users), np.int64), ends)
+    return dataset.windows(Windows(users=users, starts=np.zeros_like(users), lengths=ends))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,18 +86,17 @@ def losses(workdir: Path) -> dict[int, float]:
     return {int(line["step"]): float(line["loss"]) for line in metrics(workdir) if "loss" in line}
 
 
-def final_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
-    """The newest complete checkpoint of a run as NumPy arrays by path, read as a restore reads it.
+def final_checkpoint(directory: Path) -> tuple[int, dict[str, Any]]:
+    """The newest complete checkpoint of a directory as NumPy arrays by path, read as a restore reads it.
 
     Raises:
-        ValueError: the run left no checkpoint.
+        ValueError: there is no checkpoint.
     """
     import jax
     import numpy as np
 
     from jaxrec.training.checkpoint import MANIFEST, Checkpoints
 
-    directory = workdir / "checkpoints"
     checkpoints = Checkpoints(str(directory), keep=1, save_every_steps=1)
     step = checkpoints.latest_step()
     if step is None:
@@ -114,6 +113,10 @@ def final_checkpoint(workdir: Path) -> tuple[int, dict[str, Any]]:
 
 
 def fingerprint(workdir: Path) -> dict[str, int]:
-    """CRC-32 of the bytes of every array of the newest checkpoint, its step among them."""
-    step, arrays = final_checkpoint(workdir)
-    return {"step": step} | {path: zlib.crc32(array.tobytes()) for path, array in sorted(arrays.items())}
+    """CRC-32 of the bytes of every array of the newest and of the best checkpoint, and their steps."""
+    found = {}
+    for directory in sorted(path for path in (workdir / "checkpoints", workdir / "best") if path.exists()):
+        step, arrays = final_checkpoint(directory)
+        found[f"{directory.name}: step"] = step
+        found |= {f"{directory.name}: {path}": zlib.crc32(array.tobytes()) for path, array in arrays.items()}
+    return found

@@ -1,0 +1,26 @@
+"""Masked item (BERT4Rec) on ML-1M, protocol A: bidirectional encoder, softmax at the hidden positions only.
+
+    python -m jaxrec.train --config=configs/ml1m_bert4rec.py --workdir=runs/ml1m_bert4rec --config.data.path=DIR
+
+DIR holds the ML-1M events in the order of the SASRec file.
+"""
+
+import dataclasses
+
+from configs import ml1m_sasrec
+
+from jaxrec.config import TrainConfig
+from jaxrec.tasks.masked_item import MaskedItem
+
+
+def get_config() -> TrainConfig:
+    """The data and the training of `ml1m_sasrec`, the objective of BERT4Rec."""
+    base = ml1m_sasrec.get_config()
+    encoder = dataclasses.replace(base.model.encoder, num_heads=2)
+    return dataclasses.replace(
+        base,
+        name="ml1m_bert4rec",
+        model=dataclasses.replace(base.model, encoder=encoder, item_bias=True),
+        tasks={"masked_item": MaskedItem(mask_rate=0.3, last_item_rate=0.1)},
+        num_train_steps=8000,
+    )

@@ -1,0 +1,170 @@
+"""Tasks: what they hide, what they predict, and that labels never become inputs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxrec.core.batch import Batch
+from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.tasks.base import DataFacts, Forward, Task
+from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.candidates import Candidates
+from jaxrec.tasks.masked_item import MaskedItem
+from jaxrec.tasks.next_item import NextItem, next_events
+from jaxrec.training.state import make_model
+
+NUM_ITEMS = 50
+FACTS = DataFacts(
+    name="toy", num_items=NUM_ITEMS, behaviours=("click", "buy"), item_counts=np.ones(NUM_ITEMS + 1, np.float32)
+)
+TASKS = {"next_item": NextItem(), "masked_item": MaskedItem(), "behaviour": Behaviour()}
+
+
+def packed(lengths_by_row, row_length=24, seed=0):
+    """A batch whose rows hold segments of these lengths."""
+    rng = np.random.default_rng(seed)
+    shape = (len(lengths_by_row), row_length)
+    segment_ids, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, lengths in enumerate(lengths_by_row):
+        start = 0
+        for number, length in enumerate(lengths, 1):
+            segment_ids[row, start : start + length] = number
+            positions[row, start : start + length] = np.arange(length)
+            start += length
+    real = segment_ids > 0
+    return Batch(
+        item_ids=np.where(real, rng.integers(1, NUM_ITEMS + 1, shape), 0).astype(np.int32),
+        segment_ids=segment_ids,
+        positions=positions,
+        time_gaps=np.where(positions > 0, 3, 0).astype(np.int32),
+        labels=np.where(real[..., None], rng.integers(-1, 2, (*shape, 2)), -1).astype(np.int8),
+    )
+
+
+rows_of_lengths = st.lists(st.lists(st.integers(1, 8), max_size=3), min_size=1, max_size=4)
+
+
+@given(rows_of_lengths)
+def test_targets_are_the_next_events_of_the_same_history(lengths_by_row):
+    batch = packed(lengths_by_row)
+    targets, weights = next_events(batch)
+    for row, lengths in enumerate(lengths_by_row):
+        expected = []
+        start = 0
+        for length in lengths:
+            expected += [*batch.item_ids[row, start + 1 : start + length], 0]
+            start += length
+        expected += [0] * (24 - start)
+        np.testing.assert_array_equal(targets[row], expected)
+        np.testing.assert_array_equal(weights[row], np.array(expected) > 0)
+
+
+@given(rows_of_lengths, st.integers(0, 5))
+def test_hidden_events_are_real_and_predicted_where_they_stand(lengths_by_row, seed):
+    batch, task = packed(lengths_by_row), MaskedItem(mask_rate=0.5, last_item_rate=0.3)
+    plan = task.plan(batch, FACTS, jax.random.key(seed))
+    columns, weights = np.asarray(plan.arrays["columns"]), np.asarray(plan.arrays["weights"])
+    targets, shown = np.asarray(plan.arrays["target_ids"]), np.asarray(plan.lookups["shown"])
+    masked = np.asarray(plan.arrays["masked"])
+    real = batch.segment_ids > 0
+    assert columns.shape[1] == task.bound(24)
+    assert not (masked & ~real).any()
+    predicted = np.zeros_like(real)
+    for row in range(len(targets)):
+        chosen = columns[row][weights[row] > 0]
+        assert len(set(chosen)) == len(chosen)
+        predicted[row, chosen] = True
+        np.testing.assert_array_equal(targets[row][weights[row] > 0], batch.item_ids[row, chosen])
+    assert not (predicted & ~real).any()
+    # What is neither predicted nor padding is shown as it is.
+    np.testing.assert_array_equal(shown[~predicted], batch.item_ids[~predicted])
+    assert not (masked & ~predicted).any()
+    assert float(plan.weight) == weights.sum()
+
+
+def test_last_item_masking_hides_the_last_event_alone():
+    batch = packed([[5, 7], [3], [24]])
+    plan = MaskedItem(last_item_rate=1.0, keep_rate=0.0, replace_rate=0.0).plan(batch, FACTS, jax.random.key(0))
+    hidden = np.argwhere(np.asarray(plan.arrays["masked"]))
+    np.testing.assert_array_equal(hidden, [[0, 4], [0, 11], [1, 2], [2, 23]])
+
+
+def test_masking_meets_its_rates():
+    batch = packed([[24]] * 400)
+    plan = MaskedItem(mask_rate=0.2, last_item_rate=0.0).plan(batch, FACTS, jax.random.key(0))
+    predicted = float(plan.weight) / batch.item_ids.size
+    masked = float(np.mean(plan.arrays["masked"]))
+    assert abs(predicted - 0.2) < 0.01
+    assert abs(masked / predicted - 0.8) < 0.03
+
+
+def outputs(task, batch):
+    """Everything that a task hands to the model: look-ups, targets, and the vectors that it compares."""
+    model = make_model(
+        TwoTowerConfig(encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8), 2, 0
+    )
+    table = jax.random.normal(jax.random.key(1), (NUM_ITEMS + 1, 8))
+    plan = task.plan(batch, FACTS, jax.random.key(2))
+    forward = Forward(model, batch, FACTS, table[batch.item_ids], {ITEM: table}, jax.random.key(3))
+    forward.rows = {ITEM: {name: table[ids] for name, ids in plan.lookups.items()}}
+    queries = forward.causal_queries()
+    hidden = plan.arrays.get("masked")
+    shown = forward.item_vectors("shown") if "shown" in plan.lookups else forward.events
+    states = model.encode(shown, batch, causal=False, key=jax.random.key(4), masked=hidden)
+    return plan.lookups, plan.shared_lookups, queries, states
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+def test_flipping_the_labels_changes_no_model_input(task):
+    batch = packed([[5, 7], [3, 9], [24]])
+    flipped = dataclasses.replace(batch, labels=np.where(batch.labels >= 0, 1 - batch.labels, -1).astype(np.int8))
+    assert (flipped.labels != batch.labels).any()
+    jax.tree.map(np.testing.assert_array_equal, outputs(task, batch), outputs(task, flipped))
+
+
+def test_behaviours_are_judged_from_the_events_before():
+    batch = packed([[5, 7], [3]])
+    known = np.asarray(Behaviour().plan(batch, FACTS, jax.random.key(0)).arrays["known"])
+    np.testing.assert_array_equal(known, (batch.labels >= 0) & (batch.positions > 0)[..., None])
+    only_buy = np.asarray(Behaviour(behaviours=("buy",)).plan(batch, FACTS, jax.random.key(0)).arrays["known"])
+    assert not only_buy[..., 0].any()
+    np.testing.assert_array_equal(only_buy[..., 1], known[..., 1])
+
+
+def test_a_missing_behaviour_names_task_and_column():
+    with pytest.raises(ValueError, match="Behaviour asks for behaviour 'share', and dataset 'toy' has click, buy"):
+        Behaviour(behaviours=("share",)).check_data(FACTS)
+    with pytest.raises(ValueError, match="Behaviour needs behaviour labels, and dataset 'toy'"):
+        Behaviour().check_data(dataclasses.replace(FACTS, behaviours=()))
+    NextItem().check_data(FACTS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NextItem(temperature=0.0), "temperature=0.0"),
+        (lambda: NextItem(weight=-1.0), "weight=-1.0"),
+        (lambda: MaskedItem(mask_rate=1.5), "mask_rate=1.5"),
+        (lambda: MaskedItem(keep_rate=0.6, replace_rate=0.6), "must not exceed 1"),
+        (lambda: MaskedItem(temperature=-1.0), "temperature=-1.0"),
+    ],
+)
+def test_bad_hyper_parameters_name_themselves(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_base_classes_say_what_is_missing():
+    with pytest.raises(TypeError, match="Task must define plan"):
+        Task().plan(packed([[2]]), FACTS, jax.random.key(0))
+    with pytest.raises(TypeError, match="Candidates must define size"):
+        Candidates().size(3, 4)
+    assert Task().query_mode is None
+    assert ITEM_BIAS in TwoTowerConfig().tables(3)
+    assert jnp.float32(Task().scored_pairs(1, 2, 3)) == 0
