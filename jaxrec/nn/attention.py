@@ -108,7 +108,9 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, dropout_rate: float, *, rngs: nnx.Rngs):
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; change one of them.")
+            raise ValueError(
+                f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; change one of them."
+            )
         head_dim = embed_dim // num_heads
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate

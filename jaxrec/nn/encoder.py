@@ -106,7 +106,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "b q d"]:
         """Applies the layer, at `query_positions` only where they are given."""
         config = self.config
-        keys = [None] * 4 if key is None else [jax.random.fold_in(key, i) for i in range(4)]
+        keys: list[jax.Array | None] = [None] * 4
+        if key is not None:
+            keys = [jax.random.fold_in(key, i) for i in range(4)]
         residual = x if query_positions is None else take_columns(x, query_positions)
         pre = config.norm_position == "pre"
 
@@ -166,7 +168,7 @@ class Encoder(nnx.Module):
         if config.norm_position == "post":
             x = self.embedding_norm(x)
         x = x.astype(compute_dtype(config.dtype))
-        keys = [None] * (config.num_layers + 1)
+        keys: list[jax.Array | None] = [None] * (config.num_layers + 1)
         if key is not None:
             keys = [jax.random.fold_in(key, i) for i in range(config.num_layers + 1)]
         x = dropout(x, config.embedding_dropout_rate, keys[-1])

@@ -6,7 +6,7 @@ V = words, P = positions, D = embed_dim, F = mlp_dim, H = heads, K = width of a 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,12 @@ from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.text_encoder import BertTextEncoder
 
 CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE = "config.json", "model.safetensors", "vocab.txt"
-HIDDEN_ACTS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+HIDDEN_ACTS: dict[str, Literal["gelu", "gelu_tanh", "relu"]] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
 SIZES = {
     "hidden_size": "embed_dim",
     "num_hidden_layers": "num_layers",
@@ -61,16 +66,19 @@ def load_bert(
     with_pooler = "pooler/kernel" in arrays
     abstract = nnx.eval_shape(lambda: BertTextEncoder(config, with_pooler=with_pooler, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
-    parameters = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    # Both sides are ours, so a difference is a fault of this file, not of the directory.
-    assert parameters.keys() == arrays.keys(), sorted(parameters.keys() ^ arrays.keys())
-    for path, leaf in parameters.items():
-        assert leaf.shape == arrays[path].shape, path
-    flat = [(path, leaf.replace(jnp.asarray(arrays["/".join(map(str, path))]))) for path, leaf in nnx.to_flat_state(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(flat)), config
+    leaves = []
+    for path, leaf in nnx.to_flat_state(state):
+        array = arrays.pop("/".join(map(str, path)))
+        # Both sides are ours, so a difference is a fault of this file, not of the directory.
+        assert leaf.shape == array.shape, path
+        leaves.append((path, leaf.replace(jnp.asarray(array))))
+    assert not arrays, sorted(arrays)
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves)), config
 
 
-def read_config(directory: str | Path, *, dtype: ActivationDtype = "float32", remat: bool = False) -> EncoderConfig:
+def read_config(
+    directory: str | Path, *, dtype: ActivationDtype = "float32", remat: bool = False
+) -> EncoderConfig:
     """The encoder config that `config.json` describes.
 
     Raises:
@@ -87,11 +95,15 @@ def read_config(directory: str | Path, *, dtype: ActivationDtype = "float32", re
         if fields.get(name, wanted) != wanted:
             raise ValueError(f"{path}: {name}={fields[name]!r} is not supported; it must be {wanted!r}.")
     if fields.get("is_decoder", False) or fields.get("add_cross_attention", False):
-        raise ValueError(f"{path}: a decoder (is_decoder, add_cross_attention) is not supported; take an encoder.")
+        raise ValueError(
+            f"{path}: a decoder (is_decoder, add_cross_attention) is not supported; take an encoder."
+        )
     activation = fields.get("hidden_act", "gelu")
     if activation not in HIDDEN_ACTS:
-        raise ValueError(f"{path}: hidden_act={activation!r} is not supported; use one of {', '.join(HIDDEN_ACTS)}.")
-    sizes = {ours: _size(path, fields, theirs) for theirs, ours in SIZES.items()}
+        raise ValueError(
+            f"{path}: hidden_act={activation!r} is not supported; use one of {', '.join(HIDDEN_ACTS)}."
+        )
+    sizes: dict[str, Any] = {ours: _size(path, fields, theirs) for theirs, ours in SIZES.items()}
     try:
         return EncoderConfig(
             **sizes,
@@ -135,7 +147,7 @@ def _read_arrays(path: Path, config: EncoderConfig) -> Arrays:
 
             def read(name: str, *shape: int) -> np.ndarray:
                 # Before 2019 the scale and bias of a normalisation were called gamma and beta.
-                old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+                old = name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
                 found = next((n for n in (prefix + name, prefix + old) if n in names), None)
                 if found is None:
                     raise ValueError(f"{path} has no tensor {prefix + name!r}, which {CONFIG_FILE} implies.")
@@ -149,7 +161,9 @@ def _read_arrays(path: Path, config: EncoderConfig) -> Arrays:
 
             extra = f"{prefix}encoder.layer.{config.num_layers}."
             if any(name.startswith(extra) for name in names):
-                raise ValueError(f"{path} has more layers than num_hidden_layers={config.num_layers}; correct {CONFIG_FILE}.")
+                raise ValueError(
+                    f"{path} has more layers than num_hidden_layers={config.num_layers}; correct {CONFIG_FILE}."
+                )
             return _convert(read, config, with_pooler=f"{prefix}pooler.dense.weight" in names)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
@@ -193,7 +207,8 @@ def _convert_attention(arrays: Arrays, read: Read, config: EncoderConfig, ours: 
     biases = [read(f"{part}.bias", dim).reshape(heads, dim // heads) for part in parts]
     arrays[f"{ours}/qkv_kernel"] = np.stack(kernels, axis=1)
     arrays[f"{ours}/qkv_bias"] = np.stack(biases)
-    arrays[f"{ours}/out_kernel"] = read(f"{theirs}.output.dense.weight", dim, dim).T.reshape(heads, dim // heads, dim)
+    kernel = read(f"{theirs}.output.dense.weight", dim, dim).T
+    arrays[f"{ours}/out_kernel"] = kernel.reshape(heads, dim // heads, dim)
     arrays[f"{ours}/out_bias"] = read(f"{theirs}.output.dense.bias", dim)
 
 

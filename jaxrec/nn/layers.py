@@ -27,7 +27,9 @@ def parameter(value: jax.Array, *names: str | None) -> nnx.Param:
       ValueError: an unknown name, or not one name for each dim.
     """
     if len(names) != value.ndim:
-        raise ValueError(f"{len(names)} axis names {names} for a parameter of shape {value.shape}; name every dim.")
+        raise ValueError(
+            f"{len(names)} axis names {names} for a parameter of shape {value.shape}; name every dim."
+        )
     return nnx.Param(value, out_sharding=tuple(partition.spec(*names)), eager_sharding=False)
 
 
@@ -65,8 +67,10 @@ class LayerNorm(nnx.Module):
 
 
 @jax.custom_vjp
-def affine(x: Float[Array, "*b d"], kernel: Float[Array, "d f"], bias: Float[Array, " f"]) -> Float[Array, "*b f"]:
-    """x W + b in the dtype of x."""
+def affine(
+    x: Float[Array, "*b d"], kernel: Float[Array, "d f"], bias: Float[Array, " f"]
+) -> Float[Array, "*b f"]:
+    """X W + b in the dtype of x."""
     flat = x.reshape(-1, x.shape[-1])
     y = flat @ kernel.astype(x.dtype) + bias.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
@@ -104,7 +108,9 @@ def normalize(
     return _normalize_forward(x, scale, bias, epsilon)[0]
 
 
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, tuple]:
+def _normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple]:
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
@@ -112,7 +118,9 @@ def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon:
     return (normal * scale + bias).astype(x.dtype), (normal.astype(x.dtype), inverse, scale)
 
 
-def _normalize_backward(epsilon: float, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalize_backward(
+    epsilon: float, residuals: tuple, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon  # it is inside `inverse`
     normal, inverse, scale = residuals
     dtype, g, normal = g.dtype, g.astype(jnp.float32), normal.astype(jnp.float32)

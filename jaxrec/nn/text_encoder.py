@@ -30,10 +30,14 @@ class BertTextEncoder(nnx.Module):
         self.config = config
         table = 0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.embed_dim), jnp.float32)
         self.token_table = parameter(table, "vocab", "embed")
-        table = 0.02 * jax.random.normal(rngs.params(), (config.type_vocab_size, config.embed_dim), jnp.float32)
+        table = 0.02 * jax.random.normal(
+            rngs.params(), (config.type_vocab_size, config.embed_dim), jnp.float32
+        )
         self.type_table = parameter(table, None, "embed")
         self.encoder = Encoder(config, rngs=rngs)
-        self.pooler = Dense(config.embed_dim, config.embed_dim, ("embed", "embed"), rngs=rngs) if with_pooler else None
+        self.pooler = (
+            Dense(config.embed_dim, config.embed_dim, ("embed", "embed"), rngs=rngs) if with_pooler else None
+        )
 
     def __call__(
         self,
@@ -66,7 +70,9 @@ class BertTextEncoder(nnx.Module):
           ValueError: the encoder was made without a pooler.
         """
         if self.pooler is None:
-            raise ValueError("this text encoder has no pooler; make it with with_pooler=True or use mean_pool.")
+            raise ValueError(
+                "this text encoder has no pooler; make it with with_pooler=True or use mean_pool."
+            )
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
 

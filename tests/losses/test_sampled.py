@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrec.core.partition import sharding
@@ -43,16 +43,24 @@ def test_with_every_item_as_negative_it_is_the_full_softmax(chunk_logits):
     log_q = jnp.full(NUM_ITEMS, -jnp.log(NUM_ITEMS))
 
     def loss(queries, vectors, bias):
-        return sampled(queries, vectors, bias, targets, weights, negatives, log_q, chunk_logits=chunk_logits)[0]
+        arrays = queries, vectors, bias, targets, weights, negatives, log_q
+        return sampled(*arrays, chunk_logits=chunk_logits)[0]
 
     value, gradients = jax.value_and_grad(loss, (0, 1, 2))(queries, vectors, bias)
-    expected, expected_gradients = jax.value_and_grad(full_twin, (0, 1, 2))(queries, vectors, bias, targets, weights)
+    dense = jax.value_and_grad(full_twin, (0, 1, 2))
+    expected, expected_gradients = dense(queries, vectors, bias, targets, weights)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, wanted, atol=2e-5)
 
 
-@given(num_targets=st.integers(1, 9), num_negatives=st.integers(1, 12), chunk_logits=st.integers(1, 40), seed=st.integers(0, 99))
+@settings(max_examples=12)
+@given(
+    num_targets=st.integers(1, 9),
+    num_negatives=st.integers(1, 12),
+    chunk_logits=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
 def test_equals_a_loop_over_targets_and_negatives(num_targets, num_negatives, chunk_logits, seed):
     queries, vectors, bias, targets, weights = problem(num_targets, seed=seed)
     random = np.random.default_rng(seed)
@@ -60,8 +68,8 @@ def test_equals_a_loop_over_targets_and_negatives(num_targets, num_negatives, ch
     mask = random.random(num_negatives) < 0.7
     log_q = np.log(random.random(num_negatives) + 0.01).astype(np.float32)
     wanted = 0.0
-    for query, target, weight in zip(np.asarray(queries, np.float64), np.asarray(targets), np.asarray(weights), strict=True):
-        score = np.asarray(vectors, np.float64) @ query + np.asarray(bias)
+    for query, target, weight in zip(*map(np.asarray, (queries, targets, weights)), strict=True):
+        score = (np.asarray(vectors) @ query + np.asarray(bias)).astype(np.float64)
         total = np.exp(score[target])
         for negative, real, log in zip(negatives, mask, log_q, strict=True):
             if real and negative != target:
@@ -85,10 +93,11 @@ def test_the_denominator_is_unbiased_and_converges(sampler):
     def ratio(key):  # denominator / e^target, of each target
         negatives = sampler.sample(key, NUM_ITEMS)
         log_q = sampler.log_q(negatives, NUM_ITEMS)
-        one = lambda i: sampled(  # noqa: E731
-            queries[i][None], vectors, bias, targets[i][None], weights[:1], negatives, log_q
-        )[0]
-        return jnp.exp(jax.vmap(one)(jnp.arange(3)))
+
+        def one(query, target):
+            return sampled(query[None], vectors, bias, target[None], weights[:1], negatives, log_q)[0]
+
+        return jnp.exp(jax.vmap(one)(queries, targets))
 
     ratios = np.asarray(jax.jit(jax.vmap(ratio))(jax.random.split(jax.random.key(0), 4000)))
     error = ratios.mean(0) - np.exp(wanted)
@@ -114,7 +123,8 @@ def test_a_target_without_negatives_has_no_loss_and_no_gradient():
     mask = jnp.array([True, False])
 
     def loss(queries):
-        return sampled(queries, vectors, bias, targets, weights, negatives, jnp.zeros(2), negative_mask=mask)[0]
+        arrays = queries, vectors, bias, targets, weights, negatives, jnp.zeros(2)
+        return sampled(*arrays, negative_mask=mask)[0]
 
     value, gradient = jax.value_and_grad(loss)(queries)
     assert value == 0.0
@@ -138,7 +148,8 @@ def test_every_mesh_gives_the_same_sum(mesh, chunk_logits):
     log_q = UniformSampler().log_q(negatives, NUM_ITEMS)
 
     def loss(queries, targets, weights):
-        return sampled(queries, vectors, bias, targets, weights, negatives, log_q, chunk_logits=chunk_logits)[0]
+        arrays = queries, vectors, bias, targets, weights, negatives, log_q
+        return sampled(*arrays, chunk_logits=chunk_logits)[0]
 
     split = jax.device_put((queries, targets, weights), sharding(mesh, "batch"))
     value, gradient = jax.jit(jax.value_and_grad(loss))(*split)
@@ -159,7 +170,7 @@ def test_bfloat16_inputs_give_a_float32_loss():
 
 
 @pytest.mark.parametrize("sampler", [UniformSampler(), LogUniformSampler()])
-@given(num_items=st.integers(1, 100_000))
+@pytest.mark.parametrize("num_items", [1, 2, 4095, 8191, 8192, 8193, 99_999])
 def test_probabilities_add_up_to_one(sampler, num_items):
     log_q = np.asarray(sampler.log_q(jnp.arange(1, num_items + 1), num_items), np.float64)
     np.testing.assert_allclose(np.exp(log_q).sum(), 1.0, rtol=1e-4)
@@ -190,9 +201,8 @@ def test_large_catalogues_reach_every_id():
 
 def test_log_uniform_is_zipfs_law_where_blocks_are_single_ids():
     ids = np.arange(1, 5001)
-    np.testing.assert_allclose(
-        LogUniformSampler().log_q(jnp.asarray(ids), 5000), np.log(np.log1p(1 / ids) / np.log1p(5000)), rtol=1e-4
-    )
+    zipf = np.log(np.log1p(1 / ids) / np.log1p(5000))
+    np.testing.assert_allclose(LogUniformSampler().log_q(jnp.asarray(ids), 5000), zipf, rtol=1e-4)
 
 
 def test_a_sampler_without_samples_is_an_error():

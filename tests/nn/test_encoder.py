@@ -1,6 +1,7 @@
 """The encoder against a naive reference in NumPy, and what it promises about masks, keys and meshes."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -41,15 +42,16 @@ def build(**changes) -> Encoder:
     return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
 
 
-def encode(model, x=X, *, segment_ids=SEGMENT_IDS, positions=POSITIONS, causal=True, key=None, last=None):
+@functools.partial(jax.jit, static_argnums=0, static_argnames="causal")
+def apply(graphdef, state, x, segment_ids, positions, key, last_positions, *, causal):
+    model = nnx.merge(graphdef, state)
     return model(
-        jnp.asarray(x),
-        segment_ids=jnp.asarray(segment_ids),
-        positions=jnp.asarray(positions),
-        causal=causal,
-        key=key,
-        last_positions=None if last is None else jnp.asarray(last),
+        x, segment_ids=segment_ids, positions=positions, causal=causal, key=key, last_positions=last_positions
     )
+
+
+def encode(model, x=X, *, segment_ids=SEGMENT_IDS, positions=POSITIONS, causal=True, key=None, last=None):
+    return apply(*nnx.split(model), x, segment_ids, positions, key, last, causal=causal)
 
 
 def naive_norm(x, norm, epsilon):
@@ -128,7 +130,9 @@ def test_last_positions_equal_a_gather_of_the_full_output(norm_position):
     for causal in (True, False):
         full = np.asarray(encode(model, causal=causal))
         got = np.asarray(encode(model, causal=causal, last=last))
-        np.testing.assert_allclose(got, np.take_along_axis(full, last[..., None], axis=1), rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(
+            got, np.take_along_axis(full, last[..., None], axis=1), rtol=2e-5, atol=2e-5
+        )
 
 
 def test_causal_output_does_not_move_when_the_future_does():

@@ -22,7 +22,9 @@ def test_equals_the_definition_over_known_labels(data, shape):
     assert weight == (labels >= 0).sum()
 
 
-@pytest.mark.parametrize(("logit", "label", "loss"), [(20.0, 1, np.exp(-20.0)), (1e4, 1, 0.0), (-1e4, 1, 1e4), (1e4, 0, 1e4)])
+@pytest.mark.parametrize(
+    ("logit", "label", "loss"), [(20.0, 1, np.exp(-20.0)), (1e4, 1, 0.0), (-1e4, 1, 1e4), (1e4, 0, 1e4)]
+)
 def test_extreme_logits_neither_overflow_nor_cancel(logit, label, loss):
     total, gradient = jax.value_and_grad(lambda x: binary_cross_entropy(x[None], jnp.array([label]))[0])(
         jnp.float32(logit)

@@ -1,0 +1,30 @@
+"""Operations by formula, against a count by hand."""
+
+import pytest
+
+from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.next_item import NextItem
+from jaxrec.training.flops import encoder_flops_per_row, peak_flops, step_flops
+
+
+def test_encoder_flops_by_hand():
+    config = EncoderConfig(embed_dim=4, num_layers=1, mlp_dim=8)
+    # Per position: q, k, v, out = 4 * 16, MLP = 2 * 32, attention over 10 keys = 2 * 10 * 4 multiply-adds.
+    assert encoder_flops_per_row(config, 10) == 10 * 2 * (64 + 64 + 80)
+
+
+def test_a_step_is_three_forward_passes():
+    model = TwoTowerConfig(encoder=EncoderConfig(embed_dim=4, num_layers=1, mlp_dim=8), item_dim=4, projection=False)
+    both = {"next_item": NextItem(), "behaviour": Behaviour()}
+    encoder, scores = encoder_flops_per_row(model.encoder, 10) * 2, 2 * 10 * 100 * 2 * 4
+    # The causal pass is shared by the two tasks.
+    assert step_flops(model, both, 100, 2, 10) == 3 * (encoder + scores)
+
+
+def test_known_chips_have_a_published_peak_and_others_are_measured():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("TPU v5p") == 459e12
+    assert peak_flops("TPU v5 lite") == pytest.approx(197e12)
+    assert 1e8 < peak_flops("cpu") < 1e14
