@@ -35,7 +35,7 @@ quickstart: $(INSTALLED)  ## Train, evaluate and recommend on the embedded data,
 
 test: $(TEST_INSTALLED)  ## Run every test on eight virtual devices, with coverage
 	$(PYTHON) -m coverage erase
-	JAXREC_CHECK_SHAPES=1 $(PYTHON) -m coverage run -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	JAXREC_CHECK_SHAPES=1 $(PYTHON) -m coverage run -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(TESTS)
 	$(PYTHON) -m coverage combine --quiet
 	$(PYTHON) -m coverage report $(if $(filter-out tests,$(TESTS)),--fail-under=0)
 

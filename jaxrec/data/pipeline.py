@@ -161,7 +161,7 @@ def stream_batches(
         return [getattr(batch, name) for name in names]
 
     stream = tf.data.Dataset.range(start_step, stop_step).map(
-        lambda step: tf.numpy_function(arrays, [step], dtypes),
+        tf.autograph.experimental.do_not_convert(lambda step: tf.numpy_function(arrays, [step], dtypes)),
         num_parallel_calls=2,  # one batch is read while another is laid out
         deterministic=True,
     )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrec.core.batch import Batch
@@ -32,7 +33,7 @@ class DataFacts:
     name: str
     num_items: int
     behaviours: tuple[str, ...]
-    item_counts: Float[Array, "n"]
+    item_counts: Float[np.ndarray, "n"]
 
 
 @jax.tree_util.register_dataclass
@@ -90,10 +91,10 @@ class Forward:
             self._causal = self.model.queries(states)
         return self._causal
 
-    def item_bias(self, name: str) -> jax.Array | float:
-        """b_y of the rows of look-up `name`, or 0 where the model has none."""
+    def item_bias(self, name: str) -> jax.Array | None:
+        """b_y of the rows of look-up `name`, or None where the model has none."""
         rows = self.rows.get(ITEM_BIAS)
-        return 0.0 if rows is None else rows[name][..., 0]
+        return None if rows is None else rows[name][..., 0]
 
     def item_vectors(self, name: str) -> jax.Array:
         """v(y) of the rows of look-up `name`."""

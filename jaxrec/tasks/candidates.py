@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
+from jaxrec.losses.sampled import LogUniformSampler, Sampler, sampled_softmax
 from jaxrec.losses.softmax import CHUNK_LOGITS, full_softmax
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS
 from jaxrec.tasks.base import DataFacts, Forward, Plan
@@ -70,3 +72,70 @@ class FullSoftmax(Candidates):
             num_rows=forward.facts.num_items + 1,
             chunk_logits=self.chunk_logits,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampledSoftmax(Candidates):
+    """A shared sample of the catalogue, with exact logQ: for catalogues past a full softmax.
+
+    Attributes:
+      sampler: where the negatives come from; they are the same for every target of a step.
+    """
+
+    sampler: Sampler = LogUniformSampler()
+
+    def size(self, num_items: int, num_targets: int) -> float:
+        """The draws, and the target."""
+        return self.sampler.num_samples + 1.0
+
+    def plan(self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array) -> Plan:
+        """Looks up the targets and the draws."""
+        plan = super().plan(target_ids, weights, facts, key)
+        negatives = self.sampler.sample(key, facts.num_items)
+        return dataclasses.replace(plan, lookups={"targets": target_ids}, shared_lookups={"negatives": negatives})
+
+    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+        """See `losses.sampled`."""
+        negative_ids = plan.shared_lookups["negatives"]
+        total, _ = sampled_softmax(
+            queries.reshape(-1, queries.shape[-1]),
+            plan.arrays["target_ids"].reshape(-1),
+            forward.item_vectors("targets").reshape(-1, queries.shape[-1]),
+            plan.arrays["weights"].reshape(-1),
+            negative_ids,
+            forward.item_vectors("negatives"),
+            self.sampler.log_q(negative_ids, forward.facts.num_items),
+            target_bias=_flat(forward.item_bias("targets")),
+            negative_bias=_flat(forward.item_bias("negatives")),
+        )
+        return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InBatch(Candidates):
+    """The other targets of the global batch, corrected for their popularity; no further look-ups."""
+
+    def size(self, num_items: int, num_targets: int) -> float:
+        """Every target of the batch."""
+        return float(num_targets)
+
+    def plan(self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array) -> Plan:
+        """Looks up the targets."""
+        return dataclasses.replace(super().plan(target_ids, weights, facts, key), lookups={"targets": target_ids})
+
+    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+        """See `losses.in_batch`."""
+        target_ids = plan.arrays["target_ids"].reshape(-1)
+        total, _ = in_batch_softmax(
+            queries.reshape(-1, queries.shape[-1]),
+            target_ids,
+            forward.item_vectors("targets").reshape(-1, queries.shape[-1]),
+            plan.arrays["weights"].reshape(-1),
+            jnp.asarray(item_log_q(forward.facts.item_counts))[target_ids],
+            target_bias=_flat(forward.item_bias("targets")),
+        )
+        return total
+
+
+def _flat(bias: jax.Array | None) -> jax.Array | None:
+    return None if bias is None else bias.reshape(-1)

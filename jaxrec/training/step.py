@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxrec.core.batch import Batch
 from jaxrec.embedding.row_optimizer import RowOptimizer, SparseRows, add_sparse, apply_dense, apply_sparse
-from jaxrec.embedding.table import lookup, lookup_shared
+from jaxrec.embedding.table import lookup, lookup_shared, num_shards
 from jaxrec.models.two_tower import ITEM
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
@@ -172,7 +172,11 @@ def _sparse_rows(ids: dict[Any, jax.Array], gradients: dict[Any, jax.Array]) -> 
     """All look-ups of one table as one list; its order is fixed by the tasks', hence the same on every mesh."""
     flat_ids = [ids[where].reshape(-1) for where in ids]
     flat = [gradients[where].reshape(-1, gradients[where].shape[-1]) for where in ids]
-    return SparseRows(jnp.concatenate(flat_ids), jnp.concatenate(flat))
+    total = sum(part.size for part in flat_ids)
+    missing = -total % num_shards()  # shared draws may be of any number; padding ids are ignored
+    return SparseRows(
+        jnp.pad(jnp.concatenate(flat_ids), (0, missing)), jnp.pad(jnp.concatenate(flat), ((0, missing), (0, 0)))
+    )
 
 
 def _norm_groups(config: StepConfig, gradients: _Gradients) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class MetricWriter:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, int(step))
+            # TensorBoard allows no "@" in a name.
+            self._tensorboard.add_scalar(name.replace("@", "_at_"), value, int(step))
 
     def close(self) -> None:
         """Flushes and closes the files; calling it again does nothing."""

@@ -14,7 +14,8 @@ from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Forward, Task
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.tasks.candidates import Candidates
+from jaxrec.losses.sampled import UniformSampler
+from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, SampledSoftmax
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem, next_events
 from jaxrec.training.state import make_model
@@ -158,6 +159,39 @@ def test_a_missing_behaviour_names_task_and_column():
 def test_bad_hyper_parameters_name_themselves(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [FullSoftmax(), SampledSoftmax(sampler=UniformSampler(num_samples=20_000)), InBatch()],
+    ids=lambda c: type(c).__name__,
+)
+def test_every_candidate_set_estimates_the_full_softmax(candidates):
+    """A great many draws, or a batch whose targets are uniform, come close to the whole catalogue."""
+    batch = packed([[24]] * 60)
+    model = make_model(
+        TwoTowerConfig(encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8), 0, 0
+    )
+    rows = {
+        ITEM: jax.random.normal(jax.random.key(1), (NUM_ITEMS + 1, 8)).at[0].set(0),
+        ITEM_BIAS: jax.random.normal(jax.random.key(2), (NUM_ITEMS + 1, 1)).at[0].set(0),
+    }
+
+    def loss(candidates):
+        task = NextItem(candidates=candidates)
+        plan = task.plan(batch, FACTS, jax.random.key(3))
+        forward = Forward(model, batch, FACTS, rows[ITEM][batch.item_ids], rows, None)
+        wanted = plan.lookups | plan.shared_lookups
+        forward.rows = {table: {name: array[ids] for name, ids in wanted.items()} for table, array in rows.items()}
+        return float(task.loss(forward, plan, jax.random.key(4)).total / plan.weight)
+
+    mesh = jax.make_mesh(
+        (1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    with jax.set_mesh(mesh):
+        assert loss(candidates) == pytest.approx(loss(FullSoftmax()), rel=0.02)
+    assert candidates.size(NUM_ITEMS, 7) in (50, 20_001, 7)
+    assert candidates.needs_catalogue == isinstance(candidates, FullSoftmax)
 
 
 def test_base_classes_say_what_is_missing():

@@ -15,9 +15,12 @@ from jaxrec.embedding.row_optimizer import RowAdagrad, Sgd
 from jaxrec.embedding.table import to_logical
 from jaxrec.models.two_tower import ITEM, TwoTowerConfig
 from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.losses.sampled import UniformSampler
+from jaxrec.tasks.candidates import InBatch, SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.optimizer import OptimizerConfig, decay_mask, schedule_factor
 from jaxrec.training.setup import place_batch
+from jaxrec.training import step as step_module
 from jaxrec.training.step import make_train_step
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "shardings.json"
@@ -131,14 +134,19 @@ def test_accumulated_microbatches_equal_one_batch(one_device, make):
 def test_sparse_tasks_touch_the_rows_of_the_batch_only(make, row_optimizer):
     mesh = make_mesh((2, 4))
     with jax.set_mesh(mesh):
-        setup = make(mesh, tasks={"behaviour": Behaviour()}, row_optimizer=row_optimizer)
+        # 19 draws do not divide over 8 devices.
+        sampled = NextItem(candidates=SampledSoftmax(sampler=UniformSampler(num_samples=19)))
+        tasks = {"sampled": sampled, "in_batch": NextItem(candidates=InBatch()), "behaviour": Behaviour()}
+        setup = make(mesh, tasks=tasks, row_optimizer=row_optimizer)
         before = setup.init_state()
         old = logical(before.tables[ITEM])
         after, _, text = run(setup, 1, before)
         changed = np.flatnonzero((logical(after.tables[ITEM]) != old).any(1))
-        seen = set(np.unique(batches(setup, 1)[0].item_ids)) - {0}
+        batch = batches(setup, 1)[0]
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), 0)
+        draws = step_module._plans(setup.step, batch, key)["sampled"].shared_lookups["negatives"]
     assert len(changed)
-    assert set(changed) <= seen
+    assert set(changed) <= (set(np.unique(batch.item_ids)) | set(np.unique(draws))) - {0}
     assert_no_table_gathered(text, after.tables[ITEM].shape[0])
 
 
