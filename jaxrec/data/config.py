@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxrec.data.columns import ColumnMap
+from jaxrec.data.own_source import OwnSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class DataConfig:
     duplicates: Literal["keep", "drop"] = "keep"
     text: TextConfig = field(default_factory=TextConfig)
     tfds_data_dir: str = ""
+    source: OwnSource | None = None
 
     history_length: int = 200
     windows: Literal["last", "all"] = "last"

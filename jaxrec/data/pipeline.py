@@ -9,7 +9,9 @@ B = packed rows of the global batch, L = positions of a row, K = behaviours, R =
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -23,6 +25,7 @@ from jaxrec.data.tensorflow_import import import_tensorflow
 
 __all__ = [
     "NUM_TIME_GAPS",
+    "BatchStream",
     "EvaluationBatch",
     "TrainingRows",
     "build_batch",
@@ -118,7 +121,7 @@ def train_batches(
     stop_step: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> "BatchStream":
     """The batches of steps `start_step .. stop_step - 1`, built ahead of time by tf.data."""
     rows = TrainingRows.make(dataset, history_length=history_length, windows=windows, seed=seed)
     return stream_batches(
@@ -139,7 +142,7 @@ def stream_batches(
     stop_step: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> "BatchStream":
     """`train_batches` over rows that are packed already.
 
     Raises:
@@ -165,5 +168,28 @@ def stream_batches(
         num_parallel_calls=2,  # one batch is read while another is laid out
         deterministic=True,
     )
-    prefetched = stream.prefetch(4).as_numpy_iterator()
-    return (Batch(**dict(zip(names, values, strict=True))) for values in prefetched)
+    return BatchStream(stream.prefetch(4), names)
+
+
+class BatchStream(Iterator[Batch]):
+    """Batches that are read ahead, until the last one or `close`.
+
+    The threads that read ahead run Python. One that still does when the interpreter ends waits for its
+    lock for ever, and the process with it: so reading ends before that, whatever ends the run.
+    """
+
+    def __init__(self, dataset: Any, names: Sequence[str]):
+        self._names = names
+        self._reader = [dataset.as_numpy_iterator()]
+        # Called at the latest when Python exits; to drop the reader stops and joins its threads.
+        self.close = weakref.finalize(self, self._reader.clear)
+
+    def __next__(self) -> Batch:
+        if not self._reader:
+            raise StopIteration
+        try:
+            values = next(self._reader[0])
+        except BaseException as error:
+            self.close()
+            raise error.with_traceback(None)  # its frames would keep the reader alive
+        return Batch(**dict(zip(self._names, values, strict=True)))

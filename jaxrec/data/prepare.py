@@ -100,6 +100,8 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 def _open(config: DataConfig) -> Source:
     """The source that `config.path` names, with the known column map of its name filled in where it fits."""
+    if config.source is not None:
+        return config.source
     if config.path.startswith(TFDS_PREFIX):
         return open_tfds(
             config.path.removeprefix(TFDS_PREFIX), config.name, config.columns, config.tfds_data_dir
