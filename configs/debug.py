@@ -1,6 +1,6 @@
 """Every part once, in seconds: all tasks, a tiny encoder, the embedded data, 20 steps.
 
-    python -m jaxrec.train --config=configs/debug.py --workdir=runs/debug
+python -m jaxrec.train --config=configs/debug.py --workdir=runs/debug
 """
 
 from jaxrec.config import TrainConfig
@@ -21,9 +21,14 @@ def get_config() -> TrainConfig:
         name="debug",
         data=DataConfig(history_length=32),
         model=TwoTowerConfig(
-            encoder=EncoderConfig(embed_dim=16, num_layers=2, num_heads=2, mlp_dim=32, max_positions=32), item_dim=8
+            encoder=EncoderConfig(embed_dim=16, num_layers=2, num_heads=2, mlp_dim=32, max_positions=32),
+            item_dim=8,
         ),
-        tasks={"next_item": NextItem(), "masked_item": MaskedItem(weight=0.5), "behaviour": Behaviour(weight=0.1)},
+        tasks={
+            "next_item": NextItem(),
+            "masked_item": MaskedItem(weight=0.5),
+            "behaviour": Behaviour(weight=0.1),
+        },
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5, max_gradient_norm=1.0, ema_decay=0.9),
         row_optimizer=Adam(learning_rate=1e-2),
         num_train_steps=20,

@@ -8,7 +8,6 @@ DIR holds the ML-1M events in the order of the SASRec file.
 import dataclasses
 
 from configs import ml1m_sasrec
-
 from jaxrec.config import TrainConfig
 from jaxrec.tasks.masked_item import MaskedItem
 

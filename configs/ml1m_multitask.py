@@ -9,7 +9,6 @@ import dataclasses
 import os
 
 from configs import ml1m_sasrec
-
 from jaxrec.config import TrainConfig
 from jaxrec.data.config import DataConfig
 from jaxrec.tasks.behaviour import Behaviour
@@ -19,7 +18,9 @@ from jaxrec.tasks.next_item import NextItem
 
 def get_config() -> TrainConfig:
     """The model of `ml1m_sasrec`, three heads wiser."""
-    data = DataConfig(path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "ml-1m"), history_length=200)
+    data = DataConfig(
+        path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "ml-1m"), history_length=200
+    )
     return dataclasses.replace(
         ml1m_sasrec.get_config(),
         name="ml1m_multitask",

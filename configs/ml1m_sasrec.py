@@ -21,7 +21,10 @@ def get_config() -> TrainConfig:
     """The proof of quality."""
     return TrainConfig(
         name="ml1m_sasrec",
-        data=DataConfig(path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "ml-1m-sasrec"), history_length=200),
+        data=DataConfig(
+            path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "ml-1m-sasrec"),
+            history_length=200,
+        ),
         model=TwoTowerConfig(
             encoder=EncoderConfig(
                 embed_dim=64,
@@ -40,7 +43,9 @@ def get_config() -> TrainConfig:
             item_bias=False,
         ),
         tasks={"next_item": NextItem()},
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, schedule="cosine", final_factor=0.05, ema_decay=0.998),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=100, schedule="cosine", final_factor=0.05, ema_decay=0.998
+        ),
         row_optimizer=Adam(learning_rate=1e-3),
         num_train_steps=3000,
         global_batch_size=64,

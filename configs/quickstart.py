@@ -1,6 +1,6 @@
 """The quickstart: MovieLens-latest-small (embedded), next item and like prediction, minutes on two cores.
 
-    python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
+python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from jaxrec.config import TrainConfig
@@ -37,7 +37,9 @@ def get_config() -> TrainConfig:
             item_bias=True,
         ),
         tasks={"next_item": NextItem(), "behaviour": Behaviour(weight=0.1)},
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, schedule="cosine", final_factor=0.05, weight_decay=0.01),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=50, schedule="cosine", final_factor=0.05, weight_decay=0.01
+        ),
         row_optimizer=Adam(learning_rate=1e-3),
         num_train_steps=800,
         global_batch_size=8,

@@ -128,7 +128,11 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
     dataset = open_dataset(config, workdir)
     with jax.set_mesh(mesh):
         # The batch size is training's; here only the mesh must fit.
-        setup = setup_run(dataclasses.replace(config, global_batch_size=mesh.size * config.accumulation_steps), dataset, mesh)
+        setup = setup_run(
+            dataclasses.replace(config, global_batch_size=mesh.size * config.accumulation_steps),
+            dataset,
+            mesh,
+        )
         fresh = setup.init_state()
         for name in ("best", "checkpoints"):
             with Checkpoints(str(workdir / name), keep=1, save_every_steps=1) as checkpoints:
@@ -150,7 +154,9 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
                     step=int(jax.device_get(state.step)),
                     history=read_metrics(workdir),
                 )
-    raise ValueError(f"{workdir} holds no complete checkpoint yet; let python -m jaxrec.train --workdir={workdir} save one.")
+    raise ValueError(
+        f"{workdir} holds no complete checkpoint yet; let python -m jaxrec.train --workdir={workdir} save one."
+    )
 
 
 def _fitting_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -22,13 +22,23 @@ def workplace(repository, tmp_path):
     with open(tmp_path / "log.jsonl", "w") as log:
         for user in range(40):
             for when in range(int(random.integers(5, 12))):
-                event = {"who": user, "what": int(random.integers(30)), "when": 10**9 + when, "is_click": when % 2}
+                event = {
+                    "who": user,
+                    "what": int(random.integers(30)),
+                    "when": 10**9 + when,
+                    "is_click": when % 2,
+                }
                 log.write(json.dumps(event) + "\n")
     return tmp_path
 
 
 def test_the_worked_example_trains_and_recommends(workplace, repository):
-    assert {path.name for path in workplace.iterdir()} == {"skip_one.py", "json_log.py", "my_config.py", "log.jsonl"}
+    assert {path.name for path in workplace.iterdir()} == {
+        "skip_one.py",
+        "json_log.py",
+        "my_config.py",
+        "log.jsonl",
+    }
     environment = os.environ | {"PYTHONPATH": f"{workplace}:{repository}", "JAXREC_CPU_DEVICES": "2"}
     common = {"cwd": workplace, "env": environment, "capture_output": True, "text": True, "check": False}
     changes = ["--config.num_train_steps=4", "--config.log_every_steps=2"]
@@ -40,7 +50,15 @@ def test_the_worked_example_trains_and_recommends(workplace, repository):
     lines = (workplace / "run" / "metrics.jsonl").read_text()
     assert "loss/skip_one" in lines
     out = workplace / "recs.parquet"
-    recommend = [sys.executable, "-m", "jaxrec.recommend", "--workdir=run", "--split=test", "--k=3", f"--out={out}"]
+    recommend = [
+        sys.executable,
+        "-m",
+        "jaxrec.recommend",
+        "--workdir=run",
+        "--split=test",
+        "--k=3",
+        f"--out={out}",
+    ]
     done = subprocess.run(recommend, **common)
     assert done.returncode == 0, done.stderr
     assert out.exists()

@@ -28,7 +28,9 @@ def make_mesh(shape: tuple[int, int] = (-1, 1)) -> Mesh:
 def resolve_shape(shape: tuple[int, int], num_devices: int) -> tuple[int, int]:
     """Replaces the -1 of `shape` by what `num_devices` leaves for it."""
     if len(shape) != 2 or shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise ValueError(f"mesh_shape={shape} must be two positive sizes (data, model), one of which may be -1.")
+        raise ValueError(
+            f"mesh_shape={shape} must be two positive sizes (data, model), one of which may be -1."
+        )
     data, model = shape
     if data == -1:
         data = num_devices // model
@@ -73,7 +75,9 @@ def initialize_platform() -> None:
         names = ("JAXREC_NUM_PROCESSES", "JAXREC_PROCESS_ID")
         missing = [name for name in names if name not in os.environ]
         if missing:
-            raise ValueError(f"JAXREC_COORDINATOR={coordinator} is set, so {' and '.join(missing)} must be set too.")
+            raise ValueError(
+                f"JAXREC_COORDINATOR={coordinator} is set, so {' and '.join(missing)} must be set too."
+            )
         if os.environ.get("JAXREC_CPU_DEVICES"):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(

@@ -98,7 +98,7 @@ def _text_kinds(table: Table, columns: ColumnMap) -> dict[str, str]:
         column = getattr(columns, part)
         if columns.id_type != "auto":
             kinds[part] = columns.id_type
-        elif table.is_csv:
+        elif table.has_text_ids:
             looked_at[part] = column
     for part in ("timestamp", "order"):
         column = getattr(columns, part)

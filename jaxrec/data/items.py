@@ -98,7 +98,7 @@ def read_catalogue(
 
 def _ids(column: pa.Array, name: str, id_type: str, table: Table, check: RowCheck) -> list[Any]:
     textual = is_text(column.type)
-    if textual and id_type == "int64" and not table.is_csv:
+    if textual and id_type == "int64" and not table.has_text_ids:
         raise ValueError(
             f"{table.where}: {name} holds strings, but the events' ids are integers; make both of one type, or set "
             "columns.id_type to that type."

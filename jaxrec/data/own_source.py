@@ -61,13 +61,15 @@ class BatchTable:
       ValueError: the function yields no batch, so that nothing says what the columns are.
     """
 
-    is_csv = False
+    has_text_ids = False
 
     def __init__(self, make: Callable[[], Iterator[pa.RecordBatch]], where: str):
         self._make, self.where = make, where
         first = next(iter(make()), None)
         if first is None:
-            raise ValueError(f"{where} yields no record batch; yield at least one, with the columns' names and types.")
+            raise ValueError(
+                f"{where} yields no record batch; yield at least one, with the columns' names and types."
+            )
         self.schema: pa.Schema = first.schema
 
     def estimated_rows(self) -> int:

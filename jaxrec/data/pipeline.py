@@ -191,5 +191,5 @@ class BatchStream(Iterator[Batch]):
             values = next(self._reader[0])
         except BaseException as error:
             self.close()
-            raise error.with_traceback(None)  # its frames would keep the reader alive
+            raise error.with_traceback(None)  # noqa: B904  its frames would keep the reader alive
         return Batch(**dict(zip(self._names, values, strict=True)))

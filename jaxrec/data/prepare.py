@@ -185,7 +185,7 @@ def _prepare_into(
     report: Progress,
 ) -> None:
     with Quarantine(staging / "quarantine.parquet") as quarantine:
-        total = source.events().estimated_rows() if not source.events().is_csv else 0
+        total = source.events().estimated_rows()
         state = ingest(
             source.events(), columns, staging / "spool", quarantine, lambda done: report("read", done, total)
         )
@@ -290,7 +290,7 @@ def _unknown_users(table: Table | None, columns: ColumnMap, keys: pa.Array) -> i
     if table is None or columns.user not in table.schema.names:
         return None
     listed: set[Any] = set()
-    id_type = "string" if pa.types.is_string(keys.type) else "int64" if table.is_csv else "auto"
+    id_type = "string" if pa.types.is_string(keys.type) else "int64" if table.has_text_ids else "auto"
     for part in table.batches([columns.user]):
         check = RowCheck(part.batch.num_rows)
         ids = parse_ids(part.batch.column(columns.user), columns.user, id_type, check)

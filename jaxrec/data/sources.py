@@ -45,8 +45,8 @@ class Table(Protocol):
         ...
 
     @property
-    def is_csv(self) -> bool:
-        """Whether every cell is text whose type is to be found out."""
+    def has_text_ids(self) -> bool:
+        """Whether ids are text of which it is to be found out whether they are numbers."""
         ...
 
     @property
@@ -99,14 +99,14 @@ class TableFiles:
 
     paths: tuple[Path, ...]
     schema: pa.Schema = field(init=False)
-    is_csv: bool = field(init=False)
+    has_text_ids: bool = field(init=False)
 
     def __post_init__(self) -> None:
         kinds = {path.name.endswith(_CSV_SUFFIXES) for path in self.paths}
         if len(kinds) != 1:
             raise ValueError(f"{self.where} mixes CSV and Parquet files; keep one kind in a table.")
-        object.__setattr__(self, "is_csv", kinds.pop())
-        schemas = [_csv_schema(path) if self.is_csv else _parquet_schema(path) for path in self.paths]
+        object.__setattr__(self, "has_text_ids", kinds.pop())
+        schemas = [_csv_schema(path) if self.has_text_ids else _parquet_schema(path) for path in self.paths]
         object.__setattr__(self, "schema", schemas[0])
         for path, schema in zip(self.paths, schemas, strict=True):
             if not schema.equals(schemas[0]):
@@ -126,7 +126,7 @@ class TableFiles:
 
     def estimated_rows(self) -> int:
         """Exact for Parquet, a guess from the size for CSV."""
-        if self.is_csv:
+        if self.has_text_ids:
             packed = [4 if path.name.endswith(".gz") else 1 for path in self.paths]
             return sum(p.stat().st_size * k for p, k in zip(self.paths, packed, strict=True)) // 16 + 1
         return sum(pq.read_metadata(path).num_rows for path in self.paths)
@@ -138,7 +138,7 @@ class TableFiles:
           ValueError: a file is damaged.
         """
         for path in self.paths:
-            stream = _csv_batches(path, columns) if self.is_csv else _parquet_batches(path, columns)
+            stream = _csv_batches(path, columns) if self.has_text_ids else _parquet_batches(path, columns)
             try:
                 yield from stream
             except (pa.ArrowException, OSError) as error:

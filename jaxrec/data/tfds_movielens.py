@@ -21,9 +21,9 @@ __all__ = ["TfdsMovieLens", "TfdsTable", "open_tfds"]
 _EXAMPLES_AT_ONCE = 8192
 _VARIANTS = ("100k", "1m", "20m", "25m", "latest-small", "latest")
 _EVENT_SCHEMA = pa.schema(
-    [("user_id", pa.int64()), ("item_id", pa.int64()), ("timestamp", pa.int64()), ("rating", pa.float32())]
+    [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("rating", pa.float32())]
 )
-_ITEM_SCHEMA = pa.schema([("item_id", pa.int64()), ("title", pa.string()), ("genres", pa.list_(pa.string()))])
+_ITEM_SCHEMA = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("genres", pa.list_(pa.string()))])
 _COLUMNS = ColumnMap(
     user="user_id",
     item="item_id",
@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 class TfdsTable:
     """One table out of the ratings of a builder, as Arrow batches."""
 
-    is_csv = False
+    # Numbers, but written as text in every variant.
+    has_text_ids = True
 
     def __init__(
         self,
@@ -58,7 +59,8 @@ class TfdsTable:
 
     def estimated_rows(self) -> int:
         """The number of ratings that the builder states."""
-        return int(self._builder.info.splits["train"].num_examples)
+        splits = self._builder.info.splits
+        return int(splits["train"].num_examples) if "train" in splits else 0
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[SourceBatch]:
         """The rows, in the order of the builder's files, whatever the machine."""
@@ -136,15 +138,15 @@ def open_tfds(variant: str, name: str, columns: ColumnMap, data_dir: str) -> Tfd
     return TfdsMovieLens(name or f"ml-{short}", fill_from(columns, _COLUMNS), builder)
 
 
-def _numbers(texts: Any) -> pa.Array:
-    return pa.array(np.char.decode(texts.numpy().astype(bytes)), pa.string()).cast(pa.int64())
+def _texts(values: Any) -> pa.Array:
+    return pa.array([value.decode("utf-8", "replace") for value in values.numpy().tolist()], pa.string())
 
 
 def _event_batch(builder: Any, examples: dict[str, Any]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [
-            _numbers(examples["user_id"]),
-            _numbers(examples["movie_id"]),
+            _texts(examples["user_id"]),
+            _texts(examples["movie_id"]),
             pa.array(examples["timestamp"].numpy(), pa.int64()),
             pa.array(examples["user_rating"].numpy(), pa.float32()),
         ],
@@ -155,14 +157,17 @@ def _event_batch(builder: Any, examples: dict[str, Any]) -> pa.RecordBatch:
 def _item_batch(builder: Any, examples: dict[str, Any]) -> pa.RecordBatch:
     """Each movie of the batch once; prepare keeps the first entry of an item."""
     genre = builder.info.features["movie_genres"].feature
-    movies = _numbers(examples["movie_id"]).to_numpy()
-    _, first = np.unique(movies, return_index=True)
+    ids = examples["movie_id"].numpy()
+    _, first = np.unique(ids.astype(object), return_index=True)
     titles, genres = examples["movie_title"].numpy(), examples["movie_genres"]
+    rows = np.sort(first).tolist()
     return pa.RecordBatch.from_arrays(
         [
-            pa.array(movies[first]),
-            pa.array([titles[row].decode("utf-8", "replace") for row in first.tolist()], pa.string()),
-            pa.array([[genre.int2str(int(g)) for g in genres[row].numpy()] for row in first.tolist()]),
+            pa.array([ids[row].decode("utf-8", "replace") for row in rows], pa.string()),
+            pa.array([titles[row].decode("utf-8", "replace") for row in rows], pa.string()),
+            pa.array(
+                [[genre.int2str(int(one)) for one in genres[row].numpy()] for row in rows], pa.list_(pa.string())
+            ),
         ],
         schema=_ITEM_SCHEMA,
     )

@@ -185,9 +185,11 @@ def parse_times(column: pa.Array, name: str, text_kind: str, check: RowCheck) ->
     if pa.types.is_timestamp(column.type):
         return np.asarray(pc.cast(column, pa.int64()).fill_null(UNKNOWN))
     if pa.types.is_uint64(kind):
-        large = pc.greater(column, np.iinfo(np.int64).max).fill_null(False)
-        check.flag(large.to_numpy(zero_copy_only=False), f"{name} is beyond 64 bits")
-        column = pc.if_else(large, pa.scalar(0, pa.uint64()), column)
+        values = np.asarray(column.fill_null(0))
+        large = values > np.uint64(np.iinfo(np.int64).max)
+        check.flag(large, f"{name} is beyond 64 bits")
+        known = column.is_valid().to_numpy(zero_copy_only=False) & ~large
+        return np.where(known, np.where(large, 0, values).astype(np.int64), UNKNOWN)
     if pa.types.is_integer(kind):
         return np.asarray(pc.cast(column, pa.int64()).fill_null(UNKNOWN))
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):

@@ -125,16 +125,19 @@ def apply_sparse(
 ) -> tuple[jax.Array, Slots]:
     """Updates the rows of `sparse` alone. `apply` False leaves every bit as it was, by masking ids."""
 
-    def local(shard: jax.Array, slots: Slots, ids: jax.Array, gradients: jax.Array) -> tuple[jax.Array, Slots]:
+    def local(
+        shard: jax.Array, slots: Slots, ids: jax.Array, gradients: jax.Array
+    ) -> tuple[jax.Array, Slots]:
         index = _owned_index(shard, jnp.where(apply, ids, 0))
         rows, summed = sum_by_row(index, all_gather(gradients), shard.shape[0])
-        keep = {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
         old = shard.at[rows].get(mode="fill", fill_value=0)
         old_slots = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
         new, new_slots = optimizer.update(old, old_slots, summed, rate, count)
-        return shard.at[rows].set(new, **keep), {
-            name: slot.at[rows].set(new_slots[name], **keep) for name, slot in slots.items()
-        }
+
+        def put(array: jax.Array, values: jax.Array) -> jax.Array:
+            return array.at[rows].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+        return put(shard, new), {name: put(slot, new_slots[name]) for name, slot in slots.items()}
 
     row, batch = spec("row"), spec("batch")
     return jax.shard_map(local, in_specs=(row, row, batch, batch), out_specs=(row, row))(
@@ -166,7 +169,9 @@ def add_sparse(gradient: Float[Array, "R D"], sparse: SparseRows) -> Float[Array
         return shard.at[_owned_index(shard, ids)].add(all_gather(gradients), mode="drop")
 
     row, batch = spec("row"), spec("batch")
-    return jax.shard_map(local, in_specs=(row, batch, batch), out_specs=row)(gradient, sparse.ids, sparse.gradients)
+    return jax.shard_map(local, in_specs=(row, batch, batch), out_specs=row)(
+        gradient, sparse.ids, sparse.gradients
+    )
 
 
 def _owned_index(shard: jax.Array, ids: Int[Array, "t"]) -> Int[Array, "n"]:
@@ -181,10 +186,14 @@ def sum_by_row(
     """Sums gradients of equal rows: strictly rising rows first, then fillers past `num_rows`."""
     order = jnp.argsort(index)
     ordered = index[order]
-    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]]) if index.size else jnp.ones(0, bool)
+    first = (
+        jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]]) if index.size else jnp.ones(0, bool)
+    )
     group = jnp.cumsum(first) - 1
     filler = num_rows + jnp.arange(index.size, dtype=index.dtype)
     rows = filler.at[group].set(ordered)
     # Dropped ids all share row `num_rows`; what follows them must keep rising for `indices_are_sorted`.
     rows = jnp.where(rows >= num_rows, filler, rows)
-    return rows, jax.ops.segment_sum(gradients[order], group, num_segments=index.size, indices_are_sorted=True)
+    return rows, jax.ops.segment_sum(
+        gradients[order], group, num_segments=index.size, indices_are_sorted=True
+    )

@@ -50,7 +50,9 @@ def full_softmax(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _full_softmax(queries, target_ids, weights, vectors, bias, num_rows, chunk_logits):  # type: ignore[no-untyped-def]
-    loss, _ = _forward(queries, target_ids, weights, vectors, bias, num_rows, chunk_logits, with_gradient=False)
+    loss, _ = _forward(
+        queries, target_ids, weights, vectors, bias, num_rows, chunk_logits, with_gradient=False
+    )
     return loss
 
 
@@ -81,7 +83,11 @@ def _forward(  # type: ignore[no-untyped-def]
     )(queries, target_ids, weights.astype(jnp.float32), vectors, bias)
     if with_gradient:
         d_queries, d_vectors, d_bias = gradients
-        gradients = (d_queries.astype(queries.dtype), d_vectors.astype(vectors.dtype), d_bias.astype(bias.dtype))
+        gradients = (
+            d_queries.astype(queries.dtype),
+            d_vectors.astype(vectors.dtype),
+            d_bias.astype(bias.dtype),
+        )
     return loss, gradients
 
 

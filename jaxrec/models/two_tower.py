@@ -114,9 +114,13 @@ class TwoTower(nnx.Module):
         if self.config.time_gaps:
             x = x + jnp.take(self.time_gap_table[...], batch.time_gaps, axis=0, mode="clip")
         return self.encoder(
-            x, segment_ids=batch.segment_ids, positions=batch.positions, causal=causal, key=key,
+            x,
+            segment_ids=jnp.asarray(batch.segment_ids),
+            positions=jnp.asarray(batch.positions),
+            causal=causal,
+            key=key,
             last_positions=last_positions,
-        )  # fmt: skip
+        )
 
     def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
         """M(x) W: the vectors that are multiplied with v(y)."""
@@ -126,6 +130,8 @@ class TwoTower(nnx.Module):
         """v(y) from the item's table row. Text, features and the gate between them will come in here."""
         return rows
 
-    def behaviour_logits(self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]) -> Float[Array, "*b K"]:
+    def behaviour_logits(
+        self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]
+    ) -> Float[Array, "*b K"]:
         """Logits of the behaviours of (user, item)."""
         return self.behaviour_head(queries, items)

@@ -9,7 +9,7 @@ B = packed rows, L = positions, T = targets, D = item dim, R = physical rows.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +17,6 @@ from jaxtyping import Array, Float
 
 from jaxrec.core.batch import Batch
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
-
-QueryMode = Literal["causal", "masked"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +112,6 @@ class Task:
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"{type(self).__name__}.weight={self.weight} must not be negative.")
-
-    @property
-    def query_mode(self) -> QueryMode | None:
-        """How this task's model is asked for recommendations; None = it cannot be asked."""
-        return None
 
     @property
     def needs_catalogue(self) -> bool:

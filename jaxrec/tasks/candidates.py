@@ -30,7 +30,9 @@ class Candidates:
         """Candidates that each query is scored against."""
         raise TypeError(f"{type(self).__name__} must define size")
 
-    def plan(self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array) -> Plan:
+    def plan(
+        self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array
+    ) -> Plan:
         """The look-ups beside the targets' own; keeps `target_ids` and `weights` in `arrays`."""
         return Plan(jnp.sum(weights), arrays={"target_ids": target_ids, "weights": weights})
 
@@ -88,11 +90,15 @@ class SampledSoftmax(Candidates):
         """The draws, and the target."""
         return self.sampler.num_samples + 1.0
 
-    def plan(self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array) -> Plan:
+    def plan(
+        self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array
+    ) -> Plan:
         """Looks up the targets and the draws."""
         plan = super().plan(target_ids, weights, facts, key)
         negatives = self.sampler.sample(key, facts.num_items)
-        return dataclasses.replace(plan, lookups={"targets": target_ids}, shared_lookups={"negatives": negatives})
+        return dataclasses.replace(
+            plan, lookups={"targets": target_ids}, shared_lookups={"negatives": negatives}
+        )
 
     def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
         """See `losses.sampled`."""
@@ -119,9 +125,13 @@ class InBatch(Candidates):
         """Every target of the batch."""
         return float(num_targets)
 
-    def plan(self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array) -> Plan:
+    def plan(
+        self, target_ids: Int[Array, "*t"], weights: Float[Array, "*t"], facts: DataFacts, key: jax.Array
+    ) -> Plan:
         """Looks up the targets."""
-        return dataclasses.replace(super().plan(target_ids, weights, facts, key), lookups={"targets": target_ids})
+        return dataclasses.replace(
+            super().plan(target_ids, weights, facts, key), lookups={"targets": target_ids}
+        )
 
     def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
         """See `losses.in_batch`."""

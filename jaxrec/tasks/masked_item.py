@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrec.core.batch import Batch
 from jaxrec.nn.dropout import hashed_bits
-from jaxrec.tasks.base import DataFacts, Forward, Plan, QueryMode, Task, TaskLoss
-from jaxrec.tasks.candidates import Candidates, FullSoftmax
+from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
+from jaxrec.tasks.ranking import QueryMode, RankingTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedItem(Task):
+class MaskedItem(RankingTask):
     """Predicts hidden events.
 
     Attributes:
@@ -27,16 +27,12 @@ class MaskedItem(Task):
       last_item_rate: chance of a history to hide its last event and nothing else, which is what serving asks.
       keep_rate, replace_rate: of the hidden events, how many show their own item or a random one instead of the
         mask vector.
-      candidates: what the item is told from.
-      temperature: the scores are divided by it.
     """
 
     mask_rate: float = 0.2
     last_item_rate: float = 0.1
     keep_rate: float = 0.1
     replace_rate: float = 0.1
-    candidates: Candidates = FullSoftmax()
-    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,18 +43,11 @@ class MaskedItem(Task):
             raise ValueError(
                 f"MaskedItem.keep_rate={self.keep_rate} + replace_rate={self.replace_rate} must not exceed 1."
             )
-        if self.temperature <= 0:
-            raise ValueError(f"MaskedItem.temperature={self.temperature} must be above 0.")
 
     @property
     def query_mode(self) -> QueryMode:
         """A mask is put after the last event, and its state asks."""
         return "masked"
-
-    @property
-    def needs_catalogue(self) -> bool:
-        """As the candidates do."""
-        return self.candidates.needs_catalogue
 
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """The hidden positions' places against the candidates."""
@@ -77,7 +66,9 @@ class MaskedItem(Task):
         hidden = jnp.zeros(shape, bool).at[jnp.arange(shape[0])[:, None], columns].set(priority > 0)
 
         fate = _uniform(jax.random.fold_in(key, 3), shape)
-        random_ids = 1 + (hashed_bits(jax.random.fold_in(key, 4), shape) % jnp.uint32(facts.num_items)).astype(jnp.int32)
+        random_ids = 1 + (
+            hashed_bits(jax.random.fold_in(key, 4), shape) % jnp.uint32(facts.num_items)
+        ).astype(jnp.int32)
         replaced = hidden & (fate < self.replace_rate)
         masked = hidden & (fate >= self.replace_rate + self.keep_rate)
         targets = jnp.where(weights > 0, jnp.take_along_axis(jnp.asarray(batch.item_ids), columns, 1), 0)

@@ -10,36 +10,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch
-from jaxrec.tasks.base import DataFacts, Forward, Plan, QueryMode, Task, TaskLoss
-from jaxrec.tasks.candidates import Candidates, FullSoftmax
+from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
+from jaxrec.tasks.ranking import QueryMode, RankingTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NextItem(Task):
-    """Predicts at every event the item of the event after it.
-
-    Attributes:
-      candidates: what the item is told from.
-      temperature: the scores are divided by it.
-    """
-
-    candidates: Candidates = FullSoftmax()
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"NextItem.temperature={self.temperature} must be above 0.")
+class NextItem(RankingTask):
+    """Predicts at every event the item of the event after it."""
 
     @property
     def query_mode(self) -> QueryMode:
         """The state of the last event asks for what follows it."""
         return "causal"
-
-    @property
-    def needs_catalogue(self) -> bool:
-        """As the candidates do."""
-        return self.candidates.needs_catalogue
 
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """Every position against the candidates."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
+from jaxrec.tasks.ranking import RankingTask
 
 # Dense bfloat16 peaks in FLOP/s of one device. Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA's
 # datasheets (A100, H100, H200).
@@ -34,9 +35,11 @@ def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
     return config.num_layers * length * 2.0 * (kernels + attention)
 
 
-def step_flops(model: TwoTowerConfig, tasks: dict[str, Task], num_items: int, batch_rows: int, length: int) -> float:
+def step_flops(
+    model: TwoTowerConfig, tasks: dict[str, Task], num_items: int, batch_rows: int, length: int
+) -> float:
     """Operations of one training step over `batch_rows` rows; each task says how many queries it scores."""
-    modes = {task.query_mode or "causal" for task in tasks.values()}
+    modes = {task.query_mode if isinstance(task, RankingTask) else "causal" for task in tasks.values()}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)
     scored = sum(task.scored_pairs(batch_rows, length, num_items) for task in tasks.values())
     return 3.0 * (encoder + 2.0 * model.item_dim * scored)

@@ -30,7 +30,7 @@ class Inference:
     @property
     def appends_slot(self) -> bool:
         """Whether histories must end with an empty slot that the mask vector fills (masked query mode)."""
-        return self.setup.query_mode == "masked"
+        return self.setup.ranking_task.query_mode == "masked"
 
     def queries(self, batch: EvaluationBatch) -> Float[Array, "N D"]:
         """M(x) W of every user of the batch, replicated."""
@@ -53,7 +53,7 @@ class Inference:
 
     def _place(self, batch: EvaluationBatch) -> dict[str, Any]:
         """Histories are split over the devices, what is asked about them is replicated."""
-        placed = {"batch": place_batch(batch.batch, self.setup.mesh)}
+        placed: dict[str, Any] = {"batch": place_batch(batch.batch, self.setup.mesh)}
         split = sharding(self.setup.mesh, "batch")
         if jax.process_count() == 1:
             placed["last_positions"] = jax.device_put(batch.last_positions, split)
@@ -74,10 +74,7 @@ class Inference:
             events, batch, causal=not self.appends_slot, key=None, masked=masked,
             last_positions=placed["last_positions"],
         )  # fmt: skip
-        temperature = next(
-            task.temperature for task in self.setup.step.tasks.values() if task.query_mode == self.setup.query_mode
-        )
-        return model.queries(states)[placed["rows"], placed["slots"]] / temperature
+        return model.queries(states)[placed["rows"], placed["slots"]] / self.setup.ranking_task.temperature
 
     def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]

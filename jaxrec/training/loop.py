@@ -59,7 +59,9 @@ def train(
     state = setup.init_state()
     with (
         Checkpoints(
-            str(workdir / "checkpoints"), keep=config.keep_checkpoints, save_every_steps=config.checkpoint_every_steps
+            str(workdir / "checkpoints"),
+            keep=config.keep_checkpoints,
+            save_every_steps=config.checkpoint_every_steps,
         ) as checkpoints,
         Checkpoints(str(workdir / "best"), keep=1, save_every_steps=1) as best,
     ):
@@ -72,9 +74,10 @@ def train(
         step_fn = make_train_step(setup.step, state, setup.mesh)
         batches = Prefetch(setup, config, start)
         meter = Meter(setup, config)
-        with MetricWriter(workdir, resume_step=start) as writer, TrainingProgress(
-            config.num_train_steps, start_step=start
-        ) as progress:
+        with (
+            MetricWriter(workdir, resume_step=start) as writer,
+            TrainingProgress(config.num_train_steps, start_step=start) as progress,
+        ):
             for step in range(start, config.num_train_steps):
                 batch, waited = batches.next()
                 with jax.transfer_guard("disallow"):
@@ -87,13 +90,19 @@ def train(
                     writer.log(done, values)
                     progress.update(done, loss=values["loss"], events_per_second=values["events_per_second"])
                 last = done == config.num_train_steps
-                if validate and config.validate_every_steps and (done % config.validate_every_steps == 0 or last):
+                if (
+                    validate
+                    and config.validate_every_steps
+                    and (done % config.validate_every_steps == 0 or last)
+                ):
                     found = validate(state)
                     writer.log(done, {f"validation/{name}": value for name, value in found.items()})
                     if found[config.metric] > best_value:
                         best_value = found[config.metric]
                         best.wait()
-                        best.save(done, to_checkpoint(state, setup.tables, setup.mesh), metadata=found, force=True)
+                        best.save(
+                            done, to_checkpoint(state, setup.tables, setup.mesh), metadata=found, force=True
+                        )
                     meter.restart()
                 preempted = checkpoints.reached_preemption(done)
                 if done % config.checkpoint_every_steps == 0 or last or preempted:
@@ -127,10 +136,12 @@ def _check_finite(values: dict[str, float], setup: Setup, step: int) -> None:
         return
     mask = int(values["failed_tasks"])
     names = [name for i, name in enumerate(setup.step.tasks) if mask >> i & 1]
-    where = f"the loss of task {', '.join(names)}" if names else "the gradients (every task's loss was finite)"
+    where = (
+        f"the loss of task {', '.join(names)}" if names else "the gradients (every task's loss was finite)"
+    )
     raise NotFiniteError(
-        f"step {failed} met a number that is not finite in {where}, at batch index {failed}; nothing was updated since. "
-        "Lower optimizer.learning_rate or row_optimizer.learning_rate, or set optimizer.max_gradient_norm."
+        f"step {failed} met a number that is not finite in {where}, at batch index {failed}; nothing was updated "
+        "since. Lower optimizer.learning_rate or row_optimizer.learning_rate, or set optimizer.max_gradient_norm."
     )
 
 
@@ -171,7 +182,11 @@ class Meter:
     def __init__(self, setup: Setup, config: LoopConfig):
         metadata = setup.dataset.metadata
         self._flops = step_flops(
-            setup.model, dict(setup.step.tasks), metadata.num_items, config.global_batch_size, config.history_length
+            setup.model,
+            dict(setup.step.tasks),
+            metadata.num_items,
+            config.global_batch_size,
+            config.history_length,
         )
         devices = setup.mesh.size
         kind = device_kind()
@@ -181,7 +196,8 @@ class Meter:
 
     def restart(self) -> None:
         """Leaves out what happened since the last `read` (compilation, validation)."""
-        self._begin, self._waited, self._steps, self._events = time.perf_counter(), 0.0, 0, []
+        self._begin, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._events: list[jax.Array] = []
 
     def count(self, metrics: dict[str, jax.Array], waited: float) -> None:
         """Takes a step in."""

@@ -39,7 +39,9 @@ class OptimizerConfig:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"optimizer.ema_decay={self.ema_decay} must be at least 0 and below 1.")
         if self.max_gradient_norm < 0:
-            raise ValueError(f"optimizer.max_gradient_norm={self.max_gradient_norm} must not be negative; 0 = none.")
+            raise ValueError(
+                f"optimizer.max_gradient_norm={self.max_gradient_norm} must not be negative; 0 = none."
+            )
 
 
 def schedule_factor(config: OptimizerConfig, num_train_steps: int, step: jax.Array) -> jax.Array:
@@ -48,7 +50,11 @@ def schedule_factor(config: OptimizerConfig, num_train_steps: int, step: jax.Arr
     warm = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
     rest = max(1, num_train_steps - config.warmup_steps)
     progress = jnp.clip((step - config.warmup_steps) / rest, 0.0, 1.0)
-    fall = {"constant": jnp.float32(1.0), "linear": 1 - progress, "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress))}
+    fall = {
+        "constant": jnp.float32(1.0),
+        "linear": 1 - progress,
+        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    }
     floor = config.final_factor if config.schedule != "constant" else 0.0
     return warm * (floor + (1 - floor) * fall[config.schedule])
 

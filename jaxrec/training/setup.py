@@ -15,7 +15,8 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.two_tower import TwoTowerConfig
-from jaxrec.tasks.base import DataFacts, QueryMode, Task
+from jaxrec.tasks.base import DataFacts, Task
+from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
 from jaxrec.training.state import TrainState, init_state, split_model
 from jaxrec.training.step import StepConfig
@@ -43,19 +44,19 @@ class Setup:
         return self.step.graphdef
 
     @property
-    def query_mode(self) -> QueryMode:
-        """How the model is asked for recommendations: as its first ranking task is trained.
+    def ranking_task(self) -> RankingTask:
+        """The first task that ranks items: recommendations are asked for as it is trained.
 
         Raises:
           ValueError: no task of the run ranks items.
         """
-        modes = [task.query_mode for task in self.step.tasks.values() if task.query_mode]
-        if not modes:
+        ranking = [task for task in self.step.tasks.values() if isinstance(task, RankingTask)]
+        if not ranking:
             raise ValueError(
                 f"tasks={', '.join(self.step.tasks)}: none of them ranks items; add a NextItem or MaskedItem task "
                 "to recommend."
             )
-        return modes[0]
+        return ranking[0]
 
     def init_state(self) -> TrainState:
         """A fresh state on the mesh."""
@@ -97,7 +98,9 @@ def make_setup(
     )
     for task in tasks.values():
         task.check_data(facts)
-    num_behaviours = len(metadata.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
+    num_behaviours = (
+        len(metadata.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
+    )
     graphdef, abstract = split_model(model, num_behaviours)
     step = StepConfig(
         graphdef=graphdef,

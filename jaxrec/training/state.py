@@ -46,7 +46,9 @@ class TrainState:
 
 def make_model(config: TwoTowerConfig, num_behaviours: int, seed: int) -> TwoTower:
     """The towers, seeded."""
-    return TwoTower(config, num_behaviours=num_behaviours, rngs=nnx.Rngs(params=jax.random.fold_in(_key(seed), 0)))
+    return TwoTower(
+        config, num_behaviours=num_behaviours, rngs=nnx.Rngs(params=jax.random.fold_in(_key(seed), 0))
+    )
 
 
 def _key(seed: int) -> jax.Array:
@@ -55,7 +57,7 @@ def _key(seed: int) -> jax.Array:
 
 def split_model(config: TwoTowerConfig, num_behaviours: int) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's structure and its abstract parameters (shapes and logical axes), without computing them."""
-    return nnx.split(nnx.eval_shape(lambda: make_model(config, num_behaviours, 0)), nnx.Param)  # type: ignore[return-value]
+    return nnx.split(nnx.eval_shape(lambda: make_model(config, num_behaviours, 0)), nnx.Param)
 
 
 def merge_model(graphdef: nnx.GraphDef, abstract: nnx.State, dense: dict[str, Any]) -> TwoTower:
@@ -91,11 +93,17 @@ def init_state(
     dense = jax.jit(create, out_shardings=shardings)()
     replicated = NamedSharding(mesh, PartitionSpec())
     slots = jax.jit(optimizer.init, out_shardings=slot_shardings(optimizer, dense, shardings, mesh))(dense)
-    keys = {name: jax.random.fold_in(jax.random.fold_in(_key(seed), 1), i) for i, name in enumerate(sorted(tables))}
+    keys = {
+        name: jax.random.fold_in(jax.random.fold_in(_key(seed), 1), i)
+        for i, name in enumerate(sorted(tables))
+    }
     arrays = {name: init_table(table, keys[name], mesh) for name, table in tables.items()}
     rows = sharding(mesh, "row")
     table_slots = {
-        name: jax.jit(row_optimizer.init, out_shardings=jax.tree.map(lambda _: rows, jax.eval_shape(row_optimizer.init, t)))(t)
+        name: jax.jit(
+            row_optimizer.init,
+            out_shardings=jax.tree.map(lambda _: rows, jax.eval_shape(row_optimizer.init, t)),
+        )(t)
         for name, t in arrays.items()
     }
     ema = jax.tree.map(jnp.copy, {"dense": dense, "tables": arrays}) if use_ema else {}
@@ -125,18 +133,24 @@ def to_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -
     return _convert(_as_dict(state), tables, mesh, logical)
 
 
-def from_checkpoint(tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, like: TrainState) -> TrainState:
+def from_checkpoint(
+    tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, like: TrainState
+) -> TrainState:
     """Inverse of `to_checkpoint` on the mesh in use; `like` gives the optimizer's tree."""
     physical = lambda name: lambda rows: from_logical(rows, tables[name].num_rows)  # noqa: E731
     fields = _convert(tree, tables, mesh, physical)
-    fields["dense_slots"] = jax.tree.unflatten(jax.tree.structure(like.dense_slots), fields["dense_slots"].values())
+    fields["dense_slots"] = jax.tree.unflatten(
+        jax.tree.structure(like.dense_slots), fields["dense_slots"].values()
+    )
     return TrainState(**fields)
 
 
 def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
     """Shapes and shardings of `to_checkpoint(state)`, for the restore."""
     rows = sharding(mesh, "row")
-    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(state))
+    tree = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(state)
+    )
     whole = NamedSharding(mesh, PartitionSpec())
 
     def stored(name: str) -> Any:
@@ -160,7 +174,8 @@ def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
     mapped = dict(tree)
     mapped["tables"] = {name: function(name)(rows) for name, rows in tree["tables"].items()}
     mapped["table_slots"] = {
-        name: {slot: function(name)(rows) for slot, rows in slots.items()} for name, slots in tree["table_slots"].items()
+        name: {slot: function(name)(rows) for slot, rows in slots.items()}
+        for name, slots in tree["table_slots"].items()
     }
     if tree["ema"]:
         averages = {name: function(name)(rows) for name, rows in tree["ema"]["tables"].items()}

@@ -44,12 +44,12 @@ class StepConfig:
     seed: int
 
 
-def make_train_step(config: StepConfig, state: TrainState, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+def make_train_step(
+    config: StepConfig, state: TrainState, mesh: Mesh
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the state is donated and keeps its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(
-        functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    return jax.jit(functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None))
 
 
 def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -57,18 +57,20 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), state.step)
     gradients, losses = _gradients(config, state, batch, key)
     norms = {name: optax.tree.norm(part) for name, part in _norm_groups(config, gradients).items()}
-    norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
+    norm = jnp.sqrt(jnp.sum(jnp.square(jnp.stack(list(norms.values())))))
 
     bad_tasks = jnp.array([~jnp.isfinite(losses[name]) for name in config.tasks])
     finite = jnp.isfinite(norm) & ~jnp.any(bad_tasks)
     apply = finite & (state.failure[0] == NO_FAILURE)
     mask = jnp.sum(jnp.where(bad_tasks, 2 ** jnp.arange(len(config.tasks)), 0)).astype(jnp.int32)
-    failure = jnp.where(apply | (state.failure[0] != NO_FAILURE), state.failure, jnp.stack([state.step, mask]))
+    failure = jnp.where(
+        apply | (state.failure[0] != NO_FAILURE), state.failure, jnp.stack([state.step, mask])
+    )
 
     factor = schedule_factor(config.optimizer_config, config.num_train_steps, state.step)
     state = dataclasses.replace(_update(config, state, gradients, norm, factor, apply), failure=failure)
     metrics = {f"loss/{name}": value for name, value in losses.items()}
-    metrics["loss"] = sum(task.weight * losses[name] for name, task in config.tasks.items())
+    metrics["loss"] = jnp.sum(jnp.stack([task.weight * losses[name] for name, task in config.tasks.items()]))
     metrics |= {f"gradient_norm/{name}": value for name, value in norms.items()} | {"gradient_norm": norm}
     metrics["learning_rate"] = config.optimizer_config.learning_rate * factor
     metrics["events"] = jnp.sum(batch.history_mask.astype(jnp.int32))
@@ -87,7 +89,9 @@ class _Gradients:
     catalogue: dict[str, jax.Array]
 
 
-def _gradients(config: StepConfig, state: TrainState, batch: Batch, key: jax.Array) -> tuple[_Gradients, Metrics]:
+def _gradients(
+    config: StepConfig, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[_Gradients, Metrics]:
     """Gradients of the weighted sum of the tasks' means over the global batch."""
     count = config.accumulation_steps
     if count == 1:
@@ -102,7 +106,9 @@ def _gradients(config: StepConfig, state: TrainState, batch: Batch, key: jax.Arr
 
     def body(carry: Any, part: Any) -> Any:
         microbatch, key = part
-        gradients, losses = _microbatch(config, state, microbatch, _plans(config, microbatch, key), weights, key)
+        gradients, losses = _microbatch(
+            config, state, microbatch, _plans(config, microbatch, key), weights, key
+        )
         summed = (gradients.dense, gradients.catalogue, losses)
         return jax.tree.map(jnp.add, carry, summed), gradients.sparse
 
@@ -128,7 +134,12 @@ def _plans(config: StepConfig, batch: Batch, key: jax.Array) -> dict[str, Plan]:
 
 
 def _microbatch(
-    config: StepConfig, state: TrainState, batch: Batch, plans: dict[str, Plan], weights: Metrics, key: jax.Array
+    config: StepConfig,
+    state: TrainState,
+    batch: Batch,
+    plans: dict[str, Plan],
+    weights: Metrics,
+    key: jax.Array,
 ) -> tuple[_Gradients, Metrics]:
     ids, shared = _lookup_ids(batch, plans)
     rows: Rows = {
@@ -140,7 +151,9 @@ def _microbatch(
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
         model = merge_model(config.graphdef, config.abstract, dense)
-        forward = Forward(model, batch, config.facts, rows[ITEM][EVENTS], catalogue or None, jax.random.fold_in(key, 0))
+        forward = Forward(
+            model, batch, config.facts, rows[ITEM][EVENTS], catalogue or None, jax.random.fold_in(key, 0)
+        )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):
             forward.rows = {
@@ -152,16 +165,16 @@ def _microbatch(
             total += task.weight * losses[name]
         return total, losses
 
-    (_, losses), (dense, row_gradients, tables) = jax.value_and_grad(loss_fn, argnums=(0, 1, 2), has_aux=True)(
-        state.dense, rows, catalogue
-    )
+    (_, losses), (dense, row_gradients, tables) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1, 2), has_aux=True
+    )(state.dense, rows, catalogue)
     sparse = {table: _sparse_rows(ids | shared, found) for table, found in row_gradients.items()}
     return _Gradients(dense, sparse, tables), losses
 
 
 def _lookup_ids(batch: Batch, plans: dict[str, Plan]) -> tuple[dict[Any, jax.Array], dict[Any, jax.Array]]:
     ids = {EVENTS: jnp.asarray(batch.item_ids)}
-    shared = {}
+    shared: dict[Any, jax.Array] = {}
     for name, plan in plans.items():
         ids |= {(name, inner): wanted for inner, wanted in plan.lookups.items()}
         shared |= {(name, inner): wanted for inner, wanted in plan.shared_lookups.items()}
@@ -175,7 +188,8 @@ def _sparse_rows(ids: dict[Any, jax.Array], gradients: dict[Any, jax.Array]) -> 
     total = sum(part.size for part in flat_ids)
     missing = -total % num_shards()  # shared draws may be of any number; padding ids are ignored
     return SparseRows(
-        jnp.pad(jnp.concatenate(flat_ids), (0, missing)), jnp.pad(jnp.concatenate(flat), ((0, missing), (0, 0)))
+        jnp.pad(jnp.concatenate(flat_ids), (0, missing)),
+        jnp.pad(jnp.concatenate(flat), ((0, missing), (0, 0))),
     )
 
 
@@ -192,7 +206,12 @@ def _norm_groups(config: StepConfig, gradients: _Gradients) -> dict[str, Any]:
 
 
 def _update(
-    config: StepConfig, state: TrainState, gradients: _Gradients, norm: jax.Array, factor: jax.Array, apply: jax.Array
+    config: StepConfig,
+    state: TrainState,
+    gradients: _Gradients,
+    norm: jax.Array,
+    factor: jax.Array,
+    apply: jax.Array,
 ) -> TrainState:
     """The guarded update: with `apply` False every array keeps its bits."""
     limit = config.optimizer_config.max_gradient_norm
@@ -212,7 +231,11 @@ def _update(
     for name, table in state.tables.items():
         if name in gradients.catalogue:
             tables[name], table_slots[name] = apply_dense(
-                config.row_optimizer, table, state.table_slots[name], clean(gradients.catalogue[name]), **shared
+                config.row_optimizer,
+                table,
+                state.table_slots[name],
+                clean(gradients.catalogue[name]),
+                **shared,
             )
         else:
             rows = gradients.sparse[name]
@@ -224,9 +247,9 @@ def _update(
     ema = state.ema
     if ema:
         # The average starts as the parameters themselves; a short memory at first forgets the random start.
-        decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+        memory = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         current = {"dense": dense, "tables": tables}
-        ema = keep(jax.tree.map(lambda a, p: a * decay + p * (1 - decay), ema, current), ema)
+        ema = keep(jax.tree.map(lambda a, p: a * memory + p * (1 - memory), ema, current), ema)
     return TrainState(
         step=jnp.where(apply, state.step + 1, state.step),
         dense=dense,

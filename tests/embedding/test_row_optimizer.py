@@ -23,7 +23,11 @@ from jaxrec.embedding.row_optimizer import (
 from jaxrec.embedding.table import TableSpec, init_table, to_logical
 
 SPEC = TableSpec(num_rows=37, dim=4, init_scale=1.0)
-OPTIMIZERS = [Sgd(learning_rate=0.1), RowAdagrad(learning_rate=0.1), Adam(learning_rate=0.1, weight_decay=0.01)]
+OPTIMIZERS = [
+    Sgd(learning_rate=0.1),
+    RowAdagrad(learning_rate=0.1),
+    Adam(learning_rate=0.1, weight_decay=0.01),
+]
 RATE, COUNT = jnp.float32(0.1), jnp.float32(1)
 
 
@@ -51,7 +55,9 @@ def test_sparse_update_equals_the_dense_twin(mesh, optimizer, ids):
     table = init_table(SPEC, jax.random.key(0), mesh)
     slots = optimizer.init(table)
     sparse = sparse_rows(mesh, ids)
-    update = jax.jit(lambda t, s, g: apply_sparse(optimizer, t, s, g, rate=RATE, count=COUNT, apply=jnp.bool_(True)))
+    update = jax.jit(
+        lambda t, s, g: apply_sparse(optimizer, t, s, g, rate=RATE, count=COUNT, apply=jnp.bool_(True))
+    )
     new, new_slots = update(table, slots, sparse)
 
     dense = np.zeros((37, 4), np.float32)

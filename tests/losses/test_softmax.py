@@ -50,32 +50,46 @@ def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits):
         arguments[0], table, physical_bias(bias, NUM_ROWS)
     )
     logical = lambda x: np.asarray(jax.jit(lambda t: to_logical(t, NUM_ROWS))(x))[:NUM_ROWS]  # noqa: E731
-    expected, expected_gradients = jax.value_and_grad(lambda q, v, b: 3.0 * dense_twin(q, v, b, targets, weights), (0, 1, 2))(
-        queries, jnp.asarray(logical(table)), bias
-    )
+    expected, expected_gradients = jax.value_and_grad(
+        lambda q, v, b: 3.0 * dense_twin(q, v, b, targets, weights), (0, 1, 2)
+    )(queries, jnp.asarray(logical(table)), bias)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradients[0], expected_gradients[0], atol=1e-4)
     np.testing.assert_allclose(logical(gradients[1]), expected_gradients[1], atol=1e-4)
     np.testing.assert_allclose(logical(gradients[2]), expected_gradients[2], atol=1e-4)
     assert gradients[1].sharding.is_equivalent_to(sharding(mesh, "row", None), 2)
     # Without a gradient the same value comes from the cheaper pass.
-    np.testing.assert_allclose(jax.jit(loss)(arguments[0], table, physical_bias(bias, NUM_ROWS)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(loss)(arguments[0], table, physical_bias(bias, NUM_ROWS)), expected, rtol=1e-5
+    )
 
 
 @settings(max_examples=10)
 @given(num_tokens=st.integers(0, 9), num_rows=st.integers(2, 20), chunk_logits=st.integers(1, 200))
 def test_any_size_on_one_device(num_tokens, num_rows, chunk_logits):
-    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(
+        (1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
     with jax.set_mesh(mesh):
         table, bias, queries, targets, weights = problem(mesh, num_tokens, num_rows)
-        value = full_softmax(queries, targets, weights, table, bias, num_rows=num_rows, chunk_logits=chunk_logits)
-        np.testing.assert_allclose(value, dense_twin(queries, table, bias, targets, weights), rtol=1e-4, atol=1e-5)
+        value = full_softmax(
+            queries, targets, weights, table, bias, num_rows=num_rows, chunk_logits=chunk_logits
+        )
+        np.testing.assert_allclose(
+            value, dense_twin(queries, table, bias, targets, weights), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_large_scores_do_not_overflow(mesh):
     table, bias, queries, targets, weights = problem(mesh, 16)
     value = full_softmax(
-        queries * 1e4, targets, weights, table, physical_bias(bias, NUM_ROWS), num_rows=NUM_ROWS, chunk_logits=100
+        queries * 1e4,
+        targets,
+        weights,
+        table,
+        physical_bias(bias, NUM_ROWS),
+        num_rows=NUM_ROWS,
+        chunk_logits=100,
     )
     assert np.isfinite(value)
 

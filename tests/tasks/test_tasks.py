@@ -10,19 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.core.batch import Batch
-from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.losses.sampled import UniformSampler
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import DataFacts, Forward, Task
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.losses.sampled import UniformSampler
 from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, SampledSoftmax
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem, next_events
+from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.state import make_model
 
 NUM_ITEMS = 50
 FACTS = DataFacts(
-    name="toy", num_items=NUM_ITEMS, behaviours=("click", "buy"), item_counts=np.ones(NUM_ITEMS + 1, np.float32)
+    name="toy",
+    num_items=NUM_ITEMS,
+    behaviours=("click", "buy"),
+    item_counts=np.ones(NUM_ITEMS + 1, np.float32),
 )
 TASKS = {"next_item": NextItem(), "masked_item": MaskedItem(), "behaviour": Behaviour()}
 
@@ -91,7 +95,9 @@ def test_hidden_events_are_real_and_predicted_where_they_stand(lengths_by_row, s
 
 def test_last_item_masking_hides_the_last_event_alone():
     batch = packed([[5, 7], [3], [24]])
-    plan = MaskedItem(last_item_rate=1.0, keep_rate=0.0, replace_rate=0.0).plan(batch, FACTS, jax.random.key(0))
+    plan = MaskedItem(last_item_rate=1.0, keep_rate=0.0, replace_rate=0.0).plan(
+        batch, FACTS, jax.random.key(0)
+    )
     hidden = np.argwhere(np.asarray(plan.arrays["masked"]))
     np.testing.assert_array_equal(hidden, [[0, 4], [0, 11], [1, 2], [2, 23]])
 
@@ -108,7 +114,11 @@ def test_masking_meets_its_rates():
 def outputs(task, batch):
     """Everything that a task hands to the model: look-ups, targets, and the vectors that it compares."""
     model = make_model(
-        TwoTowerConfig(encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8), 2, 0
+        TwoTowerConfig(
+            encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8
+        ),
+        2,
+        0,
     )
     table = jax.random.normal(jax.random.key(1), (NUM_ITEMS + 1, 8))
     plan = task.plan(batch, FACTS, jax.random.key(2))
@@ -124,7 +134,9 @@ def outputs(task, batch):
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 def test_flipping_the_labels_changes_no_model_input(task):
     batch = packed([[5, 7], [3, 9], [24]])
-    flipped = dataclasses.replace(batch, labels=np.where(batch.labels >= 0, 1 - batch.labels, -1).astype(np.int8))
+    flipped = dataclasses.replace(
+        batch, labels=np.where(batch.labels >= 0, 1 - batch.labels, -1).astype(np.int8)
+    )
     assert (flipped.labels != batch.labels).any()
     jax.tree.map(np.testing.assert_array_equal, outputs(task, batch), outputs(task, flipped))
 
@@ -133,13 +145,17 @@ def test_behaviours_are_judged_from_the_events_before():
     batch = packed([[5, 7], [3]])
     known = np.asarray(Behaviour().plan(batch, FACTS, jax.random.key(0)).arrays["known"])
     np.testing.assert_array_equal(known, (batch.labels >= 0) & (batch.positions > 0)[..., None])
-    only_buy = np.asarray(Behaviour(behaviours=("buy",)).plan(batch, FACTS, jax.random.key(0)).arrays["known"])
+    only_buy = np.asarray(
+        Behaviour(behaviours=("buy",)).plan(batch, FACTS, jax.random.key(0)).arrays["known"]
+    )
     assert not only_buy[..., 0].any()
     np.testing.assert_array_equal(only_buy[..., 1], known[..., 1])
 
 
 def test_a_missing_behaviour_names_task_and_column():
-    with pytest.raises(ValueError, match="Behaviour asks for behaviour 'share', and dataset 'toy' has click, buy"):
+    with pytest.raises(
+        ValueError, match="Behaviour asks for behaviour 'share', and dataset 'toy' has click, buy"
+    ):
         Behaviour(behaviours=("share",)).check_data(FACTS)
     with pytest.raises(ValueError, match="Behaviour needs behaviour labels, and dataset 'toy'"):
         Behaviour().check_data(dataclasses.replace(FACTS, behaviours=()))
@@ -170,7 +186,11 @@ def test_every_candidate_set_estimates_the_full_softmax(candidates):
     """A great many draws, or a batch whose targets are uniform, come close to the whole catalogue."""
     batch = packed([[24]] * 60)
     model = make_model(
-        TwoTowerConfig(encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8), 0, 0
+        TwoTowerConfig(
+            encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8
+        ),
+        0,
+        0,
     )
     rows = {
         ITEM: jax.random.normal(jax.random.key(1), (NUM_ITEMS + 1, 8)).at[0].set(0),
@@ -182,7 +202,9 @@ def test_every_candidate_set_estimates_the_full_softmax(candidates):
         plan = task.plan(batch, FACTS, jax.random.key(3))
         forward = Forward(model, batch, FACTS, rows[ITEM][batch.item_ids], rows, None)
         wanted = plan.lookups | plan.shared_lookups
-        forward.rows = {table: {name: array[ids] for name, ids in wanted.items()} for table, array in rows.items()}
+        forward.rows = {
+            table: {name: array[ids] for name, ids in wanted.items()} for table, array in rows.items()
+        }
         return float(task.loss(forward, plan, jax.random.key(4)).total / plan.weight)
 
     mesh = jax.make_mesh(
@@ -199,6 +221,7 @@ def test_base_classes_say_what_is_missing():
         Task().plan(packed([[2]]), FACTS, jax.random.key(0))
     with pytest.raises(TypeError, match="Candidates must define size"):
         Candidates().size(3, 4)
-    assert Task().query_mode is None
+    with pytest.raises(TypeError, match="RankingTask must define query_mode"):
+        _ = RankingTask().query_mode
     assert ITEM_BIAS in TwoTowerConfig().tables(3)
     assert jnp.float32(Task().scored_pairs(1, 2, 3)) == 0

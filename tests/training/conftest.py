@@ -50,7 +50,9 @@ def make(dataset):
     """Makes a `Setup` on a mesh; keywords replace the defaults."""
 
     def setup(mesh, **changes):
-        optimizer = OptimizerConfig(learning_rate=1e-2, ema_decay=0.9, max_gradient_norm=1.0, weight_decay=0.1)
+        optimizer = OptimizerConfig(
+            learning_rate=1e-2, ema_decay=0.9, max_gradient_norm=1.0, weight_decay=0.1
+        )
         values = {
             "model": TwoTowerConfig(encoder=ENCODER, item_dim=8, time_gaps=True),
             "tasks": TASKS,

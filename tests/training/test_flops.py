@@ -16,7 +16,9 @@ def test_encoder_flops_by_hand():
 
 
 def test_a_step_is_three_forward_passes():
-    model = TwoTowerConfig(encoder=EncoderConfig(embed_dim=4, num_layers=1, mlp_dim=8), item_dim=4, projection=False)
+    model = TwoTowerConfig(
+        encoder=EncoderConfig(embed_dim=4, num_layers=1, mlp_dim=8), item_dim=4, projection=False
+    )
     both = {"next_item": NextItem(), "behaviour": Behaviour()}
     encoder, scores = encoder_flops_per_row(model.encoder, 10) * 2, 2 * 10 * 100 * 2 * 4
     # The causal pass is shared by the two tasks.

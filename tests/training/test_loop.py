@@ -101,7 +101,13 @@ def test_the_best_state_by_validation_is_kept(uninterrupted):
 def test_the_log_holds_rates_losses_and_norms(uninterrupted):
     lines = [line for line in read_metrics(uninterrupted[1]) if "loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
-    for name in ("loss/next_item", "loss/masked_item", "loss/behaviour", "gradient_norm/dense", "gradient_norm/item"):
+    for name in (
+        "loss/next_item",
+        "loss/masked_item",
+        "loss/behaviour",
+        "gradient_norm/dense",
+        "gradient_norm/item",
+    ):
         assert all(np.isfinite(line[name]) for line in lines)
     for name in ("events_per_second", "steps_per_second", "flops_utilisation", "input_wait_share"):
         assert all(line[name] >= 0 for line in lines)
@@ -116,7 +122,9 @@ def test_nan_stops_the_run_and_names_step_and_task(make, mesh_2x4, tmp_path, mon
 
     original = type(setup).init_state
     monkeypatch.setattr(type(setup), "init_state", poisoned_state)
-    with pytest.raises(NotFiniteError, match=r"step 0 .* task next_item, masked_item, behaviour, at batch index 0"):
+    with pytest.raises(
+        NotFiniteError, match=r"step 0 .* task next_item, masked_item, behaviour, at batch index 0"
+    ):
         train(setup, CONFIG, tmp_path, None)
     # Nothing was saved that a later start would resume from.
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))

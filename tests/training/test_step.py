@@ -13,14 +13,14 @@ from jaxrec.core.mesh import make_mesh
 from jaxrec.data.pipeline import train_batches
 from jaxrec.embedding.row_optimizer import RowAdagrad, Sgd
 from jaxrec.embedding.table import to_logical
+from jaxrec.losses.sampled import UniformSampler
 from jaxrec.models.two_tower import ITEM, TwoTowerConfig
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.losses.sampled import UniformSampler
 from jaxrec.tasks.candidates import InBatch, SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
+from jaxrec.training import step as step_module
 from jaxrec.training.optimizer import OptimizerConfig, decay_mask, schedule_factor
 from jaxrec.training.setup import place_batch
-from jaxrec.training import step as step_module
 from jaxrec.training.step import make_train_step
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "shardings.json"
@@ -55,7 +55,9 @@ def logical(table):
 def twin(make):
     """Five steps of the dense one-device twin."""
     devices = jax.devices()[:1]
-    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(
+        (1, 1), ("data", "model"), devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
     with jax.set_mesh(mesh):
         state, metrics, _ = run(make(mesh), 5)
         return metrics, logical(state.tables[ITEM])
@@ -152,7 +154,9 @@ def test_sparse_tasks_touch_the_rows_of_the_batch_only(make, row_optimizer):
 
 def poisoned(state, where):
     if where == "table":
-        return dataclasses.replace(state, tables={**state.tables, ITEM: state.tables[ITEM].at[1:].set(np.nan)})
+        return dataclasses.replace(
+            state, tables={**state.tables, ITEM: state.tables[ITEM].at[1:].set(np.nan)}
+        )
     dense = jax.tree.map(lambda x: x, state.dense)
     dense["behaviour_head"]["out"]["kernel"] = dense["behaviour_head"]["out"]["kernel"] * np.inf
     return dataclasses.replace(state, dense=dense)
@@ -193,7 +197,8 @@ def test_only_kernels_decay(make, one_device):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("learning_rate", -1.0), ("warmup_steps", -1), ("ema_decay", 1.0), ("max_gradient_norm", -0.1)]
+    ("field", "value"),
+    [("learning_rate", -1.0), ("warmup_steps", -1), ("ema_decay", 1.0), ("max_gradient_norm", -0.1)],
 )
 def test_bad_optimizer_settings_name_themselves(field, value):
     with pytest.raises(ValueError, match=f"optimizer.{field}={value}"):
