@@ -32,7 +32,7 @@ def get_config() -> TrainConfig:
                 num_heads=1,
                 mlp_dim=256,
                 max_positions=200,
-                norm_position="pre",
+                norm_position="post",
                 dropout_rate=0.2,
                 attention_dropout_rate=0.2,
                 mlp_dropout_rate=0.2,

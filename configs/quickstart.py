@@ -1,6 +1,6 @@
 """The quickstart: MovieLens-latest-small (embedded), next item and like prediction, minutes on two cores.
 
-python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from jaxrec.config import TrainConfig
@@ -26,7 +26,7 @@ def get_config() -> TrainConfig:
                 num_heads=2,
                 mlp_dim=128,
                 max_positions=128,
-                norm_position="pre",
+                norm_position="post",
                 dropout_rate=0.2,
                 attention_dropout_rate=0.2,
                 mlp_dropout_rate=0.2,
@@ -38,11 +38,16 @@ def get_config() -> TrainConfig:
         ),
         tasks={"next_item": NextItem(), "behaviour": Behaviour(weight=0.1)},
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, warmup_steps=50, schedule="cosine", final_factor=0.05, weight_decay=0.01
+            learning_rate=3e-3,
+            warmup_steps=50,
+            schedule="cosine",
+            final_factor=0.05,
+            weight_decay=0.01,
+            ema_decay=0.99,
         ),
-        row_optimizer=Adam(learning_rate=1e-3),
-        num_train_steps=800,
+        row_optimizer=Adam(learning_rate=3e-3),
+        num_train_steps=1200,
         global_batch_size=8,
-        checkpoint_every_steps=200,
-        evaluation=EvaluationConfig(every_steps=200),
+        checkpoint_every_steps=400,
+        evaluation=EvaluationConfig(every_steps=400),
     )

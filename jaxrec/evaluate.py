@@ -29,7 +29,9 @@ from jaxrec.runs import load_run
 def main(arguments: list[str] | None = None) -> int:
     """The entry; returns the exit status."""
     given = parse_arguments(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         if given.compare:

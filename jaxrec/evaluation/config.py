@@ -29,7 +29,7 @@ class EvaluationConfig:
     metric: str = "ndcg@10"
     every_steps: int = 0
     max_users: int = 0
-    rows_per_batch: int = 64
+    rows_per_batch: int = 32
     list_length: int = 10
     baselines: tuple[str, ...] = BASELINES
     bootstrap_samples: int = 1000

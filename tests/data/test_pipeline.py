@@ -1,6 +1,8 @@
 """Batch k is a pure function of (dataset, seed, k), whoever asks and from wherever the run resumes."""
 
 import dataclasses
+import itertools
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.core.batch import Batch
+from jaxrec.data import pipeline
 from jaxrec.data.dataset import UNKNOWN_TIME, Histories, PreparedDataset
 from jaxrec.data.pipeline import TrainingRows, build_batch, stream_batches, train_batches
 from jaxrec.data.rows import NUM_TIME_GAPS, time_gap_buckets
@@ -144,6 +147,51 @@ def test_tf_data_yields_the_built_batches_with_their_types():
             "time_gaps": np.int32, "labels": np.int8,
         }  # fmt: skip
     assert step == 9
+
+
+@pytest.fixture
+def running(monkeypatch):
+    """The steps whose batches are being built right now, slowly."""
+    steps = []
+
+    def build_slowly(rows, step, **arguments):
+        steps.append(step)
+        time.sleep(0.1)
+        steps.remove(step)
+        return build_batch(rows, step, **arguments)
+
+    monkeypatch.setattr(pipeline, "build_batch", build_slowly)
+    return steps
+
+
+def test_closing_ends_the_reading_ahead(running):
+    stream = train_batches(make_dataset([9] * 9), global_batch_size=4, history_length=8, stop_step=10**6)
+    next(stream)
+    stream.close()
+    assert running == [], "a thread that still runs Python when the interpreter ends hangs the process"
+    time.sleep(0.3)
+    assert running == [], "no thread starts another batch"
+    assert list(stream) == []
+
+
+def test_an_unfinished_stream_is_closed_when_python_exits(running):
+    stream = train_batches(make_dataset([9] * 9), global_batch_size=4, history_length=8, stop_step=10**6)
+    next(stream)
+    assert stream.close.atexit
+    stream.close()
+
+
+def test_a_failed_batch_ends_the_stream_with_its_reason(monkeypatch):
+    stream = train_batches(make_dataset([9] * 9), global_batch_size=4, history_length=8, stop_step=10**6)
+    next(stream)
+
+    def fail(rows, step, **arguments):
+        raise ValueError("user 3 is damaged")
+
+    monkeypatch.setattr(pipeline, "build_batch", fail)
+    with pytest.raises(Exception, match="user 3 is damaged"):
+        list(itertools.islice(stream, 100))
+    assert list(stream) == []
 
 
 def test_flipped_labels_change_no_other_field():

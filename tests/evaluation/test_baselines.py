@@ -78,9 +78,10 @@ def test_transition_equals_its_formula(settings):
 
 
 @pytest.mark.parametrize(("num_users", "num_items"), [(60, 25), (25, 60)])
-@pytest.mark.parametrize("direct_size", [4, 512])
-def test_ease_equals_its_formula_by_items_and_by_users(monkeypatch, num_users, num_items, direct_size):
-    monkeypatch.setattr(ease, "DIRECT_SIZE", direct_size)
+@pytest.mark.parametrize("block", [4, 512])
+def test_ease_equals_its_formula_by_items_and_by_users(monkeypatch, num_users, num_items, block):
+    monkeypatch.setattr(ease, "BLOCK", block)
+    monkeypatch.setattr(ease, "BLOCK_ELEMENTS", 100 * block)
     train, queries = random_histories(num_users, num_items), random_histories(15, num_items, 1)
     matrix = dense(train, num_items)[:, 1:]
     inverse = np.linalg.inv(matrix.T @ matrix + 2.0 * np.eye(num_items))

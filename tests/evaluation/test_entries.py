@@ -1,5 +1,6 @@
 import argparse
 import json
+import logging
 
 import jax
 import pyarrow.parquet as pq
@@ -7,6 +8,15 @@ import pytest
 
 from jaxrec import evaluate, recommend
 from jaxrec.evaluation.arguments import mesh_shape, positive
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """The entries point logging at the error stream of the test, which ends with it."""
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = before[0]
+    logging.root.setLevel(before[1])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from jaxrec.losses.binary import binary_cross_entropy
 
 
-@given(data=st.data(), shape=hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
+@given(data=st.data(), shape=st.sampled_from([(1,), (5, 3), (2, 3, 2)]))
 def test_equals_the_definition_over_known_labels(data, shape):
     logits = data.draw(hnp.arrays(np.float32, shape, elements=st.floats(-15, 15, width=32)))
     labels = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-1, 1)))

@@ -6,6 +6,7 @@ V = num_items + 1, N = items, U = training users, Q = queries.
 import dataclasses
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sparse
 from jaxtyping import Float32
 
@@ -20,7 +21,8 @@ from jaxrec.evaluation.baselines.base import (
 
 __all__ = ["EASE", "FittedDualEASE"]
 
-DIRECT_SIZE = 512  # below it the library's own inverse is as fast
+BLOCK = 512  # rows that are mirrored at a time
+BLOCK_ELEMENTS = 1 << 24  # dense entries beside the inverse: 64 MiB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,11 @@ class EASE:
 
     Attributes:
       regularization: the ridge.
-      max_size: a larger inverse than this would take too long and too much memory.
+      max_size: a larger inverse than this would take too long and too much memory; one of 20,000 takes
+        minutes on 2 cores and 3.2 GB.
     """
 
-    regularization: float = 500.0
+    regularization: float = 200.0
     max_size: int = 20_000
 
     def __post_init__(self) -> None:
@@ -53,16 +56,15 @@ class EASE:
         if size > self.max_size:
             raise BaselineRefusedError(
                 f"{num_items} items and {num_users} users are both more than max_size={self.max_size}: the "
-                f"inverse would need {8e-9 * size**2:.1f} GB and hours at worst; raise EASE.max_size where "
-                "there is memory and time for it."
+                f"inverse would need {8e-9 * size**2:.1f} GB; raise EASE.max_size where there is memory and time "
+                "for it."
             )
         if num_users < num_items:
             return self._fit_users(by_user)
         gram = _gram(by_user.T.tocsr()[1:], self.regularization)
         _invert(gram)
-        diagonal = _diagonal(gram)
         weights = np.zeros((num_items + 1, num_items + 1), np.float32)
-        np.divide(gram, -diagonal, out=weights[1:, 1:])
+        np.divide(gram, -np.diag(gram), out=weights[1:, 1:])
         np.fill_diagonal(weights, 0.0)
         return ItemWeights(weights)
 
@@ -70,9 +72,12 @@ class EASE:
         """`P = (I - X^T M X) / regularization` with `M = (X X^T + regularization I)^-1` (Woodbury)."""
         inverse = _gram(by_user, self.regularization)
         _invert(inverse)
-        _diagonal(inverse)
-        explained = (by_user.multiply(inverse @ by_user)).sum(axis=0)
-        return FittedDualEASE(by_user, inverse, np.asarray(1.0 - explained, np.float32).ravel())
+        unexplained = np.ones(by_user.shape[1], np.float32)
+        block_size = max(1, BLOCK_ELEMENTS // by_user.shape[1])
+        for first in range(0, by_user.shape[0], block_size):
+            rows = slice(first, first + block_size)
+            unexplained -= by_user[rows].multiply(inverse[rows] @ by_user).sum(axis=0)
+        return FittedDualEASE(by_user, inverse, unexplained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,30 +108,25 @@ def _gram(rows: sparse.csr_array, regularization: float) -> Float32[np.ndarray, 
 
 
 def _invert(matrix: Float32[np.ndarray, "n n"]) -> None:
-    """Inverts a positive definite matrix in place, by halves (Schur complements).
+    """Inverts a positive definite matrix in place.
 
-    Nearly all of it is matrix products of half the size, which run several times faster than LAPACK's
-    routine for symmetric inverses.
+    By its Cholesky factor: block-wise elimination is nearly twice as fast, but in float32 its errors are a
+    hundred times as large on co-occurrence counts, which moves ranks.
+
+    Raises:
+        BaselineRefusedError: it is not positive definite to float32 precision.
     """
-    size = len(matrix)
-    if size <= DIRECT_SIZE:
-        matrix[:] = np.linalg.inv(matrix)
-        return
-    half = size // 2
-    first, second, corner = matrix[:half, :half], matrix[half:, half:], matrix[half:, :half]
-    _invert(first)
-    explained = corner @ first
-    second -= explained @ corner.T
-    _invert(second)
-    np.negative(second @ explained, out=corner)
-    first -= explained.T @ corner
-    matrix[:half, half:] = corner.T
-
-
-def _diagonal(inverse: Float32[np.ndarray, "n n"]) -> Float32[np.ndarray, " n"]:
-    diagonal = np.diag(inverse).copy()
-    if not (np.isfinite(diagonal).all() and (diagonal > 0.0).all()):
+    # LAPACK counts by columns: the transpose of a symmetric matrix is the same memory without a copy.
+    factor, failed = scipy.linalg.lapack.spotrf(matrix.T, lower=True, overwrite_a=True)
+    if not failed:
+        _, failed = scipy.linalg.lapack.spotri(factor, lower=True, overwrite_c=True)
+    if failed:
         raise BaselineRefusedError(
             "the matrix of EASE is not positive definite in float32; raise EASE.regularization."
         )
-    return diagonal
+    # LAPACK filled one half; the other still holds the input.
+    for first in range(0, len(matrix), BLOCK):
+        rows = slice(first, first + BLOCK)
+        corner = matrix[rows, rows]
+        corner[:] = np.triu(corner) + np.triu(corner, 1).T
+        matrix[first + BLOCK :, rows] = matrix[rows, first + BLOCK :].T

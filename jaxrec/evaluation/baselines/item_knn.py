@@ -32,7 +32,7 @@ class ItemKNN:
       shrinkage: added to the denominator: a few common users are no proof.
     """
 
-    num_neighbours: int = 100
+    num_neighbours: int = 20
     shrinkage: float = 10.0
 
     def __post_init__(self) -> None:

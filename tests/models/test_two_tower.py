@@ -1,0 +1,83 @@
+"""The towers: shapes, options, and what each input may change."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.core.batch import Batch
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.training.state import make_model
+
+ENCODER = EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=6)
+BATCH = Batch(
+    item_ids=np.array([[1, 2, 3, 4, 0, 0]], np.int32),
+    segment_ids=np.array([[1, 1, 1, 2, 0, 0]], np.int32),
+    positions=np.array([[0, 1, 2, 0, 0, 0]], np.int32),
+    time_gaps=np.array([[0, 5, 9, 0, 0, 0]], np.int32),
+    labels=np.full((1, 6, 2), -1, np.int8),
+)
+ROWS = jax.random.normal(jax.random.key(0), (1, 6, 4))
+
+
+def queries(config, batch=BATCH, **options):
+    model = make_model(config, 0, 0)
+    states = model.encode(ROWS, batch, causal=True, key=None, **options)
+    return np.asarray(model.queries(states))
+
+
+def test_queries_live_in_the_space_of_the_items():
+    assert queries(TwoTowerConfig(encoder=ENCODER, item_dim=4)).shape == (1, 6, 4)
+
+
+def test_time_gaps_matter_only_where_they_are_asked_for():
+    other = dataclasses.replace(BATCH, time_gaps=BATCH.time_gaps + 1)
+    without, with_gaps = (TwoTowerConfig(encoder=ENCODER, item_dim=4, time_gaps=on) for on in (False, True))
+    np.testing.assert_array_equal(queries(without), queries(without, other))
+    assert (queries(with_gaps) != queries(with_gaps, other)).any()
+
+
+def test_a_masked_event_hides_its_item():
+    config = TwoTowerConfig(encoder=ENCODER, item_dim=4)
+    model = make_model(config, 0, 0)
+    masked = jnp.asarray(BATCH.item_ids == 2)
+    other_rows = ROWS.at[0, 1].add(1.0)
+    shown, hidden = (
+        [model.encode(rows, BATCH, causal=False, key=None, masked=mask) for rows in (ROWS, other_rows)]
+        for mask in (None, masked)
+    )
+    assert (np.asarray(shown[0]) != np.asarray(shown[1])).any()
+    np.testing.assert_array_equal(hidden[0], hidden[1])
+
+
+def test_tables_hold_padding_and_every_item():
+    tables = TwoTowerConfig(item_dim=16).tables(100)
+    assert (tables[ITEM].num_rows, tables[ITEM].dim) == (101, 16)
+    assert (tables[ITEM_BIAS].num_rows, tables[ITEM_BIAS].dim) == (101, 1)
+    assert set(TwoTowerConfig(item_bias=False).tables(100)) == {ITEM}
+
+
+def test_behaviour_logits_look_at_user_and_item():
+    model = make_model(TwoTowerConfig(encoder=ENCODER, item_dim=4), 2, 0)
+    logits = model.behaviour_logits(ROWS, ROWS[:, ::-1])
+    assert logits.shape == (1, 6, 2)
+    assert logits.dtype == jnp.float32
+    assert (np.asarray(logits) != np.asarray(model.behaviour_logits(ROWS, ROWS))).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"item_dim": 0}, "item_dim=0"), ({"projection": False, "item_dim": 5}, "item_dim=5")]
+)
+def test_bad_shapes_name_themselves(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TwoTowerConfig(encoder=ENCODER, **changes)
+
+
+def test_seeds_make_the_parameters():
+    config = TwoTowerConfig(encoder=ENCODER, item_dim=4)
+    first, same, other = (make_model(config, 0, seed).projection[...] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert (np.asarray(first) != np.asarray(other)).any()
