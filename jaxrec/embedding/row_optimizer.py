@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.partition import spec
-from jaxrec.embedding.table import all_gather, local_index
+from jaxrec.core.placement import all_gather, local_index
 
 Slots = dict[str, jax.Array]
 

@@ -1,7 +1,6 @@
 """A table whose rows lie over every device of the mesh.
 
-The physical row of id r on N shards is (r mod N) * rows_per_shard + r div N: a count-sorted vocabulary would put
-all popular rows on shard 0 if the shards owned blocks. Everything here runs under `jax.set_mesh`.
+`core.placement` says which row lies where. Everything here runs under `jax.set_mesh`.
 
 N = shards, R = physical rows (N * rows_per_shard), D = embed dim, T = ids.
 """
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import sharding, spec
+from jaxrec.core.placement import all_gather, local_index, num_shards, psum_scatter
 
 # Checkpoints hold this many logical rows times a whole number, so that their files fit every N that divides it.
 FILE_ROW_MULTIPLE = 1024
@@ -38,21 +38,6 @@ class TableSpec:
     def rows_per_shard(self, num_shards: int) -> int:
         """Rows that each shard holds; the last ones are padding where `num_rows` does not divide."""
         return -(-self.num_rows // num_shards)
-
-
-def num_shards() -> int:
-    """Devices of the mesh in use (1 outside of any mesh)."""
-    return max(1, jax.sharding.get_abstract_mesh().size)
-
-
-def physical_rows(ids: Int[Array, "*t"], shards: int, rows_per_shard: int) -> Int[Array, "*t"]:
-    """Where the rows of `ids` lie."""
-    return ids % shards * rows_per_shard + ids // shards
-
-
-def logical_ids(shard: Int[Array, ""] | int, shards: int, rows_per_shard: int) -> Int[Array, "r"]:
-    """The ids whose rows `shard` holds, in their physical order; may run past the last id."""
-    return jnp.arange(rows_per_shard, dtype=jnp.int32) * shards + shard
 
 
 def init_table(table: TableSpec, key: jax.Array, mesh: Mesh) -> Float[Array, "R D"]:
@@ -86,22 +71,6 @@ def lookup_shared(table: Float[Array, "R D"], ids: Int[Array, "t"]) -> Float[Arr
         return jax.lax.psum(_local_rows(shard, ids), ALL_AXES)
 
     return jax.shard_map(local, in_specs=(spec("row"), P()), out_specs=P())(table, ids)
-
-
-def all_gather(x: Array) -> Array:
-    """Inside `shard_map`: all devices' parts, joined along the first dim."""
-    return x if num_shards() == 1 else jax.lax.all_gather(x, ALL_AXES, tiled=True)
-
-
-def psum_scatter(x: Array) -> Array:
-    """Inside `shard_map`: the sum over devices, of which each keeps its part of the first dim."""
-    return x if num_shards() == 1 else jax.lax.psum_scatter(x, ALL_AXES, tiled=True)
-
-
-def local_index(ids: Int[Array, "t"], rows_per_shard: int) -> Int[Array, "t"]:
-    """Inside `shard_map`: the row on this shard, or `rows_per_shard` (out of range) for another shard's id."""
-    mine = (ids % num_shards() == jax.lax.axis_index(ALL_AXES)) & (ids >= 0)
-    return jnp.where(mine, ids // num_shards(), rows_per_shard)
 
 
 def _local_rows(shard: jax.Array, ids: jax.Array) -> jax.Array:

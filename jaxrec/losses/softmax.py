@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import spec
-from jaxrec.embedding.table import all_gather, local_index, logical_ids, num_shards, psum_scatter
+from jaxrec.core.placement import all_gather, local_index, logical_ids, num_shards, psum_scatter
 
 # Logits of one chunk on one device: 1.5 M floats = 6 MB, what stays near a core's cache.
 CHUNK_LOGITS = 1_500_000

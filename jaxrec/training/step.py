@@ -16,8 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrec.core.batch import Batch
+from jaxrec.core.placement import num_shards
 from jaxrec.embedding.row_optimizer import RowOptimizer, SparseRows, add_sparse, apply_dense, apply_sparse
-from jaxrec.embedding.table import lookup, lookup_shared, num_shards
+from jaxrec.embedding.table import lookup, lookup_shared
 from jaxrec.models.two_tower import ITEM
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor

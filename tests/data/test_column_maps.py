@@ -72,7 +72,7 @@ def test_a_directory_without_a_map_is_found_out_alike(name, shared_data, tmp_pat
     """Under another name the columns alone decide; they must say the same, thresholds of counts apart."""
     (tmp_path / "set").mkdir()
     events = pq.read_table(shared_data / name / "events.parquet")
-    pq.write_table(events.slice(0, 150_000), tmp_path / "set" / "events.parquet")
+    pq.write_table(events.slice(0, 20_000), tmp_path / "set" / "events.parquet")
     prepare(DataConfig(path=str(tmp_path / "set"), text=tiny_vocabulary), tmp_path / "out")
     found = PreparedDataset.open(tmp_path / "out").metadata
     *_, behaviours, has_times, filter_seen = EXPECTED[name]
@@ -98,8 +98,11 @@ def test_ml_1m_splits_by_time_with_its_estimated_times_only(shared_data, tmp_pat
     config = DataConfig(path=str(shared_data / "ml-1m"), split=GlobalTime(), text=tiny_vocabulary)
     with pytest.raises(ValueError, match="460877 of 999946 events have a null timestamp"):
         prepare(config, tmp_path / "out")
-    config = replace(config, columns=ColumnMap(timestamp="timestamp_est"))
-    prepare(config, tmp_path / "out")
+    (tmp_path / "ml-1m").mkdir()
+    events = pq.read_table(shared_data / "ml-1m" / "events.parquet").slice(600_000, 50_000)
+    pq.write_table(events, tmp_path / "ml-1m" / "events.parquet")
+    columns = ColumnMap(timestamp="timestamp_est")
+    prepare(replace(config, path=str(tmp_path / "ml-1m"), columns=columns), tmp_path / "out")
     assert PreparedDataset.open(tmp_path / "out").metadata.split == "global_time"
 
 

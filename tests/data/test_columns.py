@@ -66,7 +66,7 @@ def test_a_flag_keeps_its_whole_name_where_the_short_one_is_taken():
     assert direct_behaviours(found) == ("like", "is_like")
     assert [flag_behaviour(name) for name in ("is_click", "click", "is_")] == ["click", "click", "is_"]
     with pytest.raises(ValueError, match="not distinct"):
-        direct_behaviours(resolve_events(ColumnMap(flags=("is_click", "is_click")), NAMES, "here"))
+        direct_behaviours(resolve_events(ColumnMap(flags=("long_view", "long_view")), NAMES, "here"))
 
 
 def test_a_known_map_fills_what_the_user_left_open():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.core.partition import sharding
+from jaxrec.core.placement import physical_rows
 from jaxrec.embedding.table import (
     TableSpec,
     file_rows,
@@ -15,7 +16,6 @@ from jaxrec.embedding.table import (
     init_table,
     lookup,
     lookup_shared,
-    physical_rows,
     physical_to_logical_numpy,
     to_logical,
 )
