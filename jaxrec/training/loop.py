@@ -1,9 +1,10 @@
 """The training loop: resume, step, log, validate, save. It names no task and no dataset."""
 
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 
 from jaxrec.core.batch import Batch
 from jaxrec.core.mesh import device_kind, peak_memory_bytes
-from jaxrec.data.pipeline import train_batches
+from jaxrec.data.pipeline import BatchStream, train_batches
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.flops import peak_flops, step_flops
 from jaxrec.training.setup import Setup, place_batch
@@ -72,11 +73,11 @@ def train(
             logger.info("resuming from step %d of %s", start, workdir)
         best_value = _best_value(best, config.metric)
         step_fn = make_train_step(setup.step, state, setup.mesh)
-        batches = Prefetch(setup, config, start)
         meter = Meter(setup, config)
         with (
             MetricWriter(workdir, resume_step=start) as writer,
             TrainingProgress(config.num_train_steps, start_step=start) as progress,
+            contextlib.closing(Prefetch(setup, config, start)) as batches,
         ):
             for step in range(start, config.num_train_steps):
                 batch, waited = batches.next()
@@ -150,7 +151,7 @@ class Prefetch:
 
     def __init__(self, setup: Setup, config: LoopConfig, start: int):
         self._mesh = setup.mesh
-        self._batches: Iterator[Batch] = train_batches(
+        self._batches: BatchStream = train_batches(
             setup.dataset,
             global_batch_size=config.global_batch_size,
             history_length=config.history_length,
@@ -170,6 +171,10 @@ class Prefetch:
         self._ahead = self._place()
         assert current is not None, "the loop asks for as many batches as there are steps"
         return current, time.perf_counter() - begin
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._batches.close()
 
     def _place(self) -> Batch | None:
         batch = next(self._batches, None)

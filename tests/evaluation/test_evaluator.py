@@ -23,7 +23,7 @@ ISSUE_KEYS = {
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, make_last_item_run, make_small_dataset):
-    run = make_last_item_run(with_behaviours=True, dataset=make_small_dataset(repeats=False))
+    run = make_last_item_run(with_behaviours=True, dataset=make_small_dataset())
     run.config.tasks = {"next_item": None, "behaviour": types.SimpleNamespace(behaviours=("like",))}
     evaluation = evaluate(run, "test", config=CONFIG, command="python -m jaxrec.evaluate --workdir=w")
     workdir = tmp_path_factory.mktemp("run")
