@@ -9,7 +9,6 @@ docs/evaluation.md says what the numbers mean.
 """
 
 import argparse
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments
 from jaxrec.evaluation.comparison import compare_runs
@@ -29,10 +29,7 @@ from jaxrec.runs import load_run
 def main(arguments: list[str] | None = None) -> int:
     """The entry; returns the exit status."""
     given = parse_arguments(arguments)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    start_logging()
     try:
         if given.compare:
             print_comparison_of(given.compare)

@@ -6,7 +6,6 @@ streamed: memory does not grow with their number.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import jax
 import pyarrow as pa
 from rich.console import Console
 
+from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments, positive
 from jaxrec.evaluation.recommendations import (
@@ -28,10 +28,7 @@ from jaxrec.runs import load_run
 def main(arguments: list[str] | None = None) -> int:
     """The entry; returns the exit status."""
     given = parse_arguments(arguments)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    start_logging()
     console = Console(stderr=True)
     try:
         initialize_platform()

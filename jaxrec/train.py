@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxrec.config import TrainConfig, parse_train_arguments, write_run_config
+from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import device_kind, initialize_platform, make_mesh
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import UserRanker
@@ -27,10 +28,7 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     """The entry; returns the exit status."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    start_logging()
     given = parse_train_arguments(__doc__, arguments)
     try:
         initialize_platform()

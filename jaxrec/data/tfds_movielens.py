@@ -23,7 +23,9 @@ _VARIANTS = ("100k", "1m", "20m", "25m", "latest-small", "latest")
 _EVENT_SCHEMA = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("rating", pa.float32())]
 )
-_ITEM_SCHEMA = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("genres", pa.list_(pa.string()))])
+_ITEM_SCHEMA = pa.schema(
+    [("item_id", pa.string()), ("title", pa.string()), ("genres", pa.list_(pa.string()))]
+)
 _COLUMNS = ColumnMap(
     user="user_id",
     item="item_id",
@@ -166,7 +168,8 @@ def _item_batch(builder: Any, examples: dict[str, Any]) -> pa.RecordBatch:
             pa.array([ids[row].decode("utf-8", "replace") for row in rows], pa.string()),
             pa.array([titles[row].decode("utf-8", "replace") for row in rows], pa.string()),
             pa.array(
-                [[genre.int2str(int(one)) for one in genres[row].numpy()] for row in rows], pa.list_(pa.string())
+                [[genre.int2str(int(one)) for one in genres[row].numpy()] for row in rows],
+                pa.list_(pa.string()),
             ),
         ],
         schema=_ITEM_SCHEMA,

@@ -8,10 +8,16 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, required: bool) -> Non
     """`--workdir`, `--batch-rows` and `--mesh-shape`."""
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=required, help="the trained run")
     parser.add_argument(
-        "--batch-rows", metavar="N", type=positive, help="packed rows at a time; changes speed and memory only"
+        "--batch-rows",
+        metavar="N",
+        type=positive,
+        help="packed rows at a time; changes speed and memory only",
     )
     parser.add_argument(
-        "--mesh-shape", metavar="D,M", type=mesh_shape, help="another mesh than the run's, e.g. --mesh-shape=-1,1"
+        "--mesh-shape",
+        metavar="D,M",
+        type=mesh_shape,
+        help="another mesh than the run's, e.g. --mesh-shape=-1,1",
     )
 
 

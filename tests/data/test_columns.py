@@ -20,13 +20,24 @@ NAMES = ("user_id", "item_id", "timestamp", "order", "rating", "is_click", "long
 
 def test_usual_names_are_found():
     found = resolve_events(ColumnMap(), NAMES, "here")
-    assert (found.user, found.item, found.timestamp, found.order) == ("user_id", "item_id", "timestamp", "order")
+    assert (found.user, found.item, found.timestamp, found.order) == (
+        "user_id",
+        "item_id",
+        "timestamp",
+        "order",
+    )
     assert found.value == ValueLabel(column="rating", name="like", at_least=4.0)
     assert found.flags == ("is_click", "long_view")
     assert found.behaviour == "behaviour"
     assert direct_behaviours(found) == ("like", "click", "long_view")
     bare = resolve_events(ColumnMap(), ("userId", "movieId"), "here")
-    assert (bare.user, bare.item, bare.timestamp, bare.order, bare.value.column) == ("userId", "movieId", "-", "-", "-")
+    assert (bare.user, bare.item, bare.timestamp, bare.order, bare.value.column) == (
+        "userId",
+        "movieId",
+        "-",
+        "-",
+        "-",
+    )
     assert (bare.flags, bare.behaviour) == ((), "-")
 
 

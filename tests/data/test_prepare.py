@@ -141,7 +141,11 @@ def test_ranks_can_be_declared_and_are_never_times(tmp_path):
 
 
 def test_repeated_runs_give_the_same_bytes(tmp_path):
-    items = {"item_id": [10, 20, 30], "title": ["Amélie (2001)", "七人の侍", "🎬"], "genres": ["A|B", "", None]}
+    items = {
+        "item_id": [10, 20, 30],
+        "title": ["Amélie (2001)", "七人の侍", "🎬"],
+        "genres": ["A|B", "", None],
+    }
     for number in (1, 2):
         write_source(tmp_path / str(number) / "set", EVENTS, items)
         run(tmp_path / str(number) / "set", tmp_path / f"out{number}")
@@ -199,7 +203,10 @@ def test_bad_rows_are_set_aside_with_their_reason_and_the_counts_add_up(tmp_path
         "timestamp": [1, 2, 3, 4, 5, 6],
         "is_click": [1, 1, 1, 1, 1, 0],
     }
-    events = {"user_id": events["user_id"] + [3.0], **{k: v + [v[0]] for k, v in events.items() if k != "user_id"}}
+    events = {
+        "user_id": events["user_id"] + [3.0],
+        **{k: [*v, v[0]] for k, v in events.items() if k != "user_id"},
+    }
     events["is_click"][-1] = 7
     run(write_source(tmp_path / "set", events), tmp_path / "out")
     rows = statistics_of(tmp_path / "out")["rows"]
@@ -240,7 +247,11 @@ def test_what_cannot_be_read_is_refused_in_words(tmp_path, table, words):
 def test_empty_and_damaged_files_are_refused_in_words(tmp_path):
     source = write_source(tmp_path / "set", EVENTS)
     whole = (source / "events.parquet").read_bytes()
-    for content, words in ((b"", "is empty"), (whole[: len(whole) // 2], "cannot be read"), (b"a,b", "cannot be read")):
+    for content, words in (
+        (b"", "is empty"),
+        (whole[: len(whole) // 2], "cannot be read"),
+        (b"a,b", "cannot be read"),
+    ):
         (source / "events.parquet").write_bytes(content)
         with pytest.raises(ValueError, match=words):
             run(source, tmp_path / "out")
@@ -286,7 +297,9 @@ def test_items_bring_titles_categories_and_tokens(tmp_path):
         "title": ["Heat (1995)", None, "Never seen", "Again", "No id"],
         "genres": ["Action|Crime", "", "Drama", "X", "Y"],
     }
-    dataset = run(write_source(tmp_path / "set", EVENTS, items), tmp_path / "out", text=TextConfig(max_tokens=8))
+    dataset = run(
+        write_source(tmp_path / "set", EVENTS, items), tmp_path / "out", text=TextConfig(max_tokens=8)
+    )
     assert dataset.titles(np.array([1, 2])) == ["Heat (1995)", ""]
     table = pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()
     assert table[0]["categories"] == ["Action", "Crime"]
@@ -328,7 +341,8 @@ def test_ids_of_items_must_be_of_the_events_type(tmp_path):
 def test_large_unsigned_ids_are_kept_exactly(tmp_path):
     ids = pa.array([2**64 - 1, 2**63, 2**64 - 1], pa.uint64())
     dataset = run(
-        write_source(tmp_path / "set", {"user_id": ids, "item_id": ids, "timestamp": [1, 2, 3]}), tmp_path / "out"
+        write_source(tmp_path / "set", {"user_id": ids, "item_id": ids, "timestamp": [1, 2, 3]}),
+        tmp_path / "out",
     )
     assert [int(key) for key in dataset.user_keys] == [2**63, 2**64 - 1]
 
@@ -366,7 +380,10 @@ def test_sessions_with_repeats_do_not_filter_what_is_seen(tmp_path):
     source = write_source(tmp_path / "set", events)
     assert not run(source, tmp_path / "auto").metadata.filter_seen
     assert run(source, tmp_path / "told", filter_seen=True).metadata.filter_seen
-    assert run(write_source(tmp_path / "b", EVENTS), tmp_path / "c", columns=ColumnMap(filter_seen=False)) is not None
+    assert (
+        run(write_source(tmp_path / "b", EVENTS), tmp_path / "c", columns=ColumnMap(filter_seen=False))
+        is not None
+    )
     assert not PreparedDataset.open(tmp_path / "c").metadata.filter_seen
 
 
@@ -419,9 +436,13 @@ def test_a_part_folder_and_a_single_file_are_sources_too(tmp_path):
         pq.write_table(whole.slice(2 * number, 2), tmp_path / "parts" / "events" / f"{number}.parquet")
     expected = [history(run(tmp_path / "set", tmp_path / "a"), user) for user in range(3)]
     assert [history(run(tmp_path / "parts", tmp_path / "b"), user) for user in range(3)] == expected
-    assert [history(run(tmp_path / "set" / "events.parquet", tmp_path / "c"), user) for user in range(3)] == expected
+    assert [
+        history(run(tmp_path / "set" / "events.parquet", tmp_path / "c"), user) for user in range(3)
+    ] == expected
     columns = ColumnMap(events="events/*.parquet")
-    assert [history(run(tmp_path / "parts", tmp_path / "d", columns=columns), user) for user in range(3)] == expected
+    assert [
+        history(run(tmp_path / "parts", tmp_path / "d", columns=columns), user) for user in range(3)
+    ] == expected
     pq.write_table(whole.rename_columns(["u", "v", "w", "x"]), tmp_path / "parts" / "events" / "9.parquet")
     with pytest.raises(ValueError, match="must agree"):
         run(tmp_path / "parts", tmp_path / "e")

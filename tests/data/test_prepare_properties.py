@@ -54,7 +54,11 @@ def any_column(size):
 def any_table(draw):
     size = draw(st.integers(0, 12))
     names = draw(
-        st.sets(st.sampled_from(["user_id", "item_id", "timestamp", "order", "rating", "is_x", "behaviour", "more"]))
+        st.sets(
+            st.sampled_from(
+                ["user_id", "item_id", "timestamp", "order", "rating", "is_x", "behaviour", "more"]
+            )
+        )
     )
     return pa.table({name: draw(any_column(size)) for name in sorted(names)})
 
@@ -115,9 +119,8 @@ def oracle(rows):
     """Valid events by user, in history order, as plain Python sees it."""
     histories = {}
     for place, row in enumerate(rows):
-        if row["user_id"] is not None and row["item_id"] not in (None, "") and row["item_id"].strip():
-            if row["order"] is not None:
-                histories.setdefault(row["user_id"], []).append((row["order"], place, row["item_id"]))
+        if None not in (row["user_id"], row["item_id"], row["order"]) and row["item_id"].strip():
+            histories.setdefault(row["user_id"], []).append((row["order"], place, row["item_id"]))
     return {user: [item for _, _, item in sorted(events)] for user, events in histories.items()}
 
 
@@ -162,13 +165,18 @@ CELL = st.one_of(
     INT64.map(str),
     SMALL.map(str),
     st.floats().map(str),
-    st.sampled_from(["", "NULL", "nan", "1e3", "1e999999", "007", "-0", "1_0", "１", '"', "a,b", " 3 ", "x" * 50]),
+    st.sampled_from(
+        ["", "NULL", "nan", "1e3", "1e999999", "007", "-0", "1_0", "１", '"', "a,b", " 3 ", "x" * 50]
+    ),
     TEXT,
 )
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=8), st.sampled_from(["auto", "int64", "string"]))
+@given(
+    st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=8),
+    st.sampled_from(["auto", "int64", "string"]),
+)
 def test_any_csv_is_prepared_or_refused_in_words(rows, id_type):
     def body(place):
         lines = [",".join(row) for row in [("user_id", "item_id", "timestamp"), *rows]]
@@ -204,7 +212,8 @@ def test_csv_and_parquet_of_the_same_rows_agree(rows):
                 {
                     path.name: path.read_bytes()
                     for path in sorted((place / kind / "out").rglob("*"))
-                    if path.is_file() and path.name != "statistics.json"  # the fingerprint is that of the source
+                    if path.is_file()
+                    and path.name != "statistics.json"  # the fingerprint is that of the source
                 }
             )
         assert contents[0] == contents[1]
@@ -213,7 +222,9 @@ def test_csv_and_parquet_of_the_same_rows_agree(rows):
 
 
 @settings(max_examples=15)
-@given(st.lists(st.one_of(st.integers(-(10**30), 10**30), st.floats(allow_nan=False)), min_size=1, max_size=10))
+@given(
+    st.lists(st.one_of(st.integers(-(10**30), 10**30), st.floats(allow_nan=False)), min_size=1, max_size=10)
+)
 def test_ids_of_float_columns_are_exact_or_set_aside(values):
     table = pa.table({"user_id": pa.array([float(v) for v in values]), "item_id": [1] * len(values)})
     usable = Counter(

@@ -11,7 +11,9 @@ from jaxrec.data.quarantine import Quarantine
 
 def test_any_content_is_written_and_counted(tmp_path):
     with Quarantine(tmp_path / "q.parquet", flush_rows=2) as quarantine:
-        quarantine.add("events:a", 0, "one", {"x": b"\xff", "y": float("nan"), "z": datetime.date(2020, 1, 1)})
+        quarantine.add(
+            "events:a", 0, "one", {"x": b"\xff", "y": float("nan"), "z": datetime.date(2020, 1, 1)}
+        )
         quarantine.add("events:b", 1, "one", "1,2\udcff")
         quarantine.add("items:c", 2, "two", {"ü": None})
     rows = pq.read_table(tmp_path / "q.parquet").to_pylist()

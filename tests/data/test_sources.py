@@ -17,7 +17,9 @@ from jaxrec.data.prepare import prepare
 from jaxrec.data.sources import TableFiles, open_directory
 
 
-def run(directory: Path, text: str | bytes, name: str = "events.csv", **columns) -> tuple[PreparedDataset, dict, list]:
+def run(
+    directory: Path, text: str | bytes, name: str = "events.csv", **columns
+) -> tuple[PreparedDataset, dict, list]:
     directory.mkdir(exist_ok=True)
     (directory / name).write_bytes(text.encode() if isinstance(text, str) else text)
     prepare(DataConfig(path=str(directory), columns=ColumnMap(**columns)), directory / "out")
@@ -89,10 +91,17 @@ def test_csv_bytes_that_are_no_text_are_set_aside(tmp_path):
 
 
 def test_csv_variants_tabs_gzip_quotes_dates_and_usual_names(tmp_path):
-    text = 'userId\tmovieId\ttimestamp\n1\t"5"\t2020-01-01\n1\t6\t2019-12-31T23:59:59+00:00\n1\t7\t2020-01-01 00:00:01\n'
+    text = (
+        "userId\tmovieId\ttimestamp\n"
+        '1\t"5"\t2020-01-01\n'
+        "1\t6\t2019-12-31T23:59:59+00:00\n"
+        "1\t7\t2020-01-01 00:00:01\n"
+    )
     dataset, _, _ = run(tmp_path / "tabs", text, "events.tsv")
     assert dataset.histories(np.array([0])).timestamps.tolist() == [1577836799, 1577836800, 1577836801]
-    dataset, _, quarantine = run(tmp_path / "gzip", gzip.compress(text.replace("\t", ",").encode()), "events.csv.gz")
+    dataset, _, quarantine = run(
+        tmp_path / "gzip", gzip.compress(text.replace("\t", ",").encode()), "events.csv.gz"
+    )
     assert dataset.metadata.num_events == 3
     assert quarantine == []
     dataset, _, quarantine = run(tmp_path / "bad", text + "1\t8\tyesterday\n", "events.tsv")
@@ -119,7 +128,11 @@ def test_csv_items_and_other_file_names(tmp_path):
 
 
 def test_an_empty_or_headerless_csv_is_refused(tmp_path):
-    for text, words in (("", "is empty"), ("user_id,item_id\n", "holds no rows"), ("a,a\n1,2\n", "more than one")):
+    for text, words in (
+        ("", "is empty"),
+        ("user_id,item_id\n", "holds no rows"),
+        ("a,a\n1,2\n", "more than one"),
+    ):
         with pytest.raises(ValueError, match=words):
             run(tmp_path / "set", text)
     with pytest.raises(ValueError, match="no user column"):
@@ -153,7 +166,9 @@ def test_mixed_kinds_and_unfit_impressions_are_refused(tmp_path):
 
 
 def test_a_category_is_what_its_values_are(tmp_path):
-    table = pa.table({"user_id": pa.array([5, 6, 5]).dictionary_encode(), "item_id": pa.array(["a", "b", "b"])})
+    table = pa.table(
+        {"user_id": pa.array([5, 6, 5]).dictionary_encode(), "item_id": pa.array(["a", "b", "b"])}
+    )
     pq.write_table(table, tmp_path / "events.parquet")
     files = TableFiles((tmp_path / "events.parquet",))
     assert files.schema.field("user_id").type == pa.int64()

@@ -20,7 +20,11 @@ def test_leave_one_out_takes_the_last_two_events_of_those_who_have_three():
     assert train_end.tolist() == [4, 3]
 
 
-@given(st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=5), st.integers(0, 9), st.integers(0, 9))
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=5),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
 def test_global_time_keeps_the_future_out_of_the_past(histories, first, second):
     offsets = np.append(0, np.cumsum([len(one) for one in histories]))
     seconds = np.array([time for one in histories for time in one], np.int64)
@@ -35,7 +39,9 @@ def test_global_time_keeps_the_future_out_of_the_past(histories, first, second):
 
 
 @given(
-    st.lists(hnp.arrays(np.int64, st.integers(0, 20), elements=INT64 | st.integers(0, 3)), min_size=1, max_size=4),
+    st.lists(
+        hnp.arrays(np.int64, st.integers(0, 20), elements=INT64 | st.integers(0, 3)), min_size=1, max_size=4
+    ),
     st.floats(0.001, 0.999),
 )
 def test_streaming_quantiles_equal_those_of_the_sorted_values(chunks, quantile):

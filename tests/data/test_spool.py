@@ -53,7 +53,9 @@ def test_history_order_is_what_plain_words_say(events):
     time = np.array([UNKNOWN if one is None else one for *_, one in events], np.int64)
     expected = []
     for user in sorted(set(users.tolist())):
-        expected += order_of_one_user([(at, one[1], one[2]) for at, one in enumerate(events) if one[0] == user])
+        expected += order_of_one_user(
+            [(at, one[1], one[2]) for at, one in enumerate(events) if one[0] == user]
+        )
     assert history_order(users, time, order).tolist() == expected
 
 

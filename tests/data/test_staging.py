@@ -47,7 +47,12 @@ def test_a_full_disk_is_named_however_it_is_told(tmp_path, error):
 
 def test_what_killed_runs_left_is_cleared_and_others_stay(tmp_path):
     host = socket.gethostname()
-    names = [f".out.partial-{host}-{DEAD}", f".out.partial-elsewhere-{DEAD}", f".out.partial-{host}-1", ".out.old-x"]
+    names = [
+        f".out.partial-{host}-{DEAD}",
+        f".out.partial-elsewhere-{DEAD}",
+        f".out.partial-{host}-1",
+        ".out.old-x",
+    ]
     for name in names:
         (tmp_path / name).mkdir()
     with staged_directory(tmp_path / "out"):

@@ -11,7 +11,16 @@ from transformers import BertTokenizerFast
 from jaxrec.data.config import TextConfig
 from jaxrec.data.text import WordPieces, default_vocabulary
 
-TITLES = ["Toy Story (1995). Animation, Children's", "Amélie", "七人の侍", "", "   ", "x" * 300, "🎬 \u202e", "naïve\nCAFÉ"]
+TITLES = [
+    "Toy Story (1995). Animation, Children's",
+    "Amélie",
+    "七人の侍",
+    "",
+    "   ",
+    "x" * 300,
+    "🎬 \u202e",
+    "naïve\nCAFÉ",
+]
 
 
 def tokens(pieces, texts):

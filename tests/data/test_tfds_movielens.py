@@ -22,6 +22,7 @@ RATINGS = [
 
 def fake_dataset():
     """Examples with the features of movielens/*-ratings that tell users apart."""
+
     def examples():
         for user, movie, title, genres, rating, time in RATINGS:
             yield {

@@ -102,7 +102,10 @@ def test_times_of_every_type():
     assert ticks_per_second(pa.date32(), "", 1) == 1
     assert times(pa.array(["7", " 8.0 ", "", "NA", None])) == ([7, 8, UNKNOWN, UNKNOWN, UNKNOWN], {})
     assert times(pa.array(["0.5", "nan"]), "float")[0] == [500_000, UNKNOWN]
-    assert times(pa.array(["2020-01-01", "2020-01-01T01:00:00+01:00"]), "datetime")[0] == [1_577_836_800_000_000] * 2
+    assert (
+        times(pa.array(["2020-01-01", "2020-01-01T01:00:00+01:00"]), "datetime")[0]
+        == [1_577_836_800_000_000] * 2
+    )
     assert [ticks_per_second(pa.string(), kind, 1000) for kind in ("int", "float", "datetime")] == [
         1000, 10**9, 10**6,
     ]  # fmt: skip
@@ -111,7 +114,10 @@ def test_times_of_every_type():
 
 def test_times_that_are_none_are_set_aside_with_a_reason():
     assert times(pa.array([2**63], pa.uint64()))[1] == {0: "time is beyond 64 bits"}
-    assert times(pa.array([1e300, float("inf")]))[1] == {0: "time is beyond 64 bits", 1: "time is beyond 64 bits"}
+    assert times(pa.array([1e300, float("inf")]))[1] == {
+        0: "time is beyond 64 bits",
+        1: "time is beyond 64 bits",
+    }
     assert times(pa.array(["soon"]), "datetime")[1] == {0: "time is not a time"}
     assert times(pa.array(["soon"]), "float")[1] == {0: "time is not a number"}
     assert times(pa.array([b"\xff"]))[1] == {0: "time is not UTF-8"}
@@ -123,7 +129,9 @@ def test_numbers_and_flags():
     check = RowCheck(4)
     column = pa.array([1, None, 3, 4], pa.int8())
     np.testing.assert_array_equal(parse_numbers(column, "x", check), [1, np.nan, 3, 4])
-    np.testing.assert_array_equal(parse_numbers(pa.array(["1.5", "n/a", "x", None]), "x", check), [1.5] + [np.nan] * 3)
+    np.testing.assert_array_equal(
+        parse_numbers(pa.array(["1.5", "n/a", "x", None]), "x", check), [1.5] + [np.nan] * 3
+    )
     assert check.reasons == {2: "x is not a number"}
     np.testing.assert_array_equal(parse_numbers(pa.nulls(1), "x", RowCheck(1)), [np.nan])
     np.testing.assert_array_equal(parse_numbers(pa.array([2**63 - 1]), "x", RowCheck(1)), [2.0**63])

@@ -38,7 +38,9 @@ def test_codes_are_one_to_one_and_ranks_sort_the_keys(kind, value):
             return
         keys, rank = index.ranked()
         assert keys.to_pylist() == sorted(codes)
-        assert {key: keys[int(rank[code])].as_py() for key, code in codes.items()} == {key: key for key in codes}
+        assert {key: keys[int(rank[code])].as_py() for key, code in codes.items()} == {
+            key: key for key in codes
+        }
         assert index.keys_by_code() == sorted(codes, key=codes.__getitem__)
 
     check()

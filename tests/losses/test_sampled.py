@@ -153,7 +153,7 @@ def test_every_mesh_gives_the_same_sum(mesh, chunk_logits):
 
     split = jax.device_put((queries, targets, weights), sharding(mesh, "batch"))
     value, gradient = jax.jit(jax.value_and_grad(loss))(*split)
-    expected, expected_gradient = jax.value_and_grad(loss)(queries, targets, weights)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(loss))(queries, targets, weights)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
 

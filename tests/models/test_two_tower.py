@@ -69,7 +69,8 @@ def test_behaviour_logits_look_at_user_and_item():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"item_dim": 0}, "item_dim=0"), ({"projection": False, "item_dim": 5}, "item_dim=5")]
+    ("changes", "message"),
+    [({"item_dim": 0}, "item_dim=0"), ({"projection": False, "item_dim": 5}, "item_dim=5")],
 )
 def test_bad_shapes_name_themselves(changes, message):
     with pytest.raises(ValueError, match=message):
