@@ -8,6 +8,7 @@ machine, load), prints every bar and the verdict, and returns the exit status: 0
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -27,21 +28,29 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "tens
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One requirement on a figure: `value` at least (or at most) `limit`."""
+    """One requirement on a figure: `value` at least (at most; with `strict`, above) `limit`."""
 
     name: str
     value: float
     limit: float
     at_most: bool = False
+    strict: bool = False
 
     @property
     def met(self) -> bool:
         """Whether the figure reaches the limit; NaN never does."""
+        if self.strict:
+            return self.value > self.limit
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
+    @property
+    def relation(self) -> str:
+        """How the figure has to stand to the limit."""
+        return ">" if self.strict else "<=" if self.at_most else ">="
+
     def __str__(self) -> str:
-        relation = "<=" if self.at_most else ">="
-        return f"{'met   ' if self.met else 'MISSED'} {self.name}: {self.value:.6g} (bar {relation} {self.limit:g})"
+        verdict = "met   " if self.met else "MISSED"
+        return f"{verdict} {self.name}: {self.value:.6g} (bar {self.relation} {self.limit:g})"
 
 
 def cpu_model() -> str:
@@ -106,8 +115,7 @@ def finish(name: str, figures: dict[str, Any], bars: Sequence[Bar], *, results: 
         "benchmark": name,
         "verdict": "pass" if passed else "fail",
         "bars": [
-            {"name": b.name, "value": b.value, "limit": b.limit, "at_most": b.at_most, "met": b.met}
-            for b in bars
+            {"name": b.name, "value": b.value, "bar": f"{b.relation} {b.limit:g}", "met": b.met} for b in bars
         ],
         "figures": figures,
         "command": command_line(),
@@ -118,10 +126,19 @@ def finish(name: str, figures: dict[str, Any], bars: Sequence[Bar], *, results: 
     }
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"{name}.json"
-    path.write_text(json.dumps(document, indent=2, sort_keys=False) + "\n")
+    path.write_text(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
     for bar in bars:
         print(bar)
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     print(f"written: {shown}")
     print(f"{name}: {'PASS' if passed else 'FAIL'}", flush=True)
     return 0 if passed else 1
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such figures are written as their names."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -163,7 +163,7 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
         raise ValueError(
             f"the cut times {histories.cut_times} (of quantiles {split}) leave "
             f"{int(histories.train_end.sum())} training and {int((lengths - histories.validation_end).sum())} test "
-            "events: too many events bear the same time. Choose other quantiles, or split=leave_one_out."
+            "events: too many events bear the same time. Choose other quantiles, or data.split=LeaveOneOut."
         )
 
 

@@ -134,13 +134,13 @@ def _with_existing_files(known: ColumnMap, path: Path) -> ColumnMap:
 
 def _resolve(config: DataConfig, source: Source) -> ColumnMap:
     events = source.events()
-    columns = resolve_events(source.columns, events.schema.names, events.where)
+    columns = resolve_events(fill_from(config.columns, source.columns), events.schema.names, events.where)
     if isinstance(config.split, GlobalTime):
         if columns.timestamps_are_ranks:
             raise ValueError(_ranks_refused(source.name, columns.timestamp))
         if columns.timestamp == ABSENT:
             raise ValueError(
-                f"{source.name} has no timestamp column, so there is no time to split by; use split=leave_one_out, "
+                f"{source.name} has no timestamp column, so there is no time to split by; use data.split=LeaveOneOut, "
                 "or name the column with --data.columns.timestamp."
             )
     if columns.timestamp == ABSENT and columns.order == ABSENT:
@@ -154,7 +154,7 @@ def _resolve(config: DataConfig, source: Source) -> ColumnMap:
 def _ranks_refused(name: str, column: str) -> str:
     return (
         f"{name}: the column {column!r} holds ranks (positions in the history) and no times, so there is no moment to "
-        "split all users at; use split=leave_one_out. (If they are times after all: "
+        "split all users at; use data.split=LeaveOneOut. (If they are times after all: "
         "--data.columns.timestamps_are_ranks=false.)"
     )
 
@@ -247,7 +247,7 @@ def _check_times(config: DataConfig, source: Source, state: Ingested) -> tuple[b
         if state.null_times:
             raise ValueError(
                 f"{source.name}: {state.null_times} of {state.rows_kept} events have a null {columns.timestamp}, so "
-                "they lie neither before nor after a moment; use split=leave_one_out, or a complete column with "
+                "they lie neither before nor after a moment; use data.split=LeaveOneOut, or a complete column with "
                 "--data.columns.timestamp."
             )
     if state.max_time is not None and state.max_time // state.ticks_per_second > 10**11:

@@ -61,7 +61,7 @@ def streaming_quantiles(
         if len(chunk):
             total, low, high = total + len(chunk), min(low, int(chunk.min())), max(high, int(chunk.max()))
     if not total:
-        raise ValueError("there are no timestamps to take a quantile of; use split=leave_one_out.")
+        raise ValueError("there are no timestamps to take a quantile of; use data.split=LeaveOneOut.")
     ranks = [min(int(q * total), total - 1) for q in quantiles]
     return tuple(_select(chunks, rank, int(low), int(high)) for rank in ranks)
 

@@ -35,7 +35,7 @@ class IALS:
 
     num_factors: int = 64
     positive_weight: float = 10.0
-    regularization: float = 10.0
+    regularization: float = 50.0
     num_iterations: int = 15
     seed: int = 0
 

@@ -1,0 +1,139 @@
+"""A run on disk, from training to answers: causal and masked models, on other meshes, after damage."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxrec.config import load_config
+from jaxrec.evaluation.user_ranking import UserRanker, evaluation_rows
+from jaxrec.runs import load_run, open_dataset
+from jaxrec.tasks.masked_item import MaskedItem
+from jaxrec.train import main, train_run, validation_users
+from jaxrec.training.checkpoint import DamagedCheckpointError
+
+DEBUG = pathlib.Path(__file__).parent.parent / "configs" / "debug.py"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Forty users whose events have ratings."""
+    path = tmp_path_factory.mktemp("events")
+    random = np.random.default_rng(0)
+    users = np.repeat(np.arange(40), random.integers(4, 12, 40))
+    events = {
+        "user_id": [f"user {u}" for u in users],
+        "item_id": random.integers(100, 160, len(users)),
+        "timestamp": 10**9 + np.arange(len(users)),
+        "rating": random.integers(1, 6, len(users)),
+    }
+    pq.write_table(pa.table(events), path / "events.parquet")
+    return path
+
+
+def config_for(directory, **changes):
+    config = load_config(str(DEBUG))
+    data = dataclasses.replace(config.data, path=str(directory))
+    quick = {"num_train_steps": 4, "checkpoint_every_steps": 2, "log_every_steps": 2}
+    return dataclasses.replace(config, data=data, **(quick | changes))
+
+
+@pytest.fixture(scope="module", params=["causal", "masked"])
+def workdir(request, directory, tmp_path_factory):
+    """A trained run whose best state was kept."""
+    path = tmp_path_factory.mktemp(request.param)
+    evaluation = dataclasses.replace(load_config(str(DEBUG)).evaluation, every_steps=2, max_users=20)
+    config = config_for(directory, evaluation=evaluation)
+    if request.param == "masked":
+        config = dataclasses.replace(config, tasks={"masked_item": MaskedItem()})
+    train_run(config, path)
+    return path
+
+
+def ranks_of(workdir, mesh_shape, rows_per_batch):
+    run = load_run(workdir, mesh_shape=mesh_shape)
+    with jax.set_mesh(run.mesh):
+        rows = evaluation_rows(run, "test", rows_per_batch=rows_per_batch)
+        ranks, _ = UserRanker(run, top_k=5).rank(rows)
+        logits = run.behaviour_logits(rows.build(0))
+    return ranks, logits
+
+
+def test_results_do_not_depend_on_mesh_or_batch(workdir):
+    first, logits = ranks_of(workdir, (8, 1), 8)
+    assert len(first) == 40
+    assert (first.ranks >= 0).all()
+    assert (logits is None) == (load_run(workdir).config.tasks.keys() == {"masked_item"})
+    for mesh_shape, rows_per_batch in [((2, 4), 8), ((8, 1), 16)]:
+        other, other_logits = ranks_of(workdir, mesh_shape, rows_per_batch)
+        np.testing.assert_array_equal(first.ranks, other.ranks)
+        np.testing.assert_array_equal(first.top_item_ids, other.top_item_ids)
+        np.testing.assert_allclose(first.top_scores, other.top_scores, atol=1e-5)
+        if logits is not None and rows_per_batch == 8:
+            np.testing.assert_allclose(logits, other_logits, atol=1e-5)
+
+
+def test_a_damaged_best_state_gives_way_to_the_newest(workdir, caplog):
+    (step,) = (workdir / "best").glob("[0-9]*")
+    largest = max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    try:
+        largest.write_bytes(content[: len(content) // 2])
+        assert load_run(workdir).step == 4
+        assert "taking the newest checkpoint of the run instead" in caplog.text
+    finally:
+        largest.write_bytes(content)
+
+
+def test_a_workdir_without_a_checkpoint_says_so(directory, tmp_path):
+    train_run(config_for(directory), tmp_path)
+    for step in (tmp_path / "checkpoints").glob("[0-9]*"):
+        step.rename(tmp_path / f"moved-{step.name}")
+    with pytest.raises(ValueError, match="holds no complete checkpoint yet"):
+        load_run(tmp_path)
+    (tmp_path / "moved-4").rename(tmp_path / "checkpoints" / "4")
+    manifest = tmp_path / "checkpoints" / "4" / "manifest.json"
+    data_file = max(
+        (path for path in manifest.parent.rglob("*") if path.is_file() and path != manifest),
+        key=lambda path: path.stat().st_size,
+    )
+    data_file.write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError):
+        load_run(tmp_path)
+
+
+def test_bad_input_ends_the_entry_with_one_line(directory, tmp_path, capsys):
+    arguments = [f"--config={DEBUG}", f"--workdir={tmp_path}", f"--config.data.path={directory}"]
+    assert main([*arguments, "--config.global_batch_size=12"]) == 2
+    assert "global_batch_size=12 does not divide evenly over 8 devices" in capsys.readouterr().err
+    assert main([*arguments[:2], "--config.data.path=/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_a_task_without_its_column_is_named(tmp_path, capsys):
+    events = {"user_id": [1, 1, 1, 1], "item_id": [1, 2, 3, 4], "timestamp": [1, 2, 3, 4]}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    arguments = [f"--config={DEBUG}", f"--workdir={tmp_path / 'run'}", f"--config.data.path={tmp_path}"]
+    assert main(arguments) == 2
+    assert "task Behaviour needs behaviour labels" in capsys.readouterr().err
+
+
+def test_prepared_data_are_opened_where_they_are(directory, tmp_path):
+    first = open_dataset(config_for(directory), tmp_path)
+    again = open_dataset(config_for(tmp_path / "data"), tmp_path / "elsewhere")
+    assert again.metadata == first.metadata
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_validation_may_ask_some_users_only(directory, tmp_path):
+    dataset = open_dataset(config_for(directory), tmp_path)
+    some = dataclasses.replace(load_config(str(DEBUG)).evaluation, max_users=7)
+    users = validation_users(config_for(directory, evaluation=some), dataset)
+    assert len(users) == 7
+    assert (np.diff(users) > 0).all()
+    all_users = dataclasses.replace(some, max_users=0)
+    assert validation_users(config_for(directory, evaluation=all_users), dataset) is None
