@@ -27,10 +27,10 @@ import training_runs
 CONFIG = "configs/debug.py"
 # Often enough that most kills meet a run with checkpoints behind it and a save close by.
 OVERRIDES = (
-    "num_train_steps=60",
+    "num_train_steps=30",
     "checkpoint_every_steps=2",
     "log_every_steps=1",
-    "evaluation.every_steps=30",
+    "evaluation.every_steps=15",
 )
 DURING_SAVE_SECONDS = 0.1
 

@@ -90,7 +90,8 @@ def test_a_damaged_best_state_gives_way_to_the_newest(workdir, caplog):
 
 
 def test_a_workdir_without_a_checkpoint_says_so(directory, tmp_path):
-    train_run(config_for(directory), tmp_path)
+    never = dataclasses.replace(load_config(str(DEBUG)).evaluation, every_steps=0)
+    train_run(config_for(directory, evaluation=never), tmp_path)
     for step in (tmp_path / "checkpoints").glob("[0-9]*"):
         step.rename(tmp_path / f"moved-{step.name}")
     with pytest.raises(ValueError, match="holds no complete checkpoint yet"):

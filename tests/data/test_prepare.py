@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -446,3 +448,18 @@ def test_a_part_folder_and_a_single_file_are_sources_too(tmp_path):
     pq.write_table(whole.rename_columns(["u", "v", "w", "x"]), tmp_path / "parts" / "events" / "9.parquet")
     with pytest.raises(ValueError, match="must agree"):
         run(tmp_path / "parts", tmp_path / "e")
+
+
+@pytest.mark.parametrize("limit", [100_000, 2_000_000])
+def test_a_real_limit_on_file_sizes_is_a_full_disk(tmp_path, limit):
+    """The kernel refuses the bytes: the small limit stops the first table, the large one the spool."""
+    program = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from jaxrec.prepare import main\n"
+        f"sys.exit(main(['--out={tmp_path / 'out'}']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "nothing half-written was left" in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,9 @@ def test_known_values():
     exposures = np.array([3, 1, 1, 0])
     pairwise = np.abs(exposures[:, None] - exposures).mean() / (2 * exposures.mean())
     assert beyond_accuracy.gini(LISTS, 4) == pytest.approx(pairwise)
-    assert beyond_accuracy.popularity_lift(LISTS, np.array([2.0, 2.0, 4.0, 9.0]), COUNTS) == pytest.approx(1.0)
+    assert beyond_accuracy.popularity_lift(LISTS, np.array([2.0, 2.0, 4.0, 9.0]), COUNTS) == pytest.approx(
+        1.0
+    )
 
 
 def test_gini_of_equal_and_of_single_exposure():

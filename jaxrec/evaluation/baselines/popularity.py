@@ -33,7 +33,7 @@ class RecentPopularity:
       share: of the training events.
     """
 
-    share: float = 0.05
+    share: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
