@@ -3,6 +3,7 @@
 Letters: E events of a record batch, K behaviours.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from jaxrec.data.validate import (
 from jaxrec.data.vocabulary import KeyIndex
 
 __all__ = ["Ingested", "ingest"]
+
+log = logging.getLogger(__name__)
 
 _MAX_NAMED_BEHAVIOURS = 120
 UNREADABLE = "the row is unreadable: wrong number of cells"
@@ -108,20 +111,32 @@ def _text_kinds(table: Table, columns: ColumnMap) -> dict[str, str]:
         return kinds
     patterns = {"user": (_NUMBER_ID,), "item": (_NUMBER_ID,)}
     misses = {part: [0] * 2 for part in looked_at}
+    cells = dict.fromkeys(looked_at, 0)
     for batch in table.batches(list(dict.fromkeys(looked_at.values()))):
         for part, column in looked_at.items():
             text = pc.drop_null(blank_to_null(as_text(batch.batch.column(column))[0]))
+            cells[part] += len(text)
             for at, pattern in enumerate(patterns.get(part, (_INTEGER_TIME, _FLOAT_TIME))):
                 matches = pc.match_substring_regex(text, pattern)
                 misses[part][at] += len(matches) - (pc.sum(matches).as_py() or 0)
     for part, (first, second) in misses.items():
-        if part in patterns:
-            kinds[part] = "string" if first else "int64"
-        else:
+        if part not in patterns:
             kinds[part] = "int" if not first else "float" if not second else "datetime"
+            continue
+        kinds[part] = "string" if first else "int64"
+        if 0 < first < cells[part] * _FEW:
+            log.warning(
+                "%s: %d of the %d cells of %s are no plain numbers, so all of them are taken for text; with "
+                "columns.id_type=int64 these rows are quarantined instead",
+                table.where,
+                first,
+                cells[part],
+                looked_at[part],
+            )
     return kinds
 
 
+_FEW = 0.01
 # A leading zero is no number's: `007` and `7` are two ids.
 _NUMBER_ID = r"^[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?$"
 _INTEGER_TIME = r"^[+-]?[0-9]+(\.0*)?$"

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import socket
@@ -60,7 +61,7 @@ def _remove_abandoned(out: Path) -> None:
     """Directories of killed runs on this machine; those of a live process, or of another machine, stay."""
     host = socket.gethostname()
     for kind in ("partial", "old"):
-        for left in out.parent.glob(f".{out.name}.{kind}-{host}-*"):
+        for left in out.parent.glob(f"{glob.escape(f'.{out.name}.{kind}-{host}-')}*"):
             number = left.name.rsplit("-", 1)[1]
             if number.isdigit() and not _is_alive(int(number)):
                 # A run killed between the two renames leaves the former dataset under its old name only.

@@ -463,3 +463,30 @@ def test_a_real_limit_on_file_sizes_is_a_full_disk(tmp_path, limit):
     assert done.returncode == 2, done.stderr
     assert "nothing half-written was left" in " ".join(done.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_milliseconds_keep_their_order_and_become_seconds(tmp_path, caplog):
+    events = {
+        "user_id": [1, 1, 1],
+        "item_id": [1, 2, 3],
+        "timestamp": [1_600_000_000_999, 1_600_000_000_001, 5],
+    }
+    source = write_source(tmp_path / "set", events)
+    dataset = run(source, tmp_path / "out", columns=ColumnMap(timestamp_unit="ms"))
+    assert history(dataset, 0)[:2] == ([3, 2, 1], [0, 1_600_000_000, 1_600_000_000])
+    assert "timestamp_unit=ms" not in caplog.text
+    run(source, tmp_path / "other")
+    assert "timestamp_unit=ms" in caplog.text
+
+
+def test_times_before_1970_and_in_every_column_type_split_alike(tmp_path):
+    seconds = np.arange(-50, 50)
+    base = {"user_id": np.arange(100) % 7, "item_id": np.arange(100)}
+    cuts = []
+    for number, times in enumerate(
+        [seconds, seconds.astype(float), pa.array(seconds * 1000).cast(pa.timestamp("ms"))]
+    ):
+        run(write_source(tmp_path / f"{number}", {**base, "timestamp": times}), tmp_path / f"out{number}",
+            split=GlobalTime())  # fmt: skip
+        cuts.append(statistics_of(tmp_path / f"out{number}")["split"]["cut_times"])
+    assert cuts == [[30, 40]] * 3

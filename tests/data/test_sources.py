@@ -174,3 +174,13 @@ def test_a_category_is_what_its_values_are(tmp_path):
     assert files.schema.field("user_id").type == pa.int64()
     assert next(files.batches()).batch.column("user_id").to_pylist() == [5, 6, 5]
     assert files.estimated_rows() == 3
+
+
+def test_a_few_odd_ids_among_numbers_are_told(tmp_path, caplog):
+    rows = "".join(f"1,{item},{item}\n" for item in range(300))
+    dataset, _, _ = run(tmp_path / "a", f"user_id,item_id,order\n{rows}1,odd,999\n")
+    assert dataset.metadata.num_items == 301
+    assert "1 of the 301 cells of item_id are no plain numbers" in caplog.text
+    dataset, _, quarantine = run(tmp_path / "b", f"user_id,item_id,order\n{rows}1,odd,999\n", id_type="int64")
+    assert dataset.metadata.num_items == 300
+    assert [row["reason"] for row in quarantine] == ["item_id is not an integer"]

@@ -4,8 +4,8 @@ Popularity and a table of counts beat many published models, so they run in ever
 targets, the same masks and the same order of ties.
 
 A baseline is a frozen dataclass whose fields are its hyper-parameters. One set of them serves every data
-set: they were chosen on the validation targets of MovieLens-latest-small, ML-1M and Amazon Beauty (and
-Sports, for the transitions) together, and nothing here looks at a data set's name.
+set: they were chosen on the validation targets of MovieLens-latest-small and ML-1M together (and, but for EASE, of
+Amazon Beauty; the transitions on Sports as well), and nothing here looks at a data set's name.
 
     fitted = EASE().fit(histories, num_items)     # histories: the training part of every user
     fitted.scores(queries)                        # float32 [Q, num_items + 1]; column 0 = padding = -inf
