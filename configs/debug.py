@@ -1,6 +1,6 @@
 """Every part once, in seconds: all tasks, a tiny encoder, the embedded data, 20 steps.
 
-    python -m jaxrec.train --config=configs/debug.py --workdir=runs/debug
+python -m jaxrec.train --config=configs/debug.py --workdir=runs/debug
 """
 
 from jaxrec.config import TrainConfig

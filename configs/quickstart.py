@@ -1,6 +1,6 @@
 """The quickstart: MovieLens-latest-small (embedded), next item and like prediction, minutes on two cores.
 
-    python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
+python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from jaxrec.config import TrainConfig

@@ -13,7 +13,6 @@ from jaxrec.data.packing import PackingPlan
 __all__ = ["fill_rows", "row_segments", "time_gap_buckets"]
 
 
-
 def row_segments(
     plan: PackingPlan, rows: Int64[np.ndarray, " b"]
 ) -> tuple[Int[np.ndarray, " s"], Int[np.ndarray, " s"], Int[np.ndarray, " s"]]:
