@@ -1,6 +1,6 @@
 """ML-1M next item on all GPUs of one machine: the config of `ml1m_sasrec` with another mesh, nothing else.
 
-launch/gpu_box.sh --config=configs/multi_gpu.py --workdir=runs/multi_gpu
+launch/gpu_box.sh train --config=configs/multi_gpu.py --workdir=runs/multi_gpu
 """
 
 import dataclasses

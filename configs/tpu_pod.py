@@ -1,6 +1,6 @@
 """ML-1M next item on a TPU pod slice: the config of `ml1m_sasrec` with another mesh, nothing else.
 
-launch/tpu_vm.sh --config=configs/tpu_pod.py --workdir=gs://BUCKET/runs/tpu_pod
+launch/tpu_vm.sh train --config=configs/tpu_pod.py --workdir=gs://BUCKET/runs/tpu_pod
 """
 
 import dataclasses
