@@ -10,9 +10,9 @@ import argparse
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,8 +21,11 @@ from rich.table import Table
 
 from jaxrec.config import apply_overrides, describe_fields, load_config, split_overrides
 from jaxrec.data.config import DataConfig
+from jaxrec.data.prepare import Progress as StageProgress
 from jaxrec.data.prepare import prepare
 
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+REFRESH_SECONDS = 0.1
 STAGES = {
     "read": "reading and checking rows",
     "sort": "sorting histories",
@@ -39,13 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     config, out = parse_arguments(arguments)
     try:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        ) as bars:
+        # No refreshing thread: TFDS replaces `import` while it is imported, for all threads, and rich imports late.
+        with Progress(*COLUMNS, console=console, auto_refresh=False) as bars:
             prepare(config, out, progress=_reporter(bars))
     except (ValueError, OSError) as error:
         # markup off: a path may hold brackets
@@ -88,13 +86,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[DataConfig, Path]:
         parser.error(str(error))
 
 
-def _reporter(bars: Progress) -> Any:
+def _reporter(bars: Progress) -> StageProgress:
     tasks: dict[str, TaskID] = {}
+    shown_seconds = 0.0
 
     def report(stage: str, done: int, total: int) -> None:
+        nonlocal shown_seconds
         if stage not in tasks:
             tasks[stage] = bars.add_task(STAGES[stage], total=total or None)
         bars.update(tasks[stage], completed=done, total=total or None)
+        if time.monotonic() - shown_seconds >= REFRESH_SECONDS or done == total:
+            bars.refresh()
+            shown_seconds = time.monotonic()
 
     return report
 

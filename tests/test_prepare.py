@@ -1,11 +1,14 @@
 """The entry `python -m jaxrec.prepare`: what it prints, what it refuses, and with which exit status."""
 
+import threading
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jaxrec.data.config import GlobalTime
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.prepare import prepare
 from jaxrec.prepare import main, parse_arguments
 
 
@@ -41,6 +44,20 @@ def test_bad_input_is_told_on_stderr_with_status_2(source, tmp_path, capsys):
     assert "error:" in error
     assert "columns.user='who'" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_no_thread_of_ours_runs_while_tfds_replaces_import(source, tmp_path, monkeypatch):
+    """TFDS swaps `builtins.__import__` while it is imported; a thread that imports just then would crash."""
+    before, during = set(threading.enumerate()), []
+
+    def prepare_and_look(config, out, *, progress):
+        progress("read", 1, 2)
+        during.extend(threading.enumerate())
+        prepare(config, out, progress=progress)
+
+    monkeypatch.setattr("jaxrec.prepare.prepare", prepare_and_look)
+    assert main([f"--data.path={source}", f"--out={tmp_path / 'out'}"]) == 0
+    assert set(during) <= before
 
 
 @pytest.mark.parametrize(
