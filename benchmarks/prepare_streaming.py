@@ -1,6 +1,6 @@
 """Prepare 50 million events in less than 2 GB of memory.
 
-    nice -n 10 python benchmarks/prepare_streaming.py                      # the full run, about 15 minutes
+    nice -n 10 python benchmarks/prepare_streaming.py                      # the full run, 10 to 30 minutes on 2 cores
     python benchmarks/prepare_streaming.py --events=1000000 --no-results   # a minute
 
 The events are generated as Parquet files in a shuffled order of users, with times, ratings and bad rows; prepare runs
@@ -108,7 +108,7 @@ def main() -> int:
         "peak_resident_bytes": peak,
         "limit_bytes": LIMIT_BYTES,
         "prepared_bytes": size,
-        "command": "python benchmarks/prepare_streaming.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python benchmarks/prepare_streaming.py", *sys.argv[1:]]),
         "commit": commit(),
         "machine": f"{os.cpu_count()} x {platform.machine()}, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
