@@ -106,7 +106,7 @@ class Ours:
     """The state and its data, and the three measured requests."""
 
     def __init__(self, arguments: argparse.Namespace):
-        dataset = load_dataset(arguments.data)
+        dataset = self.dataset = load_dataset(arguments.data)
         self.rows = TrainingRows.make(dataset, history_length=HISTORY_LENGTH, seed=arguments.seed)
         # As many packed rows as hold RecTools' 128 histories on average.
         batch_rows = round(HISTORIES * self.rows.num_rows / dataset.metadata.num_users)
@@ -148,7 +148,7 @@ class Ours:
             dim=self.config.model.item_dim,
             mlp_dim=self.config.model.encoder.mlp_dim,
             num_layers=self.config.model.encoder.num_layers,
-            num_items=self.setup.dataset.metadata.num_items,
+            num_items=self.dataset.metadata.num_items,
         )
         return {
             "tokens": done,
@@ -169,7 +169,7 @@ class Ours:
             if self.ranker is None:
                 state = jax.tree.map(jnp.copy, self.state)
                 self.ranker = UserRanker(
-                    run_of_state(self.config, self.setup, state, self.next_step), top_k=k
+                    run_of_state(self.config, self.dataset, self.setup, state, self.next_step), top_k=k
                 )
                 rows = self.ranker.rows("test", rows_per_batch=self.config.evaluation.rows_per_batch)
                 next(self.ranker.batches(rows))

@@ -123,7 +123,7 @@ def run_seed(proof: Proof, seed: int, data: Path, base: Path) -> dict[str, Any]:
         "paired": {name: found["paired"][name][METRIC] for name in proof.above},
         "train_minutes": sum(sitting["seconds"] for sitting in sittings) / 60 if sittings else float("nan"),
         "sittings": sittings,
-        "command": " ".join(["python", *run.command("train")[1:]]),
+        "command": run.shown_command("train"),
     }
 
 

@@ -34,6 +34,13 @@ class Run:
             command += [f"--config={self.config}", *(f"--config.{override}" for override in self.overrides)]
         return [*command, *extra]
 
+    def shown_command(self, entry: str = "train") -> str:
+        """The command line as a reader can repeat it from the root of the repository, on any machine."""
+        shown = " ".join(["python", *self.command(entry)[1:]])
+        for folder in (ROOT, *ROOT.parents[:-1]):
+            shown = shown.replace(f"={folder}/", f"={os.path.relpath(folder, ROOT)}/")
+        return shown.replace("=./", "=")
+
     def start(
         self,
         entry: str = "train",

@@ -102,3 +102,8 @@ def start_rectools(arguments: Sequence[str]) -> Worker:
 def start_ours(arguments: Sequence[str]) -> Worker:
     """Our worker, in the environment that runs this program."""
     return Worker([sys.executable, str(ROOT / "benchmarks" / "jaxrec_worker.py"), *arguments])
+
+
+def start_table(arguments: Sequence[str]) -> Worker:
+    """A table that trains, in the environment that runs this program."""
+    return Worker([sys.executable, str(ROOT / "benchmarks" / "table_worker.py"), *arguments])

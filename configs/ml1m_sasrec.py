@@ -2,7 +2,8 @@
 
     python -m jaxrec.train --config=configs/ml1m_sasrec.py --workdir=runs/ml1m_sasrec --config.data.path=DIR
 
-where DIR holds the ML-1M events in the order of the SASRec file.
+where DIR holds the ML-1M events in the order of the SASRec file. About half an hour on two cores; test NDCG@10 .183,
+HR@10 .315 (benchmarks/results/quality-ml1m_sasrec.json).
 """
 
 import os
@@ -27,9 +28,9 @@ def get_config() -> TrainConfig:
         ),
         model=TwoTowerConfig(
             encoder=EncoderConfig(
-                embed_dim=64,
+                embed_dim=128,
                 num_layers=2,
-                num_heads=1,
+                num_heads=2,
                 mlp_dim=256,
                 max_positions=200,
                 norm_position="post",
@@ -38,7 +39,7 @@ def get_config() -> TrainConfig:
                 mlp_dropout_rate=0.2,
                 embedding_dropout_rate=0.2,
             ),
-            item_dim=64,
+            item_dim=128,
             projection=False,
             item_bias=False,
         ),
@@ -47,7 +48,7 @@ def get_config() -> TrainConfig:
             learning_rate=1e-3, warmup_steps=100, schedule="cosine", final_factor=0.05, ema_decay=0.998
         ),
         row_optimizer=Adam(learning_rate=1e-3),
-        num_train_steps=3000,
+        num_train_steps=2500,
         global_batch_size=64,
         checkpoint_every_steps=500,
         evaluation=EvaluationConfig(every_steps=500),

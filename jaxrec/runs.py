@@ -20,7 +20,7 @@ from jaxrec.data.prepare import is_prepared, prepare
 from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxrec.training.inference import Inference
 from jaxrec.training.loop import restore
-from jaxrec.training.setup import Setup, make_setup
+from jaxrec.training.setup import Setup, dataset_facts, make_setup
 from jaxrec.training.state import TrainState
 from jaxrec.training.writer import read_metrics
 
@@ -47,12 +47,13 @@ def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh) -> Setu
     """The static parts of a run; raises ValueError where config, data and devices do not fit."""
     validate(config, mesh.size)
     return make_setup(
-        dataset=dataset,
+        facts=dataset_facts(dataset),
         mesh=mesh,
         model=config.model,
         tasks=config.tasks,
         optimizer=config.optimizer,
         row_optimizer=config.row_optimizer,
+        exchange=config.exchange,
         num_train_steps=config.num_train_steps,
         accumulation_steps=config.accumulation_steps,
         seed=config.seed,
@@ -69,15 +70,11 @@ class Run:
     """
 
     config: TrainConfig
+    dataset: PreparedDataset
     setup: Setup
     inference: Inference
     step: int
     history: Sequence[Mapping[str, float]]
-
-    @property
-    def dataset(self) -> PreparedDataset:
-        """The run's prepared dataset."""
-        return self.setup.dataset
 
     @property
     def mesh(self) -> Mesh:
@@ -108,9 +105,13 @@ class Run:
         return np.asarray(self.inference.behaviour_logits(batch))
 
 
-def run_of_state(config: TrainConfig, setup: Setup, state: TrainState, step: int) -> Run:
+def run_of_state(
+    config: TrainConfig, dataset: PreparedDataset, setup: Setup, state: TrainState, step: int
+) -> Run:
     """A run that is still training, as the evaluation sees it."""
-    return Run(config=config, setup=setup, inference=Inference(setup, state), step=step, history=())
+    return Run(
+        config=config, dataset=dataset, setup=setup, inference=Inference(setup, state), step=step, history=()
+    )
 
 
 def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run:
@@ -149,6 +150,7 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
                 logger.info("loaded step %d of %s", step, workdir / name)
                 return Run(
                     config=config,
+                    dataset=dataset,
                     setup=setup,
                     inference=Inference(setup, state),
                     step=int(jax.device_get(state.step)),

@@ -22,6 +22,7 @@ from jaxrec.runs import open_dataset, run_of_state, setup_run
 from jaxrec.training.loop import LoopConfig, NotFiniteError, train
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import TrainState
+from jaxrec.training.step import whole_tables
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def train_run(config: TrainConfig, workdir: Path) -> TrainState:
     with jax.set_mesh(mesh):
         setup = setup_run(config, dataset, mesh)
         write_run_config(workdir, config, data_fingerprint=dataset.metadata.fingerprint)
-        describe(setup)
+        describe(setup, dataset)
 
         # 3. Train. Validation is handed in: the loop knows no metric.
         loop = LoopConfig(
@@ -65,27 +66,31 @@ def train_run(config: TrainConfig, workdir: Path) -> TrainState:
             metric=config.evaluation.metric,
         )
         users = validation_users(config, dataset)
-        state = train(setup, loop, workdir, lambda state: validation_metrics(config, setup, state, users))
+        state = train(
+            setup, dataset, loop, workdir,
+            lambda state: validation_metrics(config, dataset, setup, state, users),
+        )  # fmt: skip
     logger.info("done: %s; evaluate it with python -m jaxrec.evaluate --workdir=%s", workdir, workdir)
     return state
 
 
-def describe(setup: Setup) -> None:
+def describe(setup: Setup, dataset: PreparedDataset) -> None:
     """Logs the sizes that a user wants to see before the wait."""
-    metadata = setup.dataset.metadata
+    metadata = dataset.metadata
     logger.info(
         "%s: %d users, %d items, %d events, split %s",
         metadata.name, metadata.num_users, metadata.num_items, metadata.num_events, metadata.split,
     )  # fmt: skip
     dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.step.abstract))
     logger.info("%d dense parameters", dense)
-    whole = any(task.needs_catalogue for task in setup.step.tasks.values())
+    whole = whole_tables(setup.tables, setup.step.tasks)
     for name, table in setup.tables.items():
         rows = table.rows_per_shard(setup.mesh.size)
         logger.info(
             "table %s: %d rows x %d, %d rows on each of %d devices (%d of padding), gradient %s",
             name, table.num_rows, table.dim, rows, setup.mesh.size, rows * setup.mesh.size - table.num_rows,
-            "dense and shard-local: a full softmax touches every row" if whole else "sparse: rows of the batch only",
+            "dense and shard-local: a full softmax touches every row" if name in whole
+            else "sparse: rows of the batch only",
         )  # fmt: skip
 
 
@@ -98,11 +103,11 @@ def validation_users(config: TrainConfig, dataset: PreparedDataset) -> np.ndarra
 
 
 def validation_metrics(
-    config: TrainConfig, setup: Setup, state: TrainState, users: np.ndarray | None
+    config: TrainConfig, dataset: PreparedDataset, setup: Setup, state: TrainState, users: np.ndarray | None
 ) -> dict[str, float]:
     """Full-catalogue ranking metrics of the validation targets."""
     begin = time.perf_counter()
-    ranker = UserRanker(run_of_state(config, setup, state, int(jax.device_get(state.step))))
+    ranker = UserRanker(run_of_state(config, dataset, setup, state, int(jax.device_get(state.step))))
     rows = ranker.rows("validation", rows_per_batch=config.evaluation.rows_per_batch, user_indices=users)
     ranks = np.concatenate([part.ranks for part in ranker.batches(rows)] or [np.zeros(0, np.int32)])
     found = mean_metrics(ranks[ranks >= 0], config.evaluation.ks)

@@ -18,6 +18,14 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted(REPOSITORY.glob("configs/*.py"))
 # These import another config and change the mesh; the accelerators they name are not here, eight devices are.
 OTHER_MESHES = ("multi_gpu", "tpu_pod")
+# What is made for pods, in the size of a test.
+SMALLER = {
+    name: [
+        f"--config.model.encoder.{field}={value}"
+        for field, value in {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "mlp_dim": 16}.items()
+    ]
+    for name in ("web_scale", "web_scale_cpu")
+}
 NUM_USERS, NUM_ITEMS = 24, 40
 
 
@@ -49,7 +57,15 @@ def directory(tmp_path_factory):
 
 
 def test_the_promised_configs_are_there():
-    promised = {"quickstart", "ml1m_bert4rec", "ml1m_sasrec", "ml1m_multitask", "debug", *OTHER_MESHES}
+    promised = {
+        "quickstart",
+        "ml1m_bert4rec",
+        "ml1m_sasrec",
+        "ml1m_multitask",
+        "debug",
+        *OTHER_MESHES,
+        *SMALLER,
+    }
     assert promised <= set(map(name_of, CONFIGS))
 
 
@@ -60,6 +76,8 @@ def test_every_config_trains_two_steps(path, directory, tmp_path):
             f"--config={path}",
             f"--workdir={tmp_path}",
             f"--config.data.path={directory}",
+            "--config.data.source=none",
+            *SMALLER.get(name_of(path), ()),
             "--config.num_train_steps=2",
             "--config.global_batch_size=8",
             "--config.accumulation_steps=1",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jaxrec.data.config import DataConfig
+from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.row_optimizer import Adam, RowOptimizer
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models.two_tower import TwoTowerConfig
@@ -24,6 +25,7 @@ class TrainConfig:
       tasks: the objectives that are trained jointly, each under a name of its own.
       optimizer: of the dense parameters; its schedule scales the tables' rate too.
       row_optimizer: of the rows of the tables.
+      exchange: how ids, rows and their gradients cross the network.
       num_train_steps: updates until the end.
       global_batch_size: packed rows an update, over all devices.
       accumulation_steps: microbatches that an update is computed in, one after the other.
@@ -41,6 +43,7 @@ class TrainConfig:
     tasks: Mapping[str, Task]
     optimizer: OptimizerConfig = OptimizerConfig()
     row_optimizer: RowOptimizer = Adam()
+    exchange: Exchange = Exchange()
     num_train_steps: int
     global_batch_size: int
     accumulation_steps: int = 1

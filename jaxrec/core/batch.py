@@ -23,6 +23,7 @@ class Batch:
 
     Attributes:
       item_ids: catalogue ids, oldest first inside a segment; 0 = padding.
+      user_ids: 1, 2, ...: whose event it is; 0 = padding, or a user whom the dataset does not know.
       segment_ids: 1, 2, ... inside a row; 0 = padding.
       positions: 0, 1, ... inside a segment.
       time_gaps: log2 bucket of the seconds since the segment's previous event; 0 = unknown or first.
@@ -30,6 +31,7 @@ class Batch:
     """
 
     item_ids: Int[Array, "b l"]
+    user_ids: Int[Array, "b l"]
     segment_ids: Int[Array, "b l"]
     positions: Int[Array, "b l"]
     time_gaps: Int[Array, "b l"]

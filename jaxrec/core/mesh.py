@@ -49,6 +49,12 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind
 
 
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh in use, which need not be of this machine (the planner's is not)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.devices()[0].platform
+
+
 def device_count() -> int:
     """Devices of all processes."""
     return jax.device_count()

@@ -85,6 +85,7 @@ class DataConfig:
       filter_seen: whether an item that a user has seen is no answer; none = the column map's word, else the data's
       duplicates: what to do with a row that equals another in all columns
       text: how item text becomes tokens
+      source: a subclass of OwnSource, in place of a path
       tfds_data_dir: where TFDS keeps its files; "" = its own default
       history_length: events of a user that a training row holds
       windows: last = the last `history_length` events of each user, all = every such window

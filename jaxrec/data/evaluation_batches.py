@@ -209,8 +209,9 @@ class EvaluationRows:
             return np.pad(values.astype(dtype), widths, constant_values=padding)
 
         events = histories.take(order, windows.starts, windows.lengths)
-        batch = fill_rows(events, cells, numbers, (block, length))
+        batch = fill_rows(events, cells, numbers, windows.users, (block, length))
         if self.append_slot:
+            batch.user_ids.reshape(-1)[last_cells] = windows.users + 1
             batch.segment_ids.reshape(-1)[last_cells] = numbers
             batch.positions.reshape(-1)[last_cells] = windows.lengths
         return EvaluationBatch(

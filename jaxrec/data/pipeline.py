@@ -20,11 +20,10 @@ from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch, evaluation_batches
 from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream, training_windows
-from jaxrec.data.rows import NUM_TIME_GAPS, fill_rows, row_segments
+from jaxrec.data.rows import fill_rows, row_segments
 from jaxrec.data.tensorflow_import import import_tensorflow
 
 __all__ = [
-    "NUM_TIME_GAPS",
     "BatchStream",
     "EvaluationBatch",
     "TrainingRows",
@@ -93,8 +92,9 @@ def build_batch(
     first = step * global_batch_size + process_index * block
     chosen = rows.rows_at(np.arange(first, first + block))
     segments, cells, numbers = row_segments(rows.plan, chosen)
-    events = rows.dataset.windows(rows.windows.take(segments))
-    return fill_rows(events, cells, numbers, (block, rows.plan.row_length))
+    windows = rows.windows.take(segments)
+    events = rows.dataset.windows(windows)
+    return fill_rows(events, cells, numbers, windows.users, (block, rows.plan.row_length))
 
 
 def _rows_per_process(global_batch_size: int, process_index: int, process_count: int) -> int:

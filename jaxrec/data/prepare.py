@@ -101,6 +101,11 @@ def _silent(stage: str, done: int, total: int) -> None:
 def _open(config: DataConfig) -> Source:
     """The source that `config.path` names, with the known column map of its name filled in where it fits."""
     if config.source is not None:
+        if config.path:
+            raise ValueError(
+                f"data.path={config.path!r} and data.source={type(config.source).__name__} are both given; set one of "
+                "them to none."
+            )
         return config.source
     if config.path.startswith(TFDS_PREFIX):
         return open_tfds(
@@ -298,6 +303,20 @@ def _unknown_users(table: Table | None, columns: ColumnMap, keys: pa.Array) -> i
     return sum(key not in listed for key in keys.to_pylist())
 
 
+def _split_statistics(histories: Sorted) -> dict[str, Any]:
+    """How many events and users each part of the split has."""
+    train_end, validation_end, lengths = histories.train_end, histories.validation_end, histories.lengths
+    return {
+        "cut_times": list(histories.cut_times),
+        "train_events": int(train_end.sum()),
+        "validation_events": int((validation_end - train_end).sum()),
+        "test_events": int((lengths - validation_end).sum()),
+        "validation_users": int((validation_end > train_end).sum()),
+        "test_users": int((lengths > validation_end).sum()),
+        "training_only_users": int((train_end == lengths).sum()),
+    }
+
+
 def _statistics(
     config: DataConfig,
     source: Source,
@@ -314,8 +333,6 @@ def _statistics(
     repeat_share = histories.repeats / max(events, 1)
     declared = config.filter_seen if config.filter_seen is not None else state.columns.filter_seen
     filter_seen = repeat_share < REPEATS_MEAN_NO_FILTER if declared is None else declared
-    test_users = int((lengths > histories.validation_end).sum())
-    validation_users = int((histories.validation_end > histories.train_end).sum())
     return {
         "metadata": {
             "name": source.name,
@@ -342,16 +359,7 @@ def _statistics(
             "null_orders": state.null_orders,
         },
         "quarantine": quarantine.summary(),
-        "split": {
-            **dataclasses.asdict(split),
-            "cut_times": list(histories.cut_times),
-            "train_events": int(histories.train_end.sum()),
-            "validation_events": int((histories.validation_end - histories.train_end).sum()),
-            "test_events": int((lengths - histories.validation_end).sum()),
-            "validation_users": validation_users,
-            "test_users": test_users,
-            "training_only_users": int((histories.train_end == lengths).sum()),
-        },
+        "split": dataclasses.asdict(split) | _split_statistics(histories),
         "users": {
             "history_length": {
                 name: int(np.quantile(lengths, q, method="inverted_cdf"))

@@ -30,9 +30,10 @@ def fill_rows(
     events: Histories,
     first_cells: Int[np.ndarray, " s"],
     numbers: Int[np.ndarray, " s"],
+    users: Int[np.ndarray, " s"],
     shape: tuple[int, int],
 ) -> Batch:
-    """Lays segment `s` of `events` into an empty batch of `shape`, from cell `first_cells[s]` on."""
+    """Lays segment `s` of `events`, of user index `users[s]`, into an empty batch from cell `first_cells[s]` on."""
     lengths = np.diff(events.offsets)
     positions = np.arange(events.offsets[-1]) - np.repeat(events.offsets[:-1], lengths)
     cells = np.repeat(first_cells, lengths) + positions
@@ -44,6 +45,7 @@ def fill_rows(
 
     return Batch(
         item_ids=laid(events.item_ids, np.int32),
+        user_ids=laid(np.repeat(users + 1, lengths), np.int32),
         segment_ids=laid(np.repeat(numbers, lengths), np.int32),
         positions=laid(positions, np.int32),
         time_gaps=laid(time_gap_buckets(events.timestamps, positions == 0), np.int32),

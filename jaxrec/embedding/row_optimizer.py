@@ -1,30 +1,18 @@
-"""Optimizers of table rows: they touch the rows of the batch only, or every row under a full softmax.
+"""Optimizers of table rows: what happens to a row that has a gradient.
 
-Both forms run where the rows lie. `SparseRows` holds one gradient per looked-up position, ids repeated; they are
-summed per row before any nonlinear update.
+They see whole rows and their complete gradients, one a row, and are elementwise over rows. The engine calls them on
+the rows of a batch alone, `apply_dense` on every row (a full softmax touches them all).
 
-R = physical rows, D = embed dim, T = looked-up positions.
+R = rows of a shard, U = touched rows, D = embed dim.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
-
-from jaxrec.core.partition import spec
-from jaxrec.core.placement import all_gather, local_index
+from jaxtyping import Array, Bool, Float
 
 Slots = dict[str, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SparseRows:
-    """Gradient of a loss with respect to looked-up rows; ids repeat, and 0 (padding) is ignored."""
-
-    ids: Int[Array, "t"]
-    gradients: Float[Array, "t D"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,19 +21,33 @@ class RowOptimizer:
 
     Attributes:
       learning_rate: peak rate; the run's schedule scales it as it scales the dense parameters' rate.
+      weight_decay: decoupled, on the rows that the step touches.
     """
 
     learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"row_optimizer.{name}={getattr(self, name)} must not be negative.")
 
     def init(self, table: Float[Array, "R D"]) -> Slots:
         """Fresh slots, whose leading dim is the table's."""
         raise TypeError(f"{type(self).__name__} must define init")
 
+    def direction(self, slots: Slots, gradients: Float[Array, "u D"]) -> tuple[Float[Array, "u D"], Slots]:
+        """What the rate is multiplied with, and the new slots; elementwise over rows."""
+        raise TypeError(f"{type(self).__name__} must define direction")
+
     def update(
-        self, rows: jax.Array, slots: Slots, gradients: jax.Array, rate: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Slots]:
-        """New rows and slots from the rows' summed gradients; elementwise over rows, `count` starts at 1."""
-        raise TypeError(f"{type(self).__name__} must define update")
+        self, rows: Float[Array, "u D"], slots: Slots, gradients: Float[Array, "u D"], rate: jax.Array
+    ) -> tuple[Float[Array, "u D"], Slots]:
+        """New rows and slots from the rows' complete gradients."""
+        direction, slots = self.direction(slots, gradients)
+        if self.weight_decay:
+            direction += self.weight_decay * rows
+        return rows - rate * direction, slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,28 @@ class Sgd(RowOptimizer):
         """No state."""
         return {}
 
-    def update(
-        self, rows: jax.Array, slots: Slots, gradients: jax.Array, rate: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Slots]:
+    def direction(self, slots: Slots, gradients: Float[Array, "u D"]) -> tuple[Float[Array, "u D"], Slots]:
         """See the class."""
-        return rows - rate * gradients, slots
+        return gradients, slots
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Momentum(RowOptimizer):
+    """Lazy heavy-ball momentum: the velocity of a row moves only when the row is touched.
+
+    Source: Polyak, 1964; the dampening-free form of Sutskever et al., ICML 2013.
+    """
+
+    decay: float = 0.9
+
+    def init(self, table: Float[Array, "R D"]) -> Slots:
+        """A velocity the size of the table."""
+        return {"velocity": jnp.zeros(table.shape, jnp.float32)}
+
+    def direction(self, slots: Slots, gradients: Float[Array, "u D"]) -> tuple[Float[Array, "u D"], Slots]:
+        """See the class."""
+        velocity = self.decay * slots["velocity"] + gradients
+        return velocity, {"velocity": velocity}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,18 +95,15 @@ class RowAdagrad(RowOptimizer):
         """One float a row."""
         return {"accumulator": jnp.zeros(table.shape[:1], jnp.float32)}
 
-    def update(
-        self, rows: jax.Array, slots: Slots, gradients: jax.Array, rate: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Slots]:
+    def direction(self, slots: Slots, gradients: Float[Array, "u D"]) -> tuple[Float[Array, "u D"], Slots]:
         """See the class."""
         accumulator = slots["accumulator"] + jnp.mean(jnp.square(gradients), -1)
-        step = rate * gradients / (jnp.sqrt(accumulator) + self.epsilon)[:, None]
-        return rows - step, {"accumulator": accumulator}
+        return gradients / (jnp.sqrt(accumulator) + self.epsilon)[:, None], {"accumulator": accumulator}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam(RowOptimizer):
-    """Adam; on sparse rows it is lazy: the moments of a row move only when the row is touched.
+    """Adam; lazy on sparse rows: moments move, and bias is corrected, by the number of a row's own updates.
 
     Source: Kingma & Ba, ICLR 2015; decoupled weight decay of Loshchilov & Hutter, ICLR 2019.
     """
@@ -95,54 +111,25 @@ class Adam(RowOptimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    weight_decay: float = 0.0
 
     def init(self, table: Float[Array, "R D"]) -> Slots:
-        """Two moments the size of the table."""
-        return {"first_moment": jnp.zeros_like(table), "second_moment": jnp.zeros_like(table)}
+        """Two moments the size of the table, and a count a row."""
+        zeros = jnp.zeros(table.shape, jnp.float32)
+        return {
+            "first_moment": zeros,
+            "second_moment": jnp.zeros_like(zeros),
+            "count": jnp.zeros(table.shape[:1], jnp.float32),
+        }
 
-    def update(
-        self, rows: jax.Array, slots: Slots, gradients: jax.Array, rate: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Slots]:
+    def direction(self, slots: Slots, gradients: Float[Array, "u D"]) -> tuple[Float[Array, "u D"], Slots]:
         """See the class."""
+        count = slots["count"] + 1
         first = self.beta1 * slots["first_moment"] + (1 - self.beta1) * gradients
         second = self.beta2 * slots["second_moment"] + (1 - self.beta2) * jnp.square(gradients)
-        mean = first / (1 - self.beta1**count)
-        variance = second / (1 - self.beta2**count)
-        step = rate * (mean / (jnp.sqrt(variance) + self.epsilon) + self.weight_decay * rows)
-        return rows - step, {"first_moment": first, "second_moment": second}
-
-
-def apply_sparse(
-    optimizer: RowOptimizer,
-    table: Float[Array, "R D"],
-    slots: Slots,
-    sparse: SparseRows,
-    *,
-    rate: jax.Array,
-    count: jax.Array,
-    apply: Bool[Array, ""],
-) -> tuple[jax.Array, Slots]:
-    """Updates the rows of `sparse` alone. `apply` False leaves every bit as it was, by masking ids."""
-
-    def local(
-        shard: jax.Array, slots: Slots, ids: jax.Array, gradients: jax.Array
-    ) -> tuple[jax.Array, Slots]:
-        index = _owned_index(shard, jnp.where(apply, ids, 0))
-        rows, summed = sum_by_row(index, all_gather(gradients), shard.shape[0])
-        old = shard.at[rows].get(mode="fill", fill_value=0)
-        old_slots = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
-        new, new_slots = optimizer.update(old, old_slots, summed, rate, count)
-
-        def put(array: jax.Array, values: jax.Array) -> jax.Array:
-            return array.at[rows].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
-
-        return put(shard, new), {name: put(slot, new_slots[name]) for name, slot in slots.items()}
-
-    row, batch = spec("row"), spec("batch")
-    return jax.shard_map(local, in_specs=(row, row, batch, batch), out_specs=(row, row))(
-        table, slots, sparse.ids, sparse.gradients
-    )
+        mean = first / (1 - self.beta1**count)[:, None]
+        variance = second / (1 - self.beta2**count)[:, None]
+        direction = mean / (jnp.sqrt(variance) + self.epsilon)
+        return direction, {"first_moment": first, "second_moment": second, "count": count}
 
 
 def apply_dense(
@@ -152,48 +139,10 @@ def apply_dense(
     gradient: Float[Array, "R D"],
     *,
     rate: jax.Array,
-    count: jax.Array,
     apply: Bool[Array, ""],
 ) -> tuple[jax.Array, Slots]:
-    """Updates every row from a shard-local dense gradient (a full softmax touches them all)."""
-    new, new_slots = optimizer.update(table, slots, gradient, rate, count)
+    """Updates every row from a shard-local dense gradient; `apply` False leaves every bit as it was."""
+    new, new_slots = optimizer.update(table, slots, gradient, rate)
     # One pass over the table reads and writes it anyway: the select fuses into that pass.
     guard = lambda new, old: jnp.where(apply, new, old)  # noqa: E731
     return guard(new, table), jax.tree.map(guard, new_slots, slots)
-
-
-def add_sparse(gradient: Float[Array, "R D"], sparse: SparseRows) -> Float[Array, "R D"]:
-    """Adds the look-ups' gradients to a shard-local dense gradient, in place."""
-
-    def local(shard: jax.Array, ids: jax.Array, gradients: jax.Array) -> jax.Array:
-        return shard.at[_owned_index(shard, ids)].add(all_gather(gradients), mode="drop")
-
-    row, batch = spec("row"), spec("batch")
-    return jax.shard_map(local, in_specs=(row, batch, batch), out_specs=row)(
-        gradient, sparse.ids, sparse.gradients
-    )
-
-
-def _owned_index(shard: jax.Array, ids: Int[Array, "t"]) -> Int[Array, "n"]:
-    """Rows on this shard of all devices' ids; padding and other shards' ids are out of range."""
-    wanted = all_gather(ids)
-    return jnp.where(wanted > 0, local_index(wanted, shard.shape[0]), shard.shape[0])
-
-
-def sum_by_row(
-    index: Int[Array, "t"], gradients: Float[Array, "t D"], num_rows: int
-) -> tuple[Int[Array, "t"], Float[Array, "t D"]]:
-    """Sums gradients of equal rows: strictly rising rows first, then fillers past `num_rows`."""
-    order = jnp.argsort(index)
-    ordered = index[order]
-    first = (
-        jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]]) if index.size else jnp.ones(0, bool)
-    )
-    group = jnp.cumsum(first) - 1
-    filler = num_rows + jnp.arange(index.size, dtype=index.dtype)
-    rows = filler.at[group].set(ordered)
-    # Dropped ids all share row `num_rows`; what follows them must keep rising for `indices_are_sorted`.
-    rows = jnp.where(rows >= num_rows, filler, rows)
-    return rows, jax.ops.segment_sum(
-        gradients[order], group, num_segments=index.size, indices_are_sorted=True
-    )

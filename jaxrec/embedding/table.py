@@ -2,21 +2,24 @@
 
 `core.placement` says which row lies where. Everything here runs under `jax.set_mesh`.
 
-N = shards, R = physical rows (N * rows_per_shard), D = embed dim, T = ids.
+N = shards, R = physical rows (N * rows_per_shard), D = embed dim, F = rows of a checkpoint's array.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from jaxrec.core.hashing import hashed_normal
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import sharding, spec
-from jaxrec.core.placement import all_gather, local_index, num_shards, psum_scatter
+from jaxrec.core.placement import num_shards
+
+StorageDtype = Literal["float32", "bfloat16"]
 
 # Checkpoints hold this many logical rows times a whole number, so that their files fit every N that divides it.
 FILE_ROW_MULTIPLE = 1024
@@ -28,12 +31,16 @@ class TableSpec:
 
     Attributes:
       num_rows: ids are 0 .. num_rows - 1; id 0 is padding and its row stays zero.
+      keyed_by: what the ids are ids of; tables that share it share look-ups.
       init_scale: standard deviation of the initial rows.
+      dtype: of the rows in memory; bfloat16 is updated in float32 and rounded stochastically.
     """
 
     num_rows: int
     dim: int
+    keyed_by: str = "item"
     init_scale: float = 0.02
+    dtype: StorageDtype = "float32"
 
     def rows_per_shard(self, num_shards: int) -> int:
         """Rows that each shard holds; the last ones are padding where `num_rows` does not divide."""
@@ -41,40 +48,21 @@ class TableSpec:
 
 
 def init_table(table: TableSpec, key: jax.Array, mesh: Mesh) -> Float[Array, "R D"]:
-    """Normal rows of `init_scale`, a function of (key, id) alone, hence the same on every mesh."""
+    """Normal rows of `init_scale`, a function of (key, id) alone, hence the same on every mesh.
 
-    def create(key: jax.Array) -> jax.Array:
-        rows = jax.random.normal(key, (table.num_rows, table.dim), jnp.float32) * table.init_scale
-        return _to_physical(rows.at[0].set(0.0), table.num_rows, mesh.size)
-
-    return jax.jit(create, out_shardings=sharding(mesh, "row", "embed"))(key)
-
-
-def lookup(table: Float[Array, "R D"], ids: Int[Array, "b *l"]) -> Float[Array, "b *l D"]:
-    """The rows of ids whose leading dim is split over the devices.
-
-    Plain and exact: every device answers for its own rows and the sum returns to the asker. Not differentiated:
-    the step differentiates with respect to the rows that it returns. Ids out of range give zero rows.
+    The bits are hashed, not drawn: `jax.random.normal` peaks at four times the table, this at the table itself.
     """
+    per_shard = table.rows_per_shard(mesh.size)
 
-    def local(shard: jax.Array, ids: jax.Array) -> jax.Array:
-        rows = psum_scatter(_local_rows(shard, all_gather(ids.reshape(-1))))
-        return rows.reshape(*ids.shape, shard.shape[1])
+    def local(key: jax.Array) -> jax.Array:
+        shard = jax.lax.axis_index(ALL_AXES).astype(jnp.uint32)
+        ids = jnp.arange(per_shard, dtype=jnp.uint32) * mesh.size + shard
+        real = (ids > 0) & (ids < table.num_rows)
+        rows = jnp.where(real[:, None], table.init_scale * hashed_normal(key, ids, (table.dim,)), 0.0)
+        return rows.astype(table.dtype)
 
-    return jax.shard_map(local, in_specs=(spec("row"), spec("batch")), out_specs=spec("batch"))(table, ids)
-
-
-def lookup_shared(table: Float[Array, "R D"], ids: Int[Array, "t"]) -> Float[Array, "t D"]:
-    """The rows of ids that every device wants alike (shared negatives); the result is replicated."""
-
-    def local(shard: jax.Array, ids: jax.Array) -> jax.Array:
-        return jax.lax.psum(_local_rows(shard, ids), ALL_AXES)
-
-    return jax.shard_map(local, in_specs=(spec("row"), P()), out_specs=P())(table, ids)
-
-
-def _local_rows(shard: jax.Array, ids: jax.Array) -> jax.Array:
-    return shard.at[local_index(ids, shard.shape[0])].get(mode="fill", fill_value=0)
+    create = jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=spec("row"))
+    return jax.jit(create, out_shardings=sharding(mesh, "row", "embed"))(key)
 
 
 def to_logical(table: Float[Array, "R D"], num_rows: int) -> Float[Array, "F D"]:
@@ -90,6 +78,29 @@ def from_logical(rows: Float[Array, "F D"], num_rows: int) -> Float[Array, "R D"
     return _to_physical(rows[:num_rows], num_rows, num_shards())
 
 
+def grow(
+    rows: Float[Array, "F D"], num_rows: int, table: TableSpec, key: jax.Array, mesh: Mesh
+) -> Float[Array, "R D"]:
+    """A table of more rows than the checkpoint's: the first `num_rows` as stored, the others as a fresh table's.
+
+    Raises:
+      ValueError: the table would lose rows.
+    """
+    if table.num_rows < num_rows:
+        raise ValueError(
+            f"a table of {num_rows} rows does not shrink to {table.num_rows}; keep the ids that it has."
+        )
+
+    def overlay(rows: jax.Array, fresh: jax.Array) -> jax.Array:
+        padded = _pad_rows(rows[:num_rows], table.num_rows)
+        ids = jnp.arange(table.num_rows, dtype=jnp.int32)[:, None]
+        stored = _to_physical(padded, table.num_rows, mesh.size)
+        return jnp.where(_to_physical(ids, table.num_rows, mesh.size) < num_rows, stored, fresh)
+
+    # Padding rows count as id 0, whose row is zero in both.
+    return jax.jit(overlay, out_shardings=sharding(mesh, "row", "embed"))(rows, init_table(table, key, mesh))
+
+
 def file_rows(num_rows: int) -> int:
     """Rows of the checkpoint's array."""
     return -(-num_rows // FILE_ROW_MULTIPLE) * FILE_ROW_MULTIPLE
@@ -103,9 +114,3 @@ def _to_physical(rows: jax.Array, num_rows: int, shards: int) -> jax.Array:
 
 def _pad_rows(rows: jax.Array, total: int) -> jax.Array:
     return jnp.pad(rows, [(0, total - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
-
-
-def physical_to_logical_numpy(table: np.ndarray, num_rows: int, shards: int) -> np.ndarray:
-    """`to_logical` without the padding, on the host."""
-    per_shard = table.shape[0] // shards
-    return table.reshape(shards, per_shard, -1).swapaxes(0, 1).reshape(table.shape)[:num_rows]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
 
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.embedding.table import lookup_shared
+from jaxrec.embedding.engine import lookup_shared
 from jaxrec.evaluation.user_ranking import Run
 from jaxrec.metrics.beyond_accuracy import category_matrix, list_metrics, vector_diversity
 

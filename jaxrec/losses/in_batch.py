@@ -52,15 +52,19 @@ def in_batch_softmax(
     )
 
 
-def item_log_q(item_counts: Float[np.ndarray, "N"] | Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+def item_log_q(item_counts: Float[np.ndarray, "N"] | Int[np.ndarray, "N"] | None) -> Float[np.ndarray, "N"]:
     """Log of each item's share of the training events; index = item id, index 0 = padding.
 
     Items that were never seen count as one event: such a target may still turn up where the counts are of
     another split, and log 0 would drown the batch.
 
     Raises:
-      ValueError: a negative count.
+      ValueError: no counts, or a negative one.
     """
+    if item_counts is None:
+        raise ValueError(
+            "in-batch negatives are corrected by the items' counts, which need data; use SampledSoftmax."
+        )
     counts = np.asarray(item_counts, np.float64)
     if np.any(counts < 0):
         raise ValueError(f"item_counts[{int(np.argmin(counts))}]={counts.min():g} must not be negative.")

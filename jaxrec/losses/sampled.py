@@ -3,17 +3,17 @@
 T = targets, S = shared negatives, D = embed dim, C = targets in a chunk.
 """
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Logits of one chunk, over all devices; past it the targets go through in chunks that are computed twice.
+from jaxrec.core.placement import num_shards
+
+# Logits of one chunk on one device; past it the targets go through in chunks that are computed twice.
 CHUNK_LOGITS = 1 << 24
 MASKED = -1e9  # finite, so that a target without a single negative has a loss and a gradient of 0, not NaN
-BLOCK_BITS = 12
 
 
 def sampled_softmax(
@@ -73,7 +73,7 @@ def sampled_softmax(
 
     weights = weights.astype(jnp.float32)
     parts = (queries, target_ids, target_logits, weights)
-    num_chunks = max(1, math.ceil(len(target_ids) * len(negative_ids) / chunk_logits))
+    num_chunks = max(1, math.ceil(len(target_ids) * len(negative_ids) / (chunk_logits * num_shards())))
     return _sum_over_chunks(chunk_loss, parts, min(num_chunks, len(target_ids))), jnp.sum(weights)
 
 
@@ -95,70 +95,3 @@ def _sum_over_chunks(loss, parts: tuple[jax.Array, ...], num_chunks: int) -> jax
         return total + jax.checkpoint(loss)(part), None
 
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), tuple(fold(part) for part in parts))[0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """A distribution over the ids 1 .. num_items; base of the samplers.
-
-    Attributes:
-      num_samples: independent draws, with replacement.
-    """
-
-    num_samples: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples={self.num_samples} must be at least 1.")
-
-    def sample(self, key: jax.Array, num_items: int) -> Int[Array, "S"]:
-        """Draws item ids."""
-        raise TypeError(f"{type(self).__name__} must define sample")
-
-    def log_q(self, ids: Int[Array, "*b"], num_items: int) -> Float[Array, "*b"]:
-        """Log of the probability that one draw gives each id."""
-        raise TypeError(f"{type(self).__name__} must define log_q")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UniformSampler(Sampler):
-    """Every item alike."""
-
-    def sample(self, key: jax.Array, num_items: int) -> Int[Array, "S"]:
-        """See `Sampler`."""
-        return jax.random.randint(key, (self.num_samples,), 1, num_items + 1, jnp.int32)
-
-    def log_q(self, ids: Int[Array, "*b"], num_items: int) -> Float[Array, "*b"]:
-        """See `Sampler`."""
-        return jnp.full(jnp.shape(ids), -math.log(num_items), jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogUniformSampler(Sampler):
-    """Zipf's law over ids sorted by falling count: q(id) is nearly log(1 + 1/id) / log(1 + num_items).
-
-    Exactly that up to id 2**13. Beyond, ids are drawn evenly inside of blocks of 1/8192 to 1/4096 of their
-    size, because a float32 cannot tell neighbours apart among millions; `log_q` is of these blocks.
-    """
-
-    def sample(self, key: jax.Array, num_items: int) -> Int[Array, "S"]:
-        """See `Sampler`."""
-        place_key, inner_key = jax.random.split(key)
-        place = jax.random.uniform(place_key, (self.num_samples,))
-        near = jnp.exp(place * math.log1p(num_items)).astype(jnp.int32)
-        start, width = _block(jnp.clip(near, 1, num_items), num_items)
-        return start + jax.random.randint(inner_key, (self.num_samples,), 0, width, jnp.int32)
-
-    def log_q(self, ids: Int[Array, "*b"], num_items: int) -> Float[Array, "*b"]:
-        """See `Sampler`."""
-        start, width = _block(jnp.asarray(ids), num_items)
-        width = width.astype(jnp.float32)
-        return jnp.log(jnp.log1p(width / start.astype(jnp.float32)) / (width * math.log1p(num_items)))
-
-
-def _block(ids: Int[Array, "*b"], num_items: int) -> tuple[Int[Array, "*b"], Int[Array, "*b"]]:
-    """First id and number of ids of the block of each id; a block of 2**n ids holds ids of n + 13 bits."""
-    num_bits = 32 - jax.lax.clz(jnp.maximum(ids.astype(jnp.int32), 1))
-    shift = jnp.maximum(num_bits - BLOCK_BITS - 1, 0)
-    start = jnp.maximum(ids.astype(jnp.int32), 1) >> shift << shift
-    return start, jnp.minimum(jnp.int32(1) << shift, num_items + 1 - start)

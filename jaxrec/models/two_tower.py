@@ -3,7 +3,8 @@
 M is a BERT encoder over the user's history, v the item tower, W the linear map between them. The item rows come
 from the sharded table, so this module holds dense parameters only.
 
-B = packed rows, L = positions, S = chosen positions, E = encoder width, D = item dim, K = behaviours.
+B = packed rows, L = positions, S = chosen positions, E = encoder width, D = item dim, U = user dim,
+K = behaviours.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jaxrec.embedding.table import TableSpec
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
-ITEM, ITEM_BIAS = "item", "item_bias"
+ITEM, ITEM_BIAS, USER = "item", "item_bias", "user"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class TwoTowerConfig:
       item_dim: width of the item table and of the space that is scored.
       projection: False leaves W out (the identity); needs `item_dim == encoder.embed_dim`.
       item_bias: learn b_y, one float an item.
+      user_dim: width of a table of users, a row of which is added to each event of its user; 0 = none.
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
     """
@@ -37,23 +39,30 @@ class TwoTowerConfig:
     item_dim: int = 64
     projection: bool = True
     item_bias: bool = True
+    user_dim: int = 0
     time_gaps: bool = False
     init_scale: float = 0.02
 
     def __post_init__(self) -> None:
         if self.item_dim < 1:
             raise ValueError(f"item_dim={self.item_dim} must be at least 1.")
+        if self.user_dim < 0:
+            raise ValueError(f"user_dim={self.user_dim} must be at least 1; 0 = no table of users.")
         if not self.projection and self.item_dim != self.encoder.embed_dim:
             raise ValueError(
                 f"projection=False needs item_dim={self.item_dim} to equal encoder.embed_dim="
                 f"{self.encoder.embed_dim}; make them equal or set projection=True."
             )
 
-    def tables(self, num_items: int) -> dict[str, TableSpec]:
+    def tables(self, num_items: int, num_users: int) -> dict[str, TableSpec]:
         """The sharded tables that the towers look up; row 0 is padding."""
         tables = {ITEM: TableSpec(num_rows=num_items + 1, dim=self.item_dim, init_scale=self.init_scale)}
         if self.item_bias:
             tables[ITEM_BIAS] = TableSpec(num_rows=num_items + 1, dim=1, init_scale=0.0)
+        if self.user_dim:
+            tables[USER] = TableSpec(
+                num_rows=num_users + 1, dim=self.user_dim, keyed_by=USER, init_scale=self.init_scale
+            )
         return tables
 
 
@@ -77,6 +86,8 @@ class TwoTower(nnx.Module):
         width = config.encoder.embed_dim
         if config.item_dim != width:
             self.event_in = Dense(config.item_dim, width, (None, "embed"), rngs=rngs)
+        if config.user_dim:
+            self.user_in = Dense(config.user_dim, width, (None, "embed"), rngs=rngs)
         self.mask_vector = parameter(0.02 * jax.random.normal(rngs.params(), (width,)), "embed")
         if config.time_gaps:
             gaps = 0.02 * jax.random.normal(rngs.params(), (NUM_TIME_GAPS, width))
@@ -95,6 +106,7 @@ class TwoTower(nnx.Module):
         *,
         causal: bool,
         key: jax.Array | None,
+        user_rows: Float[Array, "B L U"] | None = None,
         masked: Bool[Array, "B L"] | None = None,
         last_positions: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S E"]:
@@ -102,6 +114,7 @@ class TwoTower(nnx.Module):
 
         Args:
           event_rows: rows of the item table for the events.
+          user_rows: rows of the user table for the events; None where the model has none.
           masked: True = this event is hidden behind the mask vector.
           key: of dropout; None = evaluation.
           last_positions: compute these columns of each row only (see `Encoder`).
@@ -111,6 +124,8 @@ class TwoTower(nnx.Module):
             x = self.event_in(x)
         if masked is not None:
             x = jnp.where(masked[..., None], self.mask_vector[...], x)
+        if user_rows is not None:
+            x = x + self.user_in(user_rows)
         if self.config.time_gaps:
             x = x + jnp.take(self.time_gap_table[...], batch.time_gaps, axis=0, mode="clip")
         return self.encoder(

@@ -6,13 +6,17 @@ B = rows, L = positions in a row, S = positions asked of the last block, D = emb
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.core import partition
+from jaxrec.core.mesh import DATA
+from jaxrec.core.partition import LAYOUTS, Layout
 from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import SelfAttention, take_columns, visible
 from jaxrec.nn.dropout import dropout
@@ -42,6 +46,9 @@ class EncoderConfig:
       mlp_dropout_rate: on the hidden layer of the MLP.
       embedding_dropout_rate: on the input of the first block.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      scan_layers: compile one block and loop over it instead of all of them: minutes less for many layers.
+      layout: how the parameters lie on the mesh (`core.partition.LAYOUTS`): "replicated"; "fsdp" = a shard of each
+        on every device along `data`; "tensor" = a share of the heads and of the MLP along `model`.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
       vocab_size, type_vocab_size: rows of the token and token-type tables; for the text encoder only.
     """
@@ -60,6 +67,8 @@ class EncoderConfig:
     embedding_dropout_rate: float = 0.1
     layer_norm_epsilon: float = 1e-12
     remat: bool = False
+    scan_layers: bool = False
+    layout: Layout = "replicated"
     dtype: ActivationDtype = "float32"
     vocab_size: int = 0
     type_vocab_size: int = 0
@@ -81,6 +90,8 @@ class EncoderConfig:
             raise ValueError(f"activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}.")
         if self.layer_norm_epsilon <= 0:
             raise ValueError(f"layer_norm_epsilon={self.layer_norm_epsilon} must be above 0.")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout={self.layout!r} must be one of {', '.join(LAYOUTS)}.")
         compute_dtype(self.dtype)
 
 
@@ -175,11 +186,33 @@ class Encoder(nnx.Module):
 
         run = nnx.remat(Block.__call__) if config.remat else Block.__call__
         mask = visible(segment_ids, causal=causal)
-        for block, block_key in zip(self.blocks[:-1], keys[:-2], strict=True):
-            x = run(block, x, mask, block_key)
+        if config.layout == "tensor":  # the devices along `model` share the work on a row instead of the rows
+            x = jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))
+        if config.scan_layers and config.num_layers > 2:
+            x = self._scan(run, x, mask, keys[:-2])
+        else:
+            for block, block_key in zip(self.blocks[:-1], keys[:-2], strict=True):
+                x = run(block, x, mask, block_key)
         if last_positions is not None:
             mask = visible(segment_ids, causal=causal, query_positions=last_positions)
         x = run(self.blocks[-1], x, mask, keys[-2], last_positions)
         if config.norm_position == "pre" and config.final_norm:
             x = self.final_norm(x)
+        if config.layout == "tensor":
+            x = jax.lax.with_sharding_constraint(x, partition.spec("batch"))
         return x
+
+    def _scan(
+        self, run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, keys: list[jax.Array | None]
+    ) -> jax.Array:
+        """All blocks but the last, as one compiled loop over their stacked parameters."""
+        graphdef, first = nnx.split(self.blocks[0])
+        states = [first, *(nnx.split(block)[1] for block in self.blocks[1:-1])]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        stacked_keys = None if keys[0] is None else jnp.stack([key for key in keys if key is not None])
+
+        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+            state, key = layer
+            return run(nnx.merge(graphdef, state), x, mask, key), None
+
+        return jax.lax.scan(body, x, (stacked, stacked_keys))[0]

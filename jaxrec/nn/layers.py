@@ -8,20 +8,22 @@ more of them, which cost a quarter of a training step on a CPU.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from jaxrec.core import partition
 
 
 def parameter(value: jax.Array, *names: str | None) -> nnx.Param:
-    """A parameter that carries its partition, from the logical `names` of its dims.
+    """A parameter that carries the logical `names` of its dims.
 
-    The metadata is a plain note (`eager_sharding=False`): the train state places the arrays in one go, and a
-    model may also be built where no mesh is set.
+    They are a plain note: the train state places the arrays in one go, by the layout of the run, and a model may
+    also be built where no mesh is set.
 
     Raises:
       ValueError: an unknown name, or not one name for each dim.
@@ -30,7 +32,29 @@ def parameter(value: jax.Array, *names: str | None) -> nnx.Param:
         raise ValueError(
             f"{len(names)} axis names {names} for a parameter of shape {value.shape}; name every dim."
         )
-    return nnx.Param(value, out_sharding=tuple(partition.spec(*names)), eager_sharding=False)
+    partition.spec(*names)  # an unknown name is an error here, beside the parameter
+    return nnx.Param(value, logical_axes=names)
+
+
+def parameter_shardings(state: nnx.State, mesh: Mesh, layout: partition.Layout = "replicated") -> nnx.State:
+    """Where each parameter of `state` lies, by the logical axes that it bears.
+
+    Raises:
+      ValueError: a dim does not divide over the mesh axis that the layout gives it.
+    """
+
+    def place(path: Any, variable: nnx.Variable) -> NamedSharding:
+        where = NamedSharding(mesh, partition.spec(*variable.get_metadata()["logical_axes"], layout=layout))
+        try:
+            where.shard_shape(variable.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"layout={layout!r}: parameter {jax.tree_util.keystr(path)} of shape {variable.shape} does not "
+                f"divide over {where.spec} of the mesh {dict(mesh.shape)}; change mesh_shape or the layout."
+            ) from error
+        return where
+
+    return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def glorot_normal(key: jax.Array, shape: Sequence[int], fan_in: int, fan_out: int) -> jax.Array:

@@ -24,14 +24,16 @@ class DataFacts:
     """What tasks may know of the dataset, apart from its events.
 
     Attributes:
-      num_items: ids are 1 .. num_items; 0 = padding.
-      item_counts: training events of each id, `[num_items + 1]`; for sampling corrections.
+      num_items, num_users: ids are 1 .. n; 0 = padding.
+      item_counts: training events of each id, `[num_items + 1]`; for sampling corrections. None where there are no
+        data to count (the planner), and then tasks that need counts say so.
     """
 
     name: str
     num_items: int
+    num_users: int
     behaviours: tuple[str, ...]
-    item_counts: Float[np.ndarray, "n"]
+    item_counts: Float[np.ndarray, "n"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -64,6 +66,7 @@ class Forward:
     """One forward pass, shared by the tasks of a step: encodings that several want are made once.
 
     Attributes:
+      users: rows of the user table for the events, or None.
       rows: rows of a task's `lookups` and `shared_lookups`, by table and name.
       catalogue: the whole tables in physical row order, or None where no task asked for them.
     """
@@ -76,18 +79,23 @@ class Forward:
         events: Float[Array, "B L D"],
         catalogue: Mapping[str, jax.Array] | None,
         key: jax.Array | None,
+        users: Float[Array, "B L U"] | None = None,
     ):
         self.model, self.batch, self.facts, self.events = model, batch, facts, events
-        self.catalogue, self.key = catalogue, key
+        self.catalogue, self.key, self.users = catalogue, key, users
         self.rows: dict[str, dict[str, jax.Array]] = {}
         self._causal: jax.Array | None = None
 
     def causal_queries(self) -> Float[Array, "B L D"]:
         """M(x) W at every event, from the events up to and including it."""
         if self._causal is None:
-            states = self.model.encode(self.events, self.batch, causal=True, key=self.key)
+            states = self.encode(self.events, causal=True, key=self.key)
             self._causal = self.model.queries(states)
         return self._causal
+
+    def encode(self, events: Float[Array, "B L D"], **options: Any) -> Float[Array, "B S E"]:
+        """M(x) before W, of these events by these users; see `TwoTower.encode`."""
+        return self.model.encode(events, self.batch, user_rows=self.users, **options)
 
     def item_bias(self, name: str) -> jax.Array | None:
         """b_y of the rows of look-up `name`, or None where the model has none."""

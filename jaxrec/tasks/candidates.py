@@ -5,13 +5,15 @@ loss. T = targets, S = shared negatives, D = item dim.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
-from jaxrec.losses.sampled import LogUniformSampler, Sampler, sampled_softmax
+from jaxrec.losses.sampled import sampled_softmax
+from jaxrec.losses.samplers import LogUniformSampler, Sampler, UniformSampler
 from jaxrec.losses.softmax import CHUNK_LOGITS, full_softmax
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS
 from jaxrec.tasks.base import DataFacts, Forward, Plan
@@ -95,7 +97,7 @@ class SampledSoftmax(Candidates):
     ) -> Plan:
         """Looks up the targets and the draws."""
         plan = super().plan(target_ids, weights, facts, key)
-        negatives = self.sampler.sample(key, facts.num_items)
+        negatives = self.sampler.sample(key, facts.num_items, facts.item_counts)
         return dataclasses.replace(
             plan, lookups={"targets": target_ids}, shared_lookups={"negatives": negatives}
         )
@@ -110,7 +112,7 @@ class SampledSoftmax(Candidates):
             plan.arrays["weights"].reshape(-1),
             negative_ids,
             forward.item_vectors("negatives"),
-            self.sampler.log_q(negative_ids, forward.facts.num_items),
+            self.sampler.log_q(negative_ids, forward.facts.num_items, forward.facts.item_counts),
             target_bias=_flat(forward.item_bias("targets")),
             negative_bias=_flat(forward.item_bias("negatives")),
         )
@@ -143,6 +145,55 @@ class InBatch(Candidates):
             plan.arrays["weights"].reshape(-1),
             jnp.asarray(item_log_q(forward.facts.item_counts))[target_ids],
             target_bias=_flat(forward.item_bias("targets")),
+        )
+        return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed(SampledSoftmax):
+    """The batch's other targets and shared draws together: popular items from the first, the tail from the second.
+
+    Both are draws from one mixture, whose logQ is exact, so an item that both kinds bring is not counted twice.
+
+    Source: Yang et al., WWW 2020 (mixed negative sampling).
+    """
+
+    sampler: Sampler = UniformSampler()
+
+    def size(self, num_items: int, num_targets: int) -> float:
+        """The targets and the draws."""
+        return float(num_targets + self.sampler.num_samples)
+
+    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+        """See the class."""
+        facts, dim = forward.facts, queries.shape[-1]
+        target_ids = plan.arrays["target_ids"].reshape(-1)
+        weights = plan.arrays["weights"].reshape(-1)
+        target_vectors = forward.item_vectors("targets").reshape(-1, dim)
+        target_bias, drawn_bias = _flat(forward.item_bias("targets")), _flat(forward.item_bias("negatives"))
+        ids = jnp.concatenate([target_ids, plan.shared_lookups["negatives"]])
+        real = jnp.concatenate([weights > 0, jnp.ones(self.sampler.num_samples, bool)])
+        # A target's own place in the batch is no draw.
+        in_batch = jnp.sum(weights > 0) - 1.0
+        draws = in_batch + self.sampler.num_samples
+        log_q = jnp.logaddexp(
+            jnp.asarray(item_log_q(facts.item_counts))[ids] + jnp.log(jnp.maximum(in_batch, 1e-9)),
+            self.sampler.log_q(ids, facts.num_items, facts.item_counts) + math.log(self.sampler.num_samples),
+        ) - jnp.log(draws)  # fmt: skip
+        total, _ = sampled_softmax(
+            queries.reshape(-1, dim),
+            target_ids,
+            target_vectors,
+            weights,
+            ids,
+            jnp.concatenate([target_vectors, forward.item_vectors("negatives")]),
+            log_q,
+            target_bias=target_bias,
+            negative_bias=None
+            if target_bias is None or drawn_bias is None
+            else jnp.concatenate([target_bias, drawn_bias]),
+            negative_mask=real,
+            num_draws=draws,
         )
         return total
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrec.core.batch import Batch
-from jaxrec.nn.dropout import hashed_bits
+from jaxrec.core.hashing import hashed_bits
 from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
 from jaxrec.tasks.ranking import QueryMode, RankingTask
 
@@ -95,8 +95,8 @@ class MaskedItem(RankingTask):
 
     def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
         """Softmax over the candidates at the hidden positions only."""
-        states = forward.model.encode(
-            forward.item_vectors("shown"), forward.batch, causal=False, key=key, masked=plan.arrays["masked"],
+        states = forward.encode(
+            forward.item_vectors("shown"), causal=False, key=key, masked=plan.arrays["masked"],
             last_positions=plan.arrays["columns"],
         )  # fmt: skip
         queries = forward.model.queries(states) / self.temperature

@@ -6,13 +6,15 @@ N = users of an evaluation batch, D = item dim, R = physical rows, K = behaviour
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxrec.core.partition import sharding
+from jaxrec.core.batch import Batch
 from jaxrec.data.evaluation_batches import EvaluationBatch
-from jaxrec.embedding.table import lookup, lookup_shared
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
+from jaxrec.embedding.engine import lookup, lookup_shared
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
 from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
 from jaxrec.training.state import TrainState, merge_model
 
@@ -54,11 +56,7 @@ class Inference:
     def _place(self, batch: EvaluationBatch) -> dict[str, Any]:
         """Histories are split over the devices, what is asked about them is replicated."""
         placed: dict[str, Any] = {"batch": place_batch(batch.batch, self.setup.mesh)}
-        split = sharding(self.setup.mesh, "batch")
-        if jax.process_count() == 1:
-            placed["last_positions"] = jax.device_put(batch.last_positions, split)
-        else:
-            placed["last_positions"] = jax.make_array_from_process_local_data(split, batch.last_positions)
+        placed["last_positions"] = place_batch(batch.last_positions, self.setup.mesh)
         for name in ("rows", "columns", "slots", "targets"):
             placed[name] = gather_to_all(getattr(batch, name), self._replicated)
         return placed
@@ -71,14 +69,15 @@ class Inference:
         events = lookup(tables[ITEM], batch.item_ids)
         masked = (batch.segment_ids > 0) & (batch.item_ids == 0) if self.appends_slot else None
         states = model.encode(
-            events, batch, causal=not self.appends_slot, key=None, masked=masked,
+            events, batch, user_rows=_user_rows(tables, batch), causal=not self.appends_slot, key=None, masked=masked,
             last_positions=placed["last_positions"],
         )  # fmt: skip
         return model.queries(states)[placed["rows"], placed["slots"]] / self.setup.ranking_task.temperature
 
     def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]
-        states = model.encode(lookup(tables[ITEM], batch.item_ids), batch, causal=True, key=None)
+        events, users = lookup(tables[ITEM], batch.item_ids), _user_rows(tables, batch)
+        states = model.encode(events, batch, user_rows=users, causal=True, key=None)
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
         queries = model.queries(states)[placed["rows"], columns]
@@ -86,11 +85,13 @@ class Inference:
         return model.behaviour_logits(queries, items.astype(queries.dtype))
 
 
+def _user_rows(tables: dict[str, jax.Array], batch: Batch) -> Float[Array, "B L U"] | None:
+    return lookup(tables[USER], jnp.asarray(batch.user_ids)) if USER in tables else None
+
+
 def gather_to_all(local: Any, replicated: NamedSharding) -> jax.Array:
     """Every process' part of an array, joined in the order of the processes, on every device."""
     if jax.process_count() == 1:
         return jax.device_put(local, replicated)
-    from jax.experimental import multihost_utils
-
     joined = multihost_utils.process_allgather(local, tiled=True)
     return jax.make_array_from_callback(joined.shape, replicated, lambda index: joined[index])

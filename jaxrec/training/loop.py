@@ -12,6 +12,7 @@ import jax
 
 from jaxrec.core.batch import Batch
 from jaxrec.core.mesh import device_kind, peak_memory_bytes
+from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.pipeline import BatchStream, train_batches
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.flops import peak_flops, step_flops
@@ -48,6 +49,7 @@ class LoopConfig:
 
 def train(
     setup: Setup,
+    dataset: PreparedDataset,
     config: LoopConfig,
     workdir: Path,
     validate: Callable[[TrainState], dict[str, float]] | None,
@@ -77,7 +79,7 @@ def train(
         with (
             MetricWriter(workdir, resume_step=start) as writer,
             TrainingProgress(config.num_train_steps, start_step=start) as progress,
-            contextlib.closing(Prefetch(setup, config, start)) as batches,
+            contextlib.closing(Prefetch(setup, dataset, config, start)) as batches,
         ):
             for step in range(start, config.num_train_steps):
                 batch, waited = batches.next()
@@ -149,10 +151,10 @@ def _check_finite(values: dict[str, float], setup: Setup, step: int) -> None:
 class Prefetch:
     """The batches from `start` on, the next one already on its way to the devices."""
 
-    def __init__(self, setup: Setup, config: LoopConfig, start: int):
+    def __init__(self, setup: Setup, dataset: PreparedDataset, config: LoopConfig, start: int):
         self._mesh = setup.mesh
         self._batches: BatchStream = train_batches(
-            setup.dataset,
+            dataset,
             global_batch_size=config.global_batch_size,
             history_length=config.history_length,
             windows=config.windows,
@@ -185,11 +187,10 @@ class Meter:
     """Throughput, utilisation and waiting since the last log line. Metrics stay on the devices until then."""
 
     def __init__(self, setup: Setup, config: LoopConfig):
-        metadata = setup.dataset.metadata
         self._flops = step_flops(
             setup.model,
             dict(setup.step.tasks),
-            metadata.num_items,
+            setup.step.facts.num_items,
             config.global_batch_size,
             config.history_length,
         )

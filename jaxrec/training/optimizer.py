@@ -17,7 +17,8 @@ class OptimizerConfig:
       schedule: after the warm-up, constant, or falling to `final_factor` of the peak at the last step.
       max_gradient_norm: bound on the global norm over dense parameters and tables together; 0 = none.
       weight_decay: decoupled, on kernels only (no biases, norms, positions).
-      ema_decay: keep an exponential average of all parameters and evaluate with it; 0 = off.
+      ema_decay: keep an exponential average of the parameters, and of tables under a full softmax, and evaluate
+        with it; 0 = off.
     """
 
     learning_rate: float = 1e-3

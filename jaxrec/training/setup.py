@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from jaxrec.core.batch import Batch
 from jaxrec.core.partition import sharding
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.two_tower import TwoTowerConfig
@@ -19,7 +19,9 @@ from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
 from jaxrec.training.state import TrainState, init_state, split_model
-from jaxrec.training.step import StepConfig
+from jaxrec.training.step import StepConfig, whole_tables
+
+Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +33,11 @@ class Setup:
       step: what the train step is made of.
     """
 
-    dataset: PreparedDataset
     mesh: Mesh
     model: TwoTowerConfig
     tables: dict[str, TableSpec]
     step: StepConfig
     num_behaviours: int
-
-    @property
-    def graphdef(self) -> nnx.GraphDef:
-        """Structure of the model."""
-        return self.step.graphdef
 
     @property
     def ranking_task(self) -> RankingTask:
@@ -67,19 +63,34 @@ class Setup:
             seed=self.step.seed,
             optimizer=self.step.optimizer,
             row_optimizer=self.step.row_optimizer,
-            use_ema=self.step.optimizer_config.ema_decay > 0,
+            averaged=whole_tables(self.tables, self.step.tasks)
+            if self.step.optimizer_config.ema_decay
+            else None,
             mesh=self.mesh,
         )
 
 
+def dataset_facts(dataset: PreparedDataset) -> DataFacts:
+    """What the static parts of a run need to know of its data."""
+    metadata = dataset.metadata
+    return DataFacts(
+        name=metadata.name,
+        num_items=metadata.num_items,
+        num_users=metadata.num_users,
+        behaviours=metadata.behaviours,
+        item_counts=np.asarray(dataset.item_counts, np.float32),
+    )
+
+
 def make_setup(
     *,
-    dataset: PreparedDataset,
+    facts: DataFacts,
     mesh: Mesh,
     model: TwoTowerConfig,
     tasks: Mapping[str, Task],
     optimizer: OptimizerConfig,
     row_optimizer: RowOptimizer,
+    exchange: Exchange,
     num_train_steps: int,
     accumulation_steps: int,
     seed: int,
@@ -89,43 +100,36 @@ def make_setup(
     Raises:
       ValueError: a task needs a column that the dataset lacks; names both.
     """
-    metadata = dataset.metadata
-    facts = DataFacts(
-        name=metadata.name,
-        num_items=metadata.num_items,
-        behaviours=metadata.behaviours,
-        item_counts=np.asarray(dataset.item_counts, np.float32),
-    )
     for task in tasks.values():
         task.check_data(facts)
-    num_behaviours = (
-        len(metadata.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
-    )
+    num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     graphdef, abstract = split_model(model, num_behaviours)
+    tables = model.tables(facts.num_items, facts.num_users)
     step = StepConfig(
         graphdef=graphdef,
         abstract=abstract,
+        tables=tables,
         tasks=tasks,
         facts=facts,
         optimizer=dense_optimizer(optimizer, num_train_steps),
         optimizer_config=optimizer,
         row_optimizer=row_optimizer,
+        exchange=exchange,
         num_train_steps=num_train_steps,
         accumulation_steps=accumulation_steps,
         seed=seed,
     )
     return Setup(
-        dataset=dataset,
         mesh=mesh,
         model=model,
-        tables=model.tables(metadata.num_items),
+        tables=tables,
         step=step,
         num_behaviours=num_behaviours,
     )
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts this process' rows of a batch on its devices; together they are the global batch."""
+def place_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Puts this process' rows of a batch (or of one of its arrays) on its devices; together they are the global one."""
     where = sharding(mesh, "batch")
     if jax.process_count() == 1:
         return jax.device_put(batch, where)
@@ -134,7 +138,9 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 def evaluation_parameters(state: TrainState) -> tuple[dict, dict[str, jax.Array]]:
     """Dense parameters and tables to evaluate with: the averages where the run keeps them."""
-    return (state.ema["dense"], state.ema["tables"]) if state.ema else (state.dense, state.tables)
+    return (
+        (state.ema["dense"], state.tables | state.ema["tables"]) if state.ema else (state.dense, state.tables)
+    )
 
 
 def table_bias(tables: Mapping[str, jax.Array], name: str, like: jax.Array) -> jax.Array:

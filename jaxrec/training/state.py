@@ -4,6 +4,7 @@ Tables stand beside the dense parameters because they are trained otherwise: by 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +13,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec.core.partition import sharding
+from jaxrec.core.partition import Layout, sharding
 from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
 from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
 from jaxrec.models.two_tower import TwoTower, TwoTowerConfig
+from jaxrec.nn.layers import parameter_shardings
 
 # `failure[0]` is the step that found a number that is not finite, or this.
 NO_FAILURE = -1
@@ -30,7 +32,7 @@ class TrainState:
       step: updates applied.
       dense: parameters of the model as a plain nested dict of arrays.
       tables: sharded tables in physical row order, by name.
-      ema: averages of `dense` and `tables`, or {} when off.
+      ema: averages of `dense` and of the tables that a full softmax moves whole, or {} when off.
       failure: `[2]` int32: the step of the first non-finite number (or -1), and the bit mask of the tasks whose
         loss it was. Once set, the steps that are already under way change nothing.
     """
@@ -47,12 +49,10 @@ class TrainState:
 def make_model(config: TwoTowerConfig, num_behaviours: int, seed: int) -> TwoTower:
     """The towers, seeded."""
     return TwoTower(
-        config, num_behaviours=num_behaviours, rngs=nnx.Rngs(params=jax.random.fold_in(_key(seed), 0))
+        config,
+        num_behaviours=num_behaviours,
+        rngs=nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 0)),
     )
-
-
-def _key(seed: int) -> jax.Array:
-    return jax.random.key(seed)
 
 
 def split_model(config: TwoTowerConfig, num_behaviours: int) -> tuple[nnx.GraphDef, nnx.State]:
@@ -67,9 +67,9 @@ def merge_model(graphdef: nnx.GraphDef, abstract: nnx.State, dense: dict[str, An
     return nnx.merge(graphdef, state)
 
 
-def dense_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
+def dense_shardings(abstract: nnx.State, mesh: Mesh, layout: Layout = "replicated") -> dict[str, Any]:
     """Where each dense parameter lies, by the logical axes that it bears."""
-    return nnx.to_pure_dict(nnx.get_named_sharding(abstract, mesh))
+    return nnx.to_pure_dict(parameter_shardings(abstract, mesh, layout))
 
 
 def init_state(
@@ -80,12 +80,17 @@ def init_state(
     seed: int,
     optimizer: optax.GradientTransformation,
     row_optimizer: RowOptimizer,
-    use_ema: bool,
+    averaged: Sequence[str] | None,
     mesh: Mesh,
 ) -> TrainState:
-    """A fresh state, placed on the mesh; the same numbers on every mesh."""
+    """A fresh state, placed on the mesh; the same numbers on every mesh.
+
+    Args:
+      averaged: the tables that are averaged beside the dense parameters; None = nothing is. An average touches every
+        row, so only tables are worth it whose every row moves in every step.
+    """
     _, abstract = split_model(model, num_behaviours)
-    shardings = dense_shardings(abstract, mesh)
+    shardings = dense_shardings(abstract, mesh, model.encoder.layout)
 
     def create() -> dict[str, Any]:
         return nnx.to_pure_dict(nnx.split(make_model(model, num_behaviours, seed), nnx.Param)[1])
@@ -94,7 +99,7 @@ def init_state(
     replicated = NamedSharding(mesh, PartitionSpec())
     slots = jax.jit(optimizer.init, out_shardings=slot_shardings(optimizer, dense, shardings, mesh))(dense)
     keys = {
-        name: jax.random.fold_in(jax.random.fold_in(_key(seed), 1), i)
+        name: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), i)
         for i, name in enumerate(sorted(tables))
     }
     arrays = {name: init_table(table, keys[name], mesh) for name, table in tables.items()}
@@ -106,7 +111,9 @@ def init_state(
         )(t)
         for name, t in arrays.items()
     }
-    ema = jax.tree.map(jnp.copy, {"dense": dense, "tables": arrays}) if use_ema else {}
+    ema: dict[str, Any] = {}
+    if averaged is not None:
+        ema = jax.tree.map(jnp.copy, {"dense": dense, "tables": {name: arrays[name] for name in averaged}})
     return TrainState(
         step=jax.device_put(jnp.int32(0), replicated),
         dense=dense,
@@ -147,18 +154,21 @@ def from_checkpoint(
 
 def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
     """Shapes and shardings of `to_checkpoint(state)`, for the restore."""
-    rows = sharding(mesh, "row")
     tree = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(state)
     )
-    whole = NamedSharding(mesh, PartitionSpec())
 
     def stored(name: str) -> Any:
         total = file_rows(tables[name].num_rows)
-        where = rows if total % mesh.size == 0 else whole
+        where = _sharding_of_rows(total, mesh)
         return lambda x: jax.ShapeDtypeStruct((total, *x.shape[1:]), x.dtype, sharding=where)
 
     return _map_tables(tree, stored)
+
+
+def _sharding_of_rows(total: int, mesh: Mesh) -> NamedSharding:
+    """Rows over every device, or whole on each where the devices do not divide a file's rows."""
+    return sharding(mesh, "row") if total % mesh.size == 0 else NamedSharding(mesh, PartitionSpec())
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -184,12 +194,9 @@ def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
 
 
 def _convert(tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, function: Any) -> dict[str, Any]:
-    rows, whole = sharding(mesh, "row"), NamedSharding(mesh, PartitionSpec())
-
     def jitted(name: str) -> Any:
         def run(array: jax.Array) -> jax.Array:
-            result = jax.eval_shape(function(name), array)
-            where = rows if result.shape[0] % mesh.size == 0 else whole
+            where = _sharding_of_rows(jax.eval_shape(function(name), array).shape[0], mesh)
             return jax.jit(function(name), out_shardings=where)(array)
 
         return run

@@ -17,16 +17,29 @@ from jax.sharding import Mesh
 
 from jaxrec.core.batch import Batch
 from jaxrec.core.placement import num_shards
-from jaxrec.embedding.row_optimizer import RowOptimizer, SparseRows, add_sparse, apply_dense, apply_sparse
-from jaxrec.embedding.table import lookup, lookup_shared
-from jaxrec.models.two_tower import ITEM
+from jaxrec.embedding.engine import (
+    Exchange,
+    SparseGradients,
+    add_to,
+    collect,
+    join_shared,
+    look_up,
+    split_shared,
+    squared_norm,
+    update,
+)
+from jaxrec.embedding.exchange import Route
+from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
+from jaxrec.embedding.table import TableSpec
+from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
 from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
 
 Metrics = dict[str, jax.Array]
-EVENTS = ("", "events")  # the look-up of the batch's own events, shared by all tasks
-Rows = dict[str, dict[tuple[str, str], jax.Array]]  # table -> (task, look-up) -> rows
+Where = tuple[str, str]  # (task, look-up)
+Rows = dict[str, dict[Where, jax.Array]]  # table -> where they are wanted -> rows
+EVENTS: Where = ("", "events")  # the look-up of the batch's own events, shared by all tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +48,13 @@ class StepConfig:
 
     graphdef: nnx.GraphDef
     abstract: nnx.State
+    tables: Mapping[str, TableSpec]
     tasks: Mapping[str, Task]
     facts: DataFacts
     optimizer: optax.GradientTransformation
     optimizer_config: OptimizerConfig
     row_optimizer: RowOptimizer
+    exchange: Exchange
     num_train_steps: int
     accumulation_steps: int
     seed: int
@@ -57,7 +72,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     """See the module. `metrics` are scalars; losses are means over the global batch, in nats."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), state.step)
     gradients, losses = _gradients(config, state, batch, key)
-    norms = {name: optax.tree.norm(part) for name, part in _norm_groups(config, gradients).items()}
+    norms = _norms(gradients)
     norm = jnp.sqrt(jnp.sum(jnp.square(jnp.stack(list(norms.values())))))
 
     bad_tasks = jnp.array([~jnp.isfinite(losses[name]) for name in config.tasks])
@@ -75,6 +90,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     metrics |= {f"gradient_norm/{name}": value for name, value in norms.items()} | {"gradient_norm": norm}
     metrics["learning_rate"] = config.optimizer_config.learning_rate * factor
     metrics["events"] = jnp.sum(batch.history_mask.astype(jnp.int32))
+    metrics["exchange_extra_rounds"] = gradients.extra_rounds
     metrics["failed_step"] = failure[0]
     metrics["failed_tasks"] = failure[1]
     return state, metrics
@@ -83,11 +99,35 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Gradients:
-    """Gradients of one batch: of dense parameters, of looked-up rows, and of whole tables (full softmax)."""
+    """Gradients of one batch: of dense parameters, of looked-up rows, and of whole tables (full softmax).
+
+    Attributes:
+      extra_rounds: of the look-ups' exchange, beyond the first.
+    """
 
     dense: Any
-    sparse: dict[str, SparseRows]
+    sparse: dict[str, SparseGradients]
     catalogue: dict[str, jax.Array]
+    extra_rounds: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Microbatch:
+    """What one microbatch gives: gradients with respect to rows stand beside the ids of the rows.
+
+    Attributes:
+      ids, routes: of the look-ups, by what the tables are keyed by.
+      rows: gradients by table and look-up.
+    """
+
+    dense: Any
+    catalogue: dict[str, jax.Array]
+    losses: Metrics
+    extra_rounds: jax.Array
+    ids: dict[str, dict[Where, jax.Array]]
+    routes: dict[str, Route]
+    rows: Rows
 
 
 def _gradients(
@@ -98,7 +138,9 @@ def _gradients(
     if count == 1:
         plans = _plans(config, batch, key)
         weights = {name: plan.weight for name, plan in plans.items()}
-        return _microbatch(config, state, batch, plans, weights, key)
+        found = _microbatch(config, state, batch, plans, weights, key)
+        sparse = _collect(config, state, found.routes, found.rows, stacked=False)
+        return _Gradients(found.dense, sparse, found.catalogue, found.extra_rounds), found.losses
     # Means are over the global batch, so the weights of all microbatches come first: they are integers' work.
     parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
@@ -107,26 +149,45 @@ def _gradients(
 
     def body(carry: Any, part: Any) -> Any:
         microbatch, key = part
-        gradients, losses = _microbatch(
-            config, state, microbatch, _plans(config, microbatch, key), weights, key
-        )
-        summed = (gradients.dense, gradients.catalogue, losses)
-        return jax.tree.map(jnp.add, carry, summed), gradients.sparse
+        found = _microbatch(config, state, microbatch, _plans(config, microbatch, key), weights, key)
+        summed = (found.dense, found.catalogue, found.losses, found.extra_rounds)
+        return jax.tree.map(jnp.add, carry, summed), (found.ids, found.rows)
 
-    first, losses = _microbatch_zeros(config, state)
-    (dense, catalogue, losses), sparse = jax.lax.scan(body, (*first, losses), (parts, keys))
-    flat = {name: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows) for name, rows in sparse.items()}
-    return _Gradients(dense, flat, catalogue), losses
-
-
-def _microbatch_zeros(config: StepConfig, state: TrainState) -> tuple[tuple[Any, Any], Metrics]:
-    tables = state.tables if _needs_catalogue(config) else {}
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    return (zeros(state.dense), zeros(tables)), {name: jnp.float32(0) for name in config.tasks}
+    tables = _catalogue(config, state)
+    losses = {name: jnp.float32(0) for name in config.tasks}
+    start = (zeros(state.dense), zeros(tables), losses, jnp.int32(0))
+    (dense, catalogue, losses, extra_rounds), (ids, rows) = jax.lax.scan(body, start, (parts, keys))
+    return _Gradients(
+        dense, _collect(config, state, ids, rows, stacked=True), catalogue, extra_rounds
+    ), losses
 
 
-def _needs_catalogue(config: StepConfig) -> bool:
-    return any(task.needs_catalogue for task in config.tasks.values())
+def _collect(
+    config: StepConfig, state: TrainState, routes: Mapping[str, Any], rows: Rows, *, stacked: bool
+) -> dict[str, SparseGradients]:
+    """The rows' gradients summed at their owners; `routes` may be ids where there was more than one look-up."""
+    return {
+        name: collect(
+            routes[config.tables[name].keyed_by],
+            gradients,
+            rows_per_shard=state.tables[name].shape[0] // num_shards(),
+            exchange=config.exchange,
+            stacked=stacked,
+        )
+        for name, gradients in rows.items()
+    }
+
+
+def whole_tables(tables: Mapping[str, TableSpec], tasks: Mapping[str, Task]) -> list[str]:
+    """The tables that a full softmax reads whole; the cost of a step sees the rows of no others."""
+    if not any(task.needs_catalogue for task in tasks.values()):
+        return []
+    return [name for name, table in tables.items() if table.keyed_by == ITEM]
+
+
+def _catalogue(config: StepConfig, state: TrainState) -> dict[str, jax.Array]:
+    return {name: state.tables[name] for name in whole_tables(config.tables, config.tasks)}
 
 
 def _plans(config: StepConfig, batch: Batch, key: jax.Array) -> dict[str, Plan]:
@@ -141,26 +202,33 @@ def _microbatch(
     plans: dict[str, Plan],
     weights: Metrics,
     key: jax.Array,
-) -> tuple[_Gradients, Metrics]:
-    ids, shared = _lookup_ids(batch, plans)
-    rows: Rows = {
-        table: {where: lookup(array, wanted) for where, wanted in ids.items()}
-        | {where: lookup_shared(array, wanted) for where, wanted in shared.items()}
-        for table, array in state.tables.items()
-    }
-    catalogue = state.tables if _needs_catalogue(config) else {}
+) -> _Microbatch:
+    ids, shared = _lookup_ids(config.tables, batch, plans)
+    rows: Rows = {}
+    routes, extra_rounds = {}, jnp.int32(0)
+    for keyed_by, wanted in ids.items():
+        keyed = {
+            name: table for name, table in state.tables.items() if config.tables[name].keyed_by == keyed_by
+        }
+        found, routes[keyed_by], rounds = look_up(keyed, wanted, exchange=config.exchange)
+        rows |= found
+        extra_rounds += rounds
+    catalogue = _catalogue(config, state)
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
         model = merge_model(config.graphdef, config.abstract, dense)
         forward = Forward(
-            model, batch, config.facts, rows[ITEM][EVENTS], catalogue or None, jax.random.fold_in(key, 0)
+            model,
+            batch,
+            config.facts,
+            rows[ITEM][EVENTS],
+            catalogue or None,
+            jax.random.fold_in(key, 0),
+            rows[USER][EVENTS] if USER in rows else None,
         )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):
-            forward.rows = {
-                table: {inner: value for (owner, inner), value in found.items() if owner == name}
-                for table, found in rows.items()
-            }
+            forward.rows = {table: _rows_of(name, found, shared) for table, found in rows.items()}
             part = task.loss(forward, plans[name], jax.random.fold_in(key, 2 * i + 2))
             losses[name] = part.total / jnp.maximum(weights[name], 1.0)
             total += task.weight * losses[name]
@@ -169,41 +237,47 @@ def _microbatch(
     (_, losses), (dense, row_gradients, tables) = jax.value_and_grad(
         loss_fn, argnums=(0, 1, 2), has_aux=True
     )(state.dense, rows, catalogue)
-    sparse = {table: _sparse_rows(ids | shared, found) for table, found in row_gradients.items()}
-    return _Gradients(dense, sparse, tables), losses
+    return _Microbatch(dense, tables, losses, extra_rounds, ids, routes, row_gradients)
 
 
-def _lookup_ids(batch: Batch, plans: dict[str, Plan]) -> tuple[dict[Any, jax.Array], dict[Any, jax.Array]]:
-    ids = {EVENTS: jnp.asarray(batch.item_ids)}
-    shared: dict[Any, jax.Array] = {}
+def _lookup_ids(
+    tables: Mapping[str, TableSpec], batch: Batch, plans: dict[str, Plan]
+) -> tuple[dict[str, dict[Where, jax.Array]], dict[Where, int]]:
+    """Ids of all look-ups by what they are ids of, and the number of ids of those that devices share.
+
+    The order is fixed by the tasks', hence the same on every mesh.
+    """
+    items = {EVENTS: jnp.asarray(batch.item_ids)}
+    shared: dict[Where, int] = {}
     for name, plan in plans.items():
-        ids |= {(name, inner): wanted for inner, wanted in plan.lookups.items()}
-        shared |= {(name, inner): wanted for inner, wanted in plan.shared_lookups.items()}
+        items |= {(name, inner): wanted for inner, wanted in plan.lookups.items()}
+        items |= {(name, inner): split_shared(wanted) for inner, wanted in plan.shared_lookups.items()}
+        shared |= {(name, inner): wanted.size for inner, wanted in plan.shared_lookups.items()}
+    ids = {ITEM: items}
+    if any(table.keyed_by == USER for table in tables.values()):
+        ids[USER] = {EVENTS: jnp.asarray(batch.user_ids)}
     return ids, shared
 
 
-def _sparse_rows(ids: dict[Any, jax.Array], gradients: dict[Any, jax.Array]) -> SparseRows:
-    """All look-ups of one table as one list; its order is fixed by the tasks', hence the same on every mesh."""
-    flat_ids = [ids[where].reshape(-1) for where in ids]
-    flat = [gradients[where].reshape(-1, gradients[where].shape[-1]) for where in ids]
-    total = sum(part.size for part in flat_ids)
-    missing = -total % num_shards()  # shared draws may be of any number; padding ids are ignored
-    return SparseRows(
-        jnp.pad(jnp.concatenate(flat_ids), (0, missing)),
-        jnp.pad(jnp.concatenate(flat), ((0, missing), (0, 0))),
-    )
+def _rows_of(task: str, found: dict[Where, jax.Array], shared: dict[Where, int]) -> dict[str, jax.Array]:
+    """The rows that `task` asked for; those of shared look-ups on every device."""
+    return {
+        inner: join_shared(value, shared[owner, inner]) if (owner, inner) in shared else value
+        for (owner, inner), value in found.items()
+        if owner == task
+    }
 
 
-def _norm_groups(config: StepConfig, gradients: _Gradients) -> dict[str, Any]:
+def _norms(gradients: _Gradients) -> dict[str, jax.Array]:
     """Parts of the global norm. A table under a full softmax first takes its look-ups' gradients in (in place)."""
-    groups: dict[str, Any] = {"dense": gradients.dense}
+    norms = {"dense": optax.tree.norm(gradients.dense)}
     for table, sparse in gradients.sparse.items():
         if table in gradients.catalogue:
-            gradients.catalogue[table] = add_sparse(gradients.catalogue[table], sparse)
-            groups[table] = gradients.catalogue[table]
+            gradients.catalogue[table] = add_to(gradients.catalogue[table], sparse)
+            norms[table] = optax.tree.norm(gradients.catalogue[table])
         else:
-            groups[table] = sparse.gradients
-    return groups
+            norms[table] = jnp.sqrt(squared_norm(sparse))
+    return norms
 
 
 def _update(
@@ -224,32 +298,30 @@ def _update(
     dense = keep(optax.apply_updates(state.dense, updates), state.dense)
 
     tables, table_slots = {}, {}
-    shared = {
-        "rate": config.row_optimizer.learning_rate * factor,
-        "count": (state.step + 1).astype(jnp.float32),
-        "apply": apply,
-    }
+    rate = config.row_optimizer.learning_rate * factor
     for name, table in state.tables.items():
+        slots = state.table_slots[name]
         if name in gradients.catalogue:
+            gradient = clean(gradients.catalogue[name])
             tables[name], table_slots[name] = apply_dense(
-                config.row_optimizer,
-                table,
-                state.table_slots[name],
-                clean(gradients.catalogue[name]),
-                **shared,
+                config.row_optimizer, table, slots, gradient, rate=rate, apply=apply
             )
         else:
-            rows = gradients.sparse[name]
-            rows = SparseRows(rows.ids, clean(rows.gradients))
-            tables[name], table_slots[name] = apply_sparse(
-                config.row_optimizer, table, state.table_slots[name], rows, **shared
+            tables[name], table_slots[name], _ = update(
+                config.row_optimizer,
+                table,
+                slots,
+                gradients.sparse[name],
+                rate=rate,
+                scale=scale,
+                apply=apply,
             )
     decay = config.optimizer_config.ema_decay
     ema = state.ema
     if ema:
         # The average starts as the parameters themselves; a short memory at first forgets the random start.
         memory = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-        current = {"dense": dense, "tables": tables}
+        current = {"dense": dense, "tables": {name: tables[name] for name in ema["tables"]}}
         ema = keep(jax.tree.map(lambda a, p: a * memory + p * (1 - memory), ema, current), ema)
     return TrainState(
         step=jnp.where(apply, state.step + 1, state.step),

@@ -143,7 +143,7 @@ def test_tf_data_yields_the_built_batches_with_their_types():
         assert_equal_batches(batch, build_batch(rows, step, global_batch_size=4))
         assert batch.labels.shape == (4, 8, 2)
         assert {name: getattr(batch, name).dtype for name in FIELDS} == {
-            "item_ids": np.int32, "segment_ids": np.int32, "positions": np.int32,
+            "item_ids": np.int32, "user_ids": np.int32, "segment_ids": np.int32, "positions": np.int32,
             "time_gaps": np.int32, "labels": np.int8,
         }  # fmt: skip
     assert step == 9

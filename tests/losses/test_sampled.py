@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.core.partition import sharding
-from jaxrec.losses.sampled import LogUniformSampler, Sampler, UniformSampler, sampled_softmax
+from jaxrec.losses.sampled import sampled_softmax
+from jaxrec.losses.samplers import FrequencySampler, LogUniformSampler, Sampler, UniformSampler
 
 NUM_ITEMS, DIM = 30, 4
 
@@ -215,3 +216,30 @@ def test_the_base_sampler_says_what_is_missing():
         Sampler().sample(jax.random.key(0), 3)
     with pytest.raises(TypeError, match="Sampler must define log_q"):
         Sampler().log_q(jnp.arange(3), 3)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.sampled_from([0.0, 0.5, 0.75, 1.0]))
+def test_frequency_probabilities_are_the_powers_of_the_counts(counts, power):
+    item_counts = np.array([0, *counts])
+    sampler = FrequencySampler(power=power)
+    log_q = np.asarray(sampler.log_q(jnp.arange(1, len(counts) + 1), len(counts), item_counts), np.float64)
+    wanted = np.maximum(counts, 1.0) ** power
+    np.testing.assert_allclose(np.exp(log_q), wanted / wanted.sum(), rtol=2e-5, atol=1e-8)
+
+
+def test_frequency_draws_follow_their_probabilities():
+    item_counts = np.random.default_rng(0).zipf(1.5, 200).clip(max=5000)
+    sampler = FrequencySampler(num_samples=400_000, power=0.75)
+    ids = np.asarray(sampler.sample(jax.random.key(1), 199, item_counts))
+    share = np.exp(np.asarray(sampler.log_q(jnp.arange(1, 200), 199, item_counts), np.float64))
+    found = np.bincount(ids, minlength=200)[1:]
+    expected = share * sampler.num_samples
+    chi_squared = np.sum((found - expected) ** 2 / expected)
+    assert chi_squared < 199 + 5 * (2 * 199) ** 0.5
+
+
+def test_frequencies_need_a_count_for_each_item():
+    with pytest.raises(ValueError, match="FrequencySampler got no counts for 3 items; pass one for each id"):
+        FrequencySampler().sample(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="got 3 counts for 3 items"):
+        FrequencySampler().log_q(jnp.arange(1, 4), 3, np.ones(3))

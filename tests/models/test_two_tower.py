@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from jaxrec.core.batch import Batch
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.training.state import make_model
 
 ENCODER = EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=6)
 BATCH = Batch(
     item_ids=np.array([[1, 2, 3, 4, 0, 0]], np.int32),
+    user_ids=np.array([[7, 7, 7, 8, 0, 0]], np.int32),
     segment_ids=np.array([[1, 1, 1, 2, 0, 0]], np.int32),
     positions=np.array([[0, 1, 2, 0, 0, 0]], np.int32),
     time_gaps=np.array([[0, 5, 9, 0, 0, 0]], np.int32),
@@ -54,10 +55,10 @@ def test_a_masked_event_hides_its_item():
 
 
 def test_tables_hold_padding_and_every_item():
-    tables = TwoTowerConfig(item_dim=16).tables(100)
+    tables = TwoTowerConfig(item_dim=16).tables(100, 5)
     assert (tables[ITEM].num_rows, tables[ITEM].dim) == (101, 16)
     assert (tables[ITEM_BIAS].num_rows, tables[ITEM_BIAS].dim) == (101, 1)
-    assert set(TwoTowerConfig(item_bias=False).tables(100)) == {ITEM}
+    assert set(TwoTowerConfig(item_bias=False).tables(100, 5)) == {ITEM}
 
 
 def test_behaviour_logits_look_at_user_and_item():
@@ -82,3 +83,18 @@ def test_seeds_make_the_parameters():
     first, same, other = (make_model(config, 0, seed).projection[...] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert (np.asarray(first) != np.asarray(other)).any()
+
+
+def test_a_user_row_moves_the_queries_of_its_user_alone():
+    config = TwoTowerConfig(encoder=ENCODER, item_dim=4, user_dim=3)
+    tables = config.tables(100, 5)
+    assert (tables[USER].num_rows, tables[USER].dim, tables[USER].keyed_by) == (6, 3, USER)
+    rows = jax.random.normal(jax.random.key(1), (1, 6, 3))
+    one, other = queries(config, user_rows=rows), queries(config, user_rows=rows.at[:, 3].add(1.0))
+    np.testing.assert_array_equal(one[:, :3], other[:, :3])
+    assert np.abs(one[:, 3] - other[:, 3]).max() > 1e-3
+
+
+def test_a_negative_width_is_refused():
+    with pytest.raises(ValueError, match="user_dim=-1 must be at least 1; 0 = no table of users"):
+        TwoTowerConfig(user_dim=-1)

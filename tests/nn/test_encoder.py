@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.nn.encoder import Encoder, EncoderConfig
+from jaxrec.nn.layers import parameter_shardings
 
 B, L, D = 8, 12, 16
 SEGMENT_IDS = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12] * (B // 2), np.int32)
@@ -231,16 +232,67 @@ def test_dropout_is_the_same_on_every_mesh(shape):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
         data = jax.device_put((X, SEGMENT_IDS, POSITIONS), sharding(mesh, "batch"))
-        state = jax.device_put(state, nnx.get_named_sharding(state, mesh))
+        state = jax.device_put(state, parameter_shardings(state, mesh))
         got = jax.jit(run)(state, *data)
     np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
 
 
-def test_every_parameter_names_its_partition():
-    specs = nnx.get_partition_spec(nnx.state(build()))
-    leaves = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, P))
-    assert len(leaves) == len(jax.tree.leaves(nnx.state(build()))) == 1 + 2 + 2 * (4 + 4 + 4)
-    assert all(isinstance(leaf, P) for leaf in leaves)
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_equal_the_loop(remat):
+    key = jax.random.key(3)
+    deep = {"num_layers": 4, "remat": remat}
+    loop, scanned = build(**deep), build(scan_layers=True, **deep)
+    for plain, again in zip(
+        jax.tree.leaves(loss_and_gradients(loop, key)),
+        jax.tree.leaves(loss_and_gradients(scanned, key)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(plain, again, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(encode(loop), encode(scanned), rtol=1e-5, atol=1e-5)
+
+
+def masked_loss(graphdef, state, x, segment_ids, positions):
+    model = nnx.merge(graphdef, state)
+    out = encode(model, x, segment_ids=segment_ids, positions=positions, key=jax.random.key(5))
+    return jnp.sum(jnp.sin(out) * (segment_ids > 0)[..., None])
+
+
+@pytest.mark.parametrize("layout", ["replicated", "fsdp", "tensor"])
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 2)])
+def test_every_layout_gives_the_same(layout, shape):
+    sizes = {"num_heads": 4, "num_layers": 3}
+    graphdef, state = nnx.split(build(**sizes))
+    twin = jax.jit(jax.value_and_grad(functools.partial(masked_loss, graphdef)))(
+        state, X, SEGMENT_IDS, POSITIONS
+    )
+    graphdef, state = nnx.split(build(**sizes, layout=layout))
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        data = jax.device_put((X, SEGMENT_IDS, POSITIONS), sharding(mesh, "batch"))
+        where = parameter_shardings(state, mesh, layout)
+        step = jax.jit(
+            jax.value_and_grad(functools.partial(masked_loss, graphdef)), out_shardings=(None, where)
+        )
+        got = step(jax.device_put(state, where), *data)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(twin), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-4, atol=1e-4)
+    kernel = jax.tree.leaves(got[1]["blocks"][0]["mlp_in"]["kernel"])[0].sharding.spec
+    assert (
+        kernel
+        == {"replicated": P(None, None), "fsdp": P(("data",), None), "tensor": P(None, ("model",))}[layout]
+    )
+
+
+def test_a_layout_that_does_not_divide_names_the_parameter():
+    mesh = make_mesh((1, 8))
+    with pytest.raises(ValueError, match=r"layout='tensor'.*out_kernel.*does not divide over .*'model'"):
+        parameter_shardings(nnx.state(build(num_heads=2)), mesh, "tensor")
+
+
+def test_every_parameter_names_its_axes():
+    variables = jax.tree.leaves(nnx.state(build()), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    assert len(variables) == 1 + 2 + 2 * (4 + 4 + 4)
+    assert all(len(variable.get_metadata()["logical_axes"]) == variable.ndim for variable in variables)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +304,7 @@ def test_every_parameter_names_its_partition():
         ({"activation": "swish"}, "activation='swish'"),
         ({"norm_position": "middle"}, "norm_position='middle'"),
         ({"dtype": "float16"}, "dtype='float16'"),
+        ({"layout": "pipeline"}, "layout='pipeline' must be one of replicated, fsdp, tensor"),
         ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0"),
     ],
 )

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.core.batch import Batch
-from jaxrec.losses.sampled import UniformSampler
+from jaxrec.losses.samplers import UniformSampler
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import DataFacts, Forward, Task
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, SampledSoftmax
+from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, Mixed, SampledSoftmax
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem, next_events
 from jaxrec.tasks.ranking import RankingTask
@@ -25,6 +25,7 @@ NUM_ITEMS = 50
 FACTS = DataFacts(
     name="toy",
     num_items=NUM_ITEMS,
+    num_users=5,
     behaviours=("click", "buy"),
     item_counts=np.ones(NUM_ITEMS + 1, np.float32),
 )
@@ -45,6 +46,7 @@ def packed(lengths_by_row, row_length=24, seed=0):
     real = segment_ids > 0
     return Batch(
         item_ids=np.where(real, rng.integers(1, NUM_ITEMS + 1, shape), 0).astype(np.int32),
+        user_ids=np.where(real, 1 + np.arange(shape[0])[:, None], 0).astype(np.int32),
         segment_ids=segment_ids,
         positions=positions,
         time_gaps=np.where(positions > 0, 3, 0).astype(np.int32),
@@ -179,7 +181,7 @@ def test_bad_hyper_parameters_name_themselves(make, message):
 
 @pytest.mark.parametrize(
     "candidates",
-    [FullSoftmax(), SampledSoftmax(sampler=UniformSampler(num_samples=20_000)), InBatch()],
+    [FullSoftmax(), SampledSoftmax(sampler=UniformSampler(num_samples=20_000)), InBatch(), Mixed()],
     ids=lambda c: type(c).__name__,
 )
 def test_every_candidate_set_estimates_the_full_softmax(candidates):
@@ -212,7 +214,7 @@ def test_every_candidate_set_estimates_the_full_softmax(candidates):
     )
     with jax.set_mesh(mesh):
         assert loss(candidates) == pytest.approx(loss(FullSoftmax()), rel=0.02)
-    assert candidates.size(NUM_ITEMS, 7) in (50, 20_001, 7)
+    assert candidates.size(NUM_ITEMS, 7) in (50, 20_001, 7, 1_031)
     assert candidates.needs_catalogue == isinstance(candidates, FullSoftmax)
 
 
@@ -223,5 +225,5 @@ def test_base_classes_say_what_is_missing():
         Candidates().size(3, 4)
     with pytest.raises(TypeError, match="RankingTask must define query_mode"):
         _ = RankingTask().query_mode
-    assert ITEM_BIAS in TwoTowerConfig().tables(3)
+    assert ITEM_BIAS in TwoTowerConfig().tables(3, 5)
     assert jnp.float32(Task().scored_pairs(1, 2, 3)) == 0

@@ -6,6 +6,7 @@ import pytest
 
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.histories import UNKNOWN_TIME, Histories
+from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.row_optimizer import Adam
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
@@ -13,7 +14,7 @@ from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.optimizer import OptimizerConfig
-from jaxrec.training.setup import make_setup
+from jaxrec.training.setup import dataset_facts, make_setup
 
 LENGTH = 16
 ENCODER = EncoderConfig(embed_dim=16, num_layers=1, num_heads=2, mlp_dim=16, max_positions=LENGTH)
@@ -58,10 +59,11 @@ def make(dataset):
             "tasks": TASKS,
             "optimizer": optimizer,
             "row_optimizer": Adam(learning_rate=1e-2),
+            "exchange": Exchange(),
             "num_train_steps": 10,
             "accumulation_steps": 1,
             "seed": 0,
         }
-        return make_setup(dataset=dataset, mesh=mesh, **(values | changes))
+        return make_setup(facts=dataset_facts(dataset), mesh=mesh, **(values | changes))
 
     return setup

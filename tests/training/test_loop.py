@@ -49,10 +49,10 @@ def rising(state):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(make, mesh_2x4, tmp_path_factory):
+def uninterrupted(make, mesh_2x4, tmp_path_factory, dataset):
     workdir = tmp_path_factory.mktemp("whole")
     setup = make(mesh_2x4)
-    train(setup, CONFIG, workdir, rising)
+    train(setup, dataset, CONFIG, workdir, rising)
     return setup, workdir, final_state(setup, workdir)
 
 
@@ -60,13 +60,13 @@ def preempt_at(monkeypatch, step):
     monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self, done: done == step)
 
 
-def test_a_stopped_run_goes_on_bit_exactly(uninterrupted, tmp_path, monkeypatch, caplog):
+def test_a_stopped_run_goes_on_bit_exactly(uninterrupted, tmp_path, monkeypatch, caplog, dataset):
     setup, whole, expected = uninterrupted
     with monkeypatch.context() as patch:
         preempt_at(patch, 7)
-        train(setup, CONFIG, tmp_path, rising)
+        train(setup, dataset, CONFIG, tmp_path, rising)
     with caplog.at_level(logging.INFO):
-        train(setup, CONFIG, tmp_path, rising)
+        train(setup, dataset, CONFIG, tmp_path, rising)
     assert "resuming from step 7" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, final_state(setup, tmp_path), expected)
     names = ("loss", "gradient_norm", "validation/ndcg@10")
@@ -75,9 +75,9 @@ def test_a_stopped_run_goes_on_bit_exactly(uninterrupted, tmp_path, monkeypatch,
     assert curves[0] == curves[1]
 
 
-def test_a_finished_run_trains_no_further(uninterrupted):
+def test_a_finished_run_trains_no_further(uninterrupted, dataset):
     setup, whole, expected = uninterrupted
-    state = train(setup, CONFIG, whole, rising)
+    state = train(setup, dataset, CONFIG, whole, rising)
     assert int(jax.device_get(state.step)) == CONFIG.num_train_steps
     jax.tree.map(np.testing.assert_array_equal, final_state(setup, whole), expected)
 
@@ -113,7 +113,7 @@ def test_the_log_holds_rates_losses_and_norms(uninterrupted):
         assert all(line[name] >= 0 for line in lines)
 
 
-def test_nan_stops_the_run_and_names_step_and_task(make, mesh_2x4, tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_names_step_and_task(make, mesh_2x4, tmp_path, monkeypatch, dataset):
     setup = make(mesh_2x4)
 
     def poisoned_state(self):
@@ -125,13 +125,15 @@ def test_nan_stops_the_run_and_names_step_and_task(make, mesh_2x4, tmp_path, mon
     with pytest.raises(
         NotFiniteError, match=r"step 0 .* task next_item, masked_item, behaviour, at batch index 0"
     ):
-        train(setup, CONFIG, tmp_path, None)
+        train(setup, dataset, CONFIG, tmp_path, None)
     # Nothing was saved that a later start would resume from.
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
-def test_waiting_for_input_is_measured(make, mesh_2x4):
-    prefetch = loop_module.Prefetch(make(mesh_2x4), dataclasses.replace(CONFIG, num_train_steps=2), 0)
+def test_waiting_for_input_is_measured(make, mesh_2x4, dataset):
+    prefetch = loop_module.Prefetch(
+        make(mesh_2x4), dataset, dataclasses.replace(CONFIG, num_train_steps=2), 0
+    )
     first, waited = prefetch.next()
     assert waited >= 0
     assert first.item_ids.shape == (16, 16)

@@ -13,7 +13,7 @@ from jaxrec.core.mesh import make_mesh
 from jaxrec.data.pipeline import train_batches
 from jaxrec.embedding.row_optimizer import RowAdagrad, Sgd
 from jaxrec.embedding.table import to_logical
-from jaxrec.losses.sampled import UniformSampler
+from jaxrec.losses.samplers import UniformSampler
 from jaxrec.models.two_tower import ITEM, TwoTowerConfig
 from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.candidates import InBatch, SampledSoftmax
@@ -25,12 +25,18 @@ from jaxrec.training.step import make_train_step
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "shardings.json"
 LENGTH, ROWS = 16, 16
+DATASET = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dataset(dataset):
+    DATASET[:] = [dataset]
 
 
 def batches(setup, num_steps):
     """The first batches of a setup's data, placed."""
     stream = train_batches(
-        setup.dataset, global_batch_size=ROWS, history_length=LENGTH, seed=0, stop_step=num_steps
+        DATASET[0], global_batch_size=ROWS, history_length=LENGTH, seed=0, stop_step=num_steps
     )
     return [place_batch(batch, setup.mesh) for batch in stream]
 

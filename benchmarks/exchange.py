@@ -1,0 +1,78 @@
+"""The exchange on 8 virtual devices: 8 million rows of 64 floats, 100,000 ids a step, overflow rounds on.
+
+Ours against the same sparse update left to the compiler's partitioning, and ours on skewed ids against ours on uniform
+ones: two live processes take turns, the bars hold for the median of the pairs' ratios. Docs: docs/embedding.md.
+
+    python benchmarks/exchange.py    # about 5 minutes on 2 cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import record
+from table_scaling import compare
+from worker_process import start_table
+
+ROWS, DEVICES = 8_000_000, 8
+# name -> ((mode, ids), (mode, ids)): the second's milliseconds over the first's.
+COMPARISONS = {
+    "compiler over ours, uniform": (("row_adagrad", "uniform"), ("gspmd", "uniform")),
+    "zipf over uniform": (("row_adagrad", "uniform"), ("row_adagrad", "zipf")),
+    "sorted over uniform": (("row_adagrad", "uniform"), ("row_adagrad", "sorted")),
+}
+
+
+def main() -> int:
+    """Runs the comparisons and checks the bars."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    arguments = parser.parse_args()
+
+    def start(mode: str, ids: str) -> Any:
+        return start_table(
+            ["--mode", mode, "--ids", ids, "--rows", str(arguments.rows), "--devices", str(DEVICES)]
+        )
+
+    found: dict[str, Any] = {}
+    for name, (first, second) in COMPARISONS.items():
+        with start(*first) as one, start(*second) as other:
+            found[name] = compare(one, other, arguments.pairs, arguments.steps)
+        result = found[name]
+        print(
+            f"{name}: {result['first']['milliseconds']:.0f} and {result['second']['milliseconds']:.0f} ms, "
+            f"ratio {result['ratio']:.2f}, load {result['load_average'][0]}",
+            flush=True,
+        )
+    peak = max(
+        peak
+        for result in found.values()
+        for side, peak in zip((result["first"], result["second"]), result["peak_bytes"], strict=True)
+        if side["mode"] != "gspmd"
+    )
+    bars = [
+        record.Bar(name="pairs", value=arguments.pairs, limit=5),
+        record.Bar(
+            name="faster than the compiler's partitioning",
+            value=found["compiler over ours, uniform"]["ratio"], limit=2.5,
+        ),
+        record.Bar(
+            name="Zipf(1.2) over uniform", value=found["zipf over uniform"]["ratio"], limit=1.5, at_most=True
+        ),
+        record.Bar(
+            name="sorted by popularity over uniform",
+            value=found["sorted over uniform"]["ratio"], limit=1.5, at_most=True,
+        ),
+        record.Bar(name="peak GB", value=peak / 1e9, limit=6, at_most=True),
+    ]  # fmt: skip
+    return record.finish("exchange", {"comparisons": found}, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""Sharded tables as a train step sees them: look rows up, hand gradients back, update in place.
+
+    rows, route, rounds = look_up({"item": table}, {"history": item_ids})
+    ... gradients with respect to `rows` ...
+    gradients = collect(route, {"history": row_gradients})
+    table, slots = update(optimizer, table, slots, gradients, rate=1e-3)
+
+Cost and compiled memory depend on the ids, never on the rows of a table. Tables that are asked for the same ids
+share one route and one exchange. Nothing here is differentiated: the caller differentiates with respect to the rows.
+Everything runs under `jax.set_mesh`; arrays are global.
+
+N = devices, R = physical rows, D = embed dim, T = ids.
+"""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrec.core.hashing import hashed_rows
+from jaxrec.core.mesh import ALL_AXES, platform
+from jaxrec.core.partition import spec
+from jaxrec.core.placement import num_shards
+from jaxrec.embedding.exchange import (
+    Lanes,
+    OwnedGradients,
+    PushedGradients,
+    Route,
+    Transport,
+    fetch,
+    fold,
+    make_lanes,
+    make_route,
+    push,
+)
+from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
+from jaxrec.embedding.storage import round_stochastically
+
+Where = TypeVar("Where", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """How ids, rows and gradients cross the network.
+
+    Attributes:
+      transport: see `exchange`; "auto" = ragged where the platform has it.
+      capacity: ids a device sends one owner in a round; 0 = what 99 % of the steps with uniform ids fit into.
+    """
+
+    transport: Literal["auto"] | Transport = "auto"
+    capacity: int = 0
+
+    def __post_init__(self) -> None:
+        if self.capacity < 0:
+            raise ValueError(
+                f"exchange.capacity={self.capacity} must be at least 1; 0 = chosen from the batch."
+            )
+        if self.transport not in ("auto", "padded", "ragged"):
+            raise ValueError(f"exchange.transport={self.transport!r} must be 'auto', 'padded' or 'ragged'.")
+
+    def lanes(self, num_ids: int) -> Lanes:
+        """The static shape of the exchange of `num_ids` ids a device."""
+        transport = self.transport
+        if transport == "auto":
+            transport = "padded" if platform() == "cpu" else "ragged"
+        return make_lanes(num_ids, transport, self.capacity or None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """Ids by where their rows are: for dynamic ids, and for more rows than 32 bits number.
+
+    Attributes:
+      owners: the device; N = no row.
+      rows: the row there.
+    """
+
+    owners: Int[Array, "*b"]
+    rows: Int[Array, "*b"]
+
+
+Ids = Int[Array, "b *l"] | Located
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseGradients:
+    """Row gradients of one table, summed per row and mostly at their owners; made by `collect`.
+
+    Attributes:
+      pushed: all devices' parts, joined along the first dim.
+      rows_per_shard, lanes: static.
+    """
+
+    pushed: PushedGradients
+    rows_per_shard: int = dataclasses.field(metadata={"static": True})
+    lanes: Lanes = dataclasses.field(metadata={"static": True})
+
+
+def look_up(
+    tables: Mapping[str, Float[Array, "R D"]],
+    ids: Mapping[Where, Ids],
+    *,
+    exchange: Exchange = Exchange(),
+) -> tuple[dict[str, dict[Where, Float[Array, "b *l D"]]], Route, Int[Array, ""]]:
+    """The rows of `ids` in every one of `tables`.
+
+    Args:
+      tables: in physical row order, all with the same rows.
+      ids: the leading dims are split over the devices. 0 and ids past the last row give zeros.
+      exchange: how they travel.
+
+    Returns:
+      Rows by table and by key of `ids`; the route, which `collect` takes; the exchange's rounds beyond the first.
+    """
+    rows_per_shard = next(iter(tables.values())).shape[0] // num_shards()
+    lanes = exchange.lanes(_ids_a_device({name: _shape(wanted) for name, wanted in ids.items()}, leading=0))
+
+    def local(shards: Any, ids: Any) -> Any:
+        route = _route(ids, rows_per_shard)
+        found, rounds = fetch(shards, route, lanes)
+        return {name: _split(rows, ids) for name, rows in found.items()}, route, rounds
+
+    batch = spec("batch")
+    return jax.shard_map(
+        local, in_specs=(spec("row"), batch), out_specs=(batch, batch, P()), check_vma=False
+    )(dict(tables), dict(ids))
+
+
+def lookup(table: Float[Array, "R D"], ids: Int[Array, "b *l"]) -> Float[Array, "b *l D"]:
+    """The rows of ids whose leading dim is split over the devices; see `look_up`."""
+    return look_up({"": table}, {"": ids})[0][""][""]
+
+
+def lookup_shared(table: Float[Array, "R D"], ids: Int[Array, "t"]) -> Float[Array, "t D"]:
+    """The rows of ids that every device wants alike; the result is replicated."""
+    return join_shared(lookup(table, split_shared(ids)), ids.size)
+
+
+def split_shared(ids: Int[Array, "t"]) -> Int[Array, "s"]:
+    """Ids that every device has alike, as ids that are split over the devices; filled up with padding."""
+    padded = jnp.pad(ids, (0, -ids.size % num_shards()))
+    return jax.lax.with_sharding_constraint(padded, spec("batch"))
+
+
+def join_shared(rows: Float[Array, "s D"], size: int) -> Float[Array, "t D"]:
+    """Rows of `split_shared` ids on every device; the gradient is summed over the devices and split again."""
+    return jax.lax.with_sharding_constraint(rows, P())[:size]
+
+
+def collect(
+    route: Route | Mapping[Where, Ids],
+    gradients: Mapping[Where, Float[Array, "*b D"]],
+    *,
+    rows_per_shard: int,
+    exchange: Exchange = Exchange(),
+    stacked: bool = False,
+) -> SparseGradients:
+    """Sums row gradients per row, on each device and then at the owner.
+
+    Args:
+      route: of the look-up that gave the rows, or ids with the keys and leading dims of `gradients`.
+      gradients: with respect to the rows of `look_up`.
+      rows_per_shard: R / N.
+      stacked: gradients and ids bear a microbatch dim before the dim that is split.
+    """
+    shapes = {name: gradient.shape[:-1] for name, gradient in gradients.items()}
+    lanes = exchange.lanes(_ids_a_device(shapes, leading=int(stacked)))
+
+    def local(route: Any, gradients: Any) -> PushedGradients:
+        if not isinstance(route, Route):
+            route = _route({name: route[name] for name in gradients}, rows_per_shard)
+        flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients.values()]
+        return push(jnp.concatenate(flat).astype(jnp.float32), route, lanes, rows_per_shard)
+
+    batch = spec("batch")
+    split = P(None, ALL_AXES) if stacked else batch
+    pushed = jax.shard_map(
+        local,
+        in_specs=(batch if isinstance(route, Route) else split, split),
+        out_specs=batch,
+        check_vma=False,
+    )(route if isinstance(route, Route) else dict(route), dict(gradients))
+    return SparseGradients(pushed, rows_per_shard, lanes)
+
+
+def squared_norm(gradients: SparseGradients) -> Float[Array, ""]:
+    """Sum of squares of the rows' complete gradients: duplicates are summed first, as in a dense gradient."""
+
+    def local(pushed: PushedGradients) -> jax.Array:
+        add = lambda total, owned: total + jnp.sum(jnp.square(owned.sums))  # noqa: E731
+        total, _ = fold(add, jnp.float32(0), pushed, gradients.lanes, gradients.rows_per_shard)
+        return jax.lax.psum(total, ALL_AXES)
+
+    return jax.shard_map(local, in_specs=(spec("batch"),), out_specs=P(), check_vma=False)(gradients.pushed)
+
+
+def add_to(dense: Float[Array, "R D"], gradients: SparseGradients) -> Float[Array, "R D"]:
+    """Adds the look-ups' gradients to a shard-local dense gradient, in place."""
+
+    def local(shard: jax.Array, pushed: PushedGradients) -> jax.Array:
+        def add(shard: jax.Array, owned: OwnedGradients) -> jax.Array:
+            return shard.at[owned.rows].add(
+                owned.sums, mode="drop", unique_indices=True, indices_are_sorted=True
+            )
+
+        return fold(add, shard, pushed, gradients.lanes, gradients.rows_per_shard)[0]
+
+    return jax.shard_map(
+        local, in_specs=(spec("row"), spec("batch")), out_specs=spec("row"), check_vma=False
+    )(dense, gradients.pushed)
+
+
+def update(
+    optimizer: RowOptimizer,
+    table: Float[Array, "R D"],
+    slots: Slots,
+    gradients: SparseGradients,
+    *,
+    rate: jax.Array | float,
+    scale: jax.Array | float = 1.0,
+    apply: Bool[Array, ""] | bool = True,
+    key: jax.Array | None = None,
+) -> tuple[Float[Array, "R D"], Slots, Int[Array, ""]]:
+    """Updates the rows that have a gradient, in donated buffers.
+
+    Args:
+      scale: multiplies the gradients (clipping).
+      apply: False leaves every bit as it was, by masking rows, never by a select over a table.
+      key: of this step; rounds bfloat16 rows. None where rows are float32.
+
+    Returns:
+      Table, slots, and the exchange's rounds beyond the first.
+    """
+    shared = jax.tree.map(jnp.asarray, (rate, scale, apply))
+    if table.dtype != jnp.float32 and key is None:
+        raise ValueError(f"a table of {table.dtype} rows is rounded stochastically; pass the step's key.")
+
+    def local(shard: jax.Array, slots: Slots, pushed: PushedGradients, shared: Any) -> Any:
+        rate, scale, apply = shared
+
+        def step(state: Any, owned: OwnedGradients) -> Any:
+            shard, slots = state
+            rows = jnp.where(apply, owned.rows, shard.shape[0] + jnp.arange(owned.rows.size, dtype=jnp.int32))
+            get = lambda array: array.at[rows].get(  # noqa: E731
+                mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True
+            )
+            put = lambda array, new: array.at[rows].set(  # noqa: E731
+                new.astype(array.dtype), mode="drop", unique_indices=True, indices_are_sorted=True
+            )
+            old = get(shard).astype(jnp.float32)
+            new, new_slots = optimizer.update(old, jax.tree.map(get, slots), owned.sums * scale, rate)
+            return put(shard, stored(new, rows, shard.dtype, key)), jax.tree.map(put, slots, new_slots)
+
+        (shard, slots), rounds = fold(step, (shard, slots), pushed, gradients.lanes, gradients.rows_per_shard)
+        return shard, slots, rounds
+
+    row = spec("row")
+    return jax.shard_map(
+        local, in_specs=(row, row, spec("batch"), P()), out_specs=(row, row, P()), check_vma=False
+    )(table, slots, gradients.pushed, shared)
+
+
+def stored(
+    rows: Float[Array, "u D"], places: Int[Array, "u"], dtype: Any, key: jax.Array | None
+) -> jax.Array:
+    """Inside `shard_map`: float32 rows as the table keeps them. The rounding of a row depends on its id alone."""
+    if key is None or dtype == jnp.float32:
+        return rows
+    shards = jnp.uint32(num_shards())
+    ids = places.astype(jnp.uint32) * shards + jax.lax.axis_index(ALL_AXES).astype(jnp.uint32)
+    return round_stochastically(rows, hashed_rows(key, ids, rows.shape[1:]))
+
+
+def _route(ids: Mapping[Where, Ids], rows_per_shard: int) -> Route:
+    """Inside `shard_map`: the route of all ids as one list."""
+    located = [_locate(wanted, rows_per_shard) for wanted in ids.values()]
+    owners, rows = (
+        jnp.concatenate([part.reshape(-1) for part in parts]) for parts in zip(*located, strict=True)
+    )
+    return make_route(owners, (rows,), rows_per_shard)
+
+
+def _locate(ids: Ids, rows_per_shard: int) -> tuple[jax.Array, jax.Array]:
+    if isinstance(ids, Located):
+        return ids.owners, ids.rows
+    shards = num_shards()
+    real = (ids > 0) & (ids // shards < rows_per_shard)
+    return jnp.where(real, ids % shards, shards), ids // shards
+
+
+def _split(rows: Float[Array, "t D"], ids: Mapping[Where, Ids]) -> dict[Where, jax.Array]:
+    found, start = {}, 0
+    for name, wanted in ids.items():
+        shape = _shape(wanted)
+        end = start + math.prod(shape)
+        found[name], start = rows[start:end].reshape(*shape, rows.shape[-1]), end
+    return found
+
+
+def _shape(ids: Ids) -> tuple[int, ...]:
+    return ids.owners.shape if isinstance(ids, Located) else ids.shape
+
+
+def _ids_a_device(shapes: Mapping[Where, tuple[int, ...]], *, leading: int) -> int:
+    """Ids of one device where global arrays of these shapes are split over dim `leading`."""
+    shards, total = num_shards(), 0
+    for name, shape in shapes.items():
+        if shape[leading] % shards:
+            raise ValueError(
+                f"ids {name!r} of shape {shape} do not divide over {shards} devices; pad dim {leading} to "
+                f"{-(-shape[leading] // shards) * shards}."
+            )
+        total += math.prod(shape) // shards
+    return total
