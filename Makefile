@@ -19,6 +19,9 @@ TESTS := tests
 # 1 checks the shapes that the signatures declare while the tests run.
 SHAPES := 0
 
+# Empty = bytecode is kept whatever the surroundings say: without it each process compiles TensorFlow's sources again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # `make install EXTRAS=cuda` (or tpu) adds the accelerator's plugin, at the lock's version of jax.
 EXTRAS :=
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 import record
-from table_scaling import compare
-from worker_process import start_table
+import turns
+from worker_process import Worker, start_table
 
 ROWS, DEVICES = 8_000_000, 8
 # name -> ((mode, ids), (mode, ids)): the second's milliseconds over the first's.
@@ -35,27 +34,14 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=ROWS)
     arguments = parser.parse_args()
 
-    def start(mode: str, ids: str) -> Any:
+    def start(kind: tuple[str, str]) -> Worker:
+        mode, ids = kind
         return start_table(
             ["--mode", mode, "--ids", ids, "--rows", str(arguments.rows), "--devices", str(DEVICES)]
         )
 
-    found: dict[str, Any] = {}
-    for name, (first, second) in COMPARISONS.items():
-        with start(*first) as one, start(*second) as other:
-            found[name] = compare(one, other, arguments.pairs, arguments.steps)
-        result = found[name]
-        print(
-            f"{name}: {result['first']['milliseconds']:.0f} and {result['second']['milliseconds']:.0f} ms, "
-            f"ratio {result['ratio']:.2f}, load {result['load_average'][0]}",
-            flush=True,
-        )
-    peak = max(
-        peak
-        for result in found.values()
-        for side, peak in zip((result["first"], result["second"]), result["peak_bytes"], strict=True)
-        if side["mode"] != "gspmd"
-    )
+    found = turns.run(COMPARISONS, start, arguments.pairs, arguments.steps)
+    peak = max(side["peak_bytes"] for side in turns.sides(found) if side["mode"] != "gspmd")
     bars = [
         record.Bar(name="pairs", value=arguments.pairs, limit=5),
         record.Bar(

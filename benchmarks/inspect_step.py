@@ -36,15 +36,15 @@ def declared_shardings(setup: Setup, state: TrainState) -> TrainState:
     """Where each array has to lie by the logical axis table."""
     mesh = setup.mesh
     replicated, rows = NamedSharding(mesh, PartitionSpec()), sharding(mesh, "row")
-    dense = dense_shardings(setup.step.abstract, mesh)
-    tables = dict.fromkeys(setup.tables, rows)
+    dense = dense_shardings(setup.step.abstract, mesh, setup.model.encoder.layout)
     fields: dict[str, Any] = {
         "step": replicated,
         "dense": dense,
         "dense_slots": slot_shardings(setup.step.optimizer, state.dense, dense, mesh),
-        "tables": tables,
+        "tables": dict.fromkeys(setup.tables, rows),
         "table_slots": {name: dict.fromkeys(slots, rows) for name, slots in state.table_slots.items()},
-        "ema": {"dense": dense, "tables": tables} if state.ema else {},
+        "ema": {"dense": dense, "tables": dict.fromkeys(state.ema["tables"], rows)} if state.ema else {},
+        "caches": {},
         "failure": replicated,
     }
     return TrainState(**fields)

@@ -1,7 +1,7 @@
 """Prepare 50 million events in less than 2 GB of memory.
 
-    nice -n 10 python benchmarks/prepare_streaming.py                      # the full run, 10 to 30 minutes on 2 cores
-    python benchmarks/prepare_streaming.py --events=1000000 --no-results   # a minute
+    python benchmarks/prepare_streaming.py                                   # the full run, 10 to 35 minutes on 2 cores
+    python benchmarks/prepare_streaming.py --events=1000000 --results=/tmp   # a minute
 
 The events are generated as Parquet files in a shuffled order of users, with times, ratings and bad rows; prepare runs
 in a process of its own, whose peak resident memory the kernel reports. The exit status is 1 when the peak reaches the
@@ -10,8 +10,6 @@ limit, or when rows are lost.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -23,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import record
 
 LIMIT_BYTES = 2 * 10**9
 ROWS_AT_ONCE = 1_000_000
 BAD_SHARE = 0.001
-RESULTS = Path(__file__).parent / "results" / "prepare_streaming.json"
 
 
 def generate(directory: Path, num_events: int, num_users: int, num_items: int, seed: int) -> int:
@@ -63,15 +61,7 @@ def run_prepare(source: Path, out: Path) -> tuple[float, int]:
     start = time.monotonic()
     subprocess.run(command, check=True)
     seconds = time.monotonic() - start
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-
-
-def commit() -> str:
-    """The commit that was measured."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
+    return seconds, record.peak_bytes(resource.RUSAGE_CHILDREN)
 
 
 def main() -> int:
@@ -84,7 +74,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=0, help="0 = one per 250 events")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, help="where to work (default: a temporary directory)")
-    parser.add_argument("--no-results", action="store_true", help="leave the committed results as they are")
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="where the JSON goes")
     options = parser.parse_args()
     num_users, num_items = options.users or options.events // 50, options.items or options.events // 250
     work = Path(tempfile.mkdtemp(prefix="jaxrec-prepare-", dir=options.directory))
@@ -96,28 +86,26 @@ def main() -> int:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     rows = statistics["rows"]
-    nothing_lost = rows["kept"] + bad == rows["read"] == options.events and rows["quarantined"] == bad
-    result = {
+    figures = {
         "events": options.events,
         "users": statistics["metadata"]["num_users"],
         "items": statistics["metadata"]["num_items"],
         "quarantined": rows["quarantined"],
-        "nothing_lost": nothing_lost,
         "seconds": round(seconds, 1),
         "events_per_second": round(options.events / seconds),
         "peak_resident_bytes": peak,
-        "limit_bytes": LIMIT_BYTES,
         "prepared_bytes": size,
-        "command": " ".join(["python benchmarks/prepare_streaming.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": f"{os.cpu_count()} x {platform.machine()}, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
     }
-    print(json.dumps(result, indent=2))
-    if not options.no_results:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0 if peak < LIMIT_BYTES and nothing_lost else 1
+    lost = abs(options.events - rows["read"]) + abs(rows["read"] - bad - rows["kept"])
+    bars = [
+        record.Bar(name="peak resident bytes", value=peak, limit=LIMIT_BYTES, at_most=True),
+        record.Bar(name="rows lost", value=lost, limit=0, at_most=True),
+        record.Bar(
+            name="rows wrongly quarantined or let through", value=abs(rows["quarantined"] - bad),
+            limit=0, at_most=True,
+        ),
+    ]  # fmt: skip
+    return record.finish("prepare_streaming", figures, bars, results=options.results)
 
 
 if __name__ == "__main__":

@@ -71,16 +71,8 @@ PROOFS = (
         name="ml1m_bert4rec",
         config="configs/ml1m_bert4rec.py",
         data=ML1M,
-        at_least=((METRIC, 0.14),),
-        train_minutes=40,
-        transition=(0.1597, 0.002),
-    ),
-    Proof(
-        name="ml1m_bert4rec_long",
-        config="configs/ml1m_bert4rec.py:long",
-        data=ML1M,
         at_least=((METRIC, 0.15),),
-        train_minutes=90,
+        train_minutes=40,
         transition=(0.1597, 0.002),
     ),
 )

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,11 @@ def commit() -> str:
 def load_average() -> list[float]:
     """The 1, 5 and 15 minute load averages: figures taken under other load say so."""
     return [round(value, 2) for value in os.getloadavg()]
+
+
+def peak_bytes(of: int = resource.RUSAGE_SELF) -> int:
+    """Most memory that this process (or, with `RUSAGE_CHILDREN`, the largest child that ended) ever held."""
+    return resource.getrusage(of).ru_maxrss * 1024
 
 
 def command_line() -> str:

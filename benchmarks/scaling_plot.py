@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ LABELS = {
 }
 
 
-def write_svg(path: Path, sides: Sequence[tuple[Any, ...]]) -> None:
-    """Draws (mode, rows, milliseconds, ...) tuples; repeated ones are averaged."""
+def write_svg(path: Path, sides: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the `milliseconds` of sides over their `rows`, a line a `mode`; repeated ones are averaged."""
     times: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for mode, rows, milliseconds, *_ in sides:
-        times[mode][rows].append(milliseconds)
+    for side in sides:
+        times[side["mode"]][side["rows"]].append(side["milliseconds"])
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for mode, found in times.items():

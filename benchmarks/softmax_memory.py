@@ -9,7 +9,6 @@ would take 33 GB. Then one step runs, for its time and the process' peak. Docs: 
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
 
@@ -50,7 +49,7 @@ def main() -> int:
         compiled = jax.jit(value_and_gradients).lower(*batch).compile()
         memory = compiled.memory_analysis()
         assert memory is not None, "the compiler says nothing of its memory"
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = record.peak_bytes()
         begin = time.perf_counter()
         value, _ = jax.block_until_ready(compiled(*batch))
         seconds = time.perf_counter() - begin
@@ -64,7 +63,7 @@ def main() -> int:
         "loss_per_token": float(value) / tokens,
         "seconds": seconds,
         "gflops_per_second": 4 * 2 * items * tokens * dim / seconds / 1e9,
-        "peak_bytes_before_and_after": [before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024],
+        "peak_bytes_before_and_after": [before, record.peak_bytes()],
     }
     megabytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
     bars = [record.Bar(name="temporaries and outputs, MiB", value=megabytes, limit=512, at_most=True)]

@@ -10,11 +10,10 @@ its own peak memory, the initialisation included. Docs: docs/embedding.md.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from typing import Any
 
 import record
+import turns
 from scaling_plot import write_svg
 from worker_process import Worker, start_table
 
@@ -35,22 +34,6 @@ def start(kind: tuple[str, int]) -> Worker:
     return start_table(["--mode", kind[0], "--rows", str(kind[1]), "--ids", "unique"])
 
 
-def compare(first: Worker, second: Worker, pairs: int, steps: int) -> dict[str, Any]:
-    """Medians of either, and of the pairs' ratios."""
-    for worker in (first, second):
-        worker.ask(count=2)  # the first step touches memory for the first time
-    answers = [(first.ask(count=steps), second.ask(count=steps)) for _ in range(pairs)]
-    medians = [[statistics.median(side["milliseconds"]) for side in pair] for pair in answers]
-    return {
-        "first": first.ready | {"milliseconds": statistics.median(m[0] for m in medians)},
-        "second": second.ready | {"milliseconds": statistics.median(m[1] for m in medians)},
-        "pairs": medians,
-        "ratio": statistics.median(m[1] / m[0] for m in medians),
-        "peak_bytes": [side["peak_bytes"] for side in answers[-1]],
-        "load_average": record.load_average(),
-    }
-
-
 def main() -> int:
     """Runs the comparisons, draws them, checks the bars."""
     parser = argparse.ArgumentParser(
@@ -59,24 +42,11 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=7, help="steps of a turn")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {}
-    for name, (first, second) in COMPARISONS.items():
-        with start(first) as one, start(second) as other:
-            found[name] = compare(one, other, arguments.pairs, arguments.steps)
-        result = found[name]
-        print(
-            f"{name}: {result['first']['milliseconds']:.0f} and {result['second']['milliseconds']:.0f} ms, "
-            f"ratio {result['ratio']:.2f}, load {result['load_average'][0]}",
-            flush=True,
-        )
-    sides = [
-        (side["mode"], side["rows"], side["milliseconds"], side["temporary_bytes"], peak)
-        for result in found.values()
-        for side, peak in zip((result["first"], result["second"]), result["peak_bytes"], strict=True)
-    ]
-    adagrad = [side for side in sides if side[0] == "row_adagrad"]
-    temporaries = [side[3] for side in adagrad]
-    excess = max(side[4] - 1.15 * side[1] * ROW_BYTES - ALLOWED_BYTES for side in adagrad)
+    found = turns.run(COMPARISONS, start, arguments.pairs, arguments.steps)
+    sides = list(turns.sides(found))
+    adagrad = [side for side in sides if side["mode"] == "row_adagrad"]
+    temporaries = [side["temporary_bytes"] for side in adagrad]
+    excess = max(side["peak_bytes"] - 1.15 * side["rows"] * ROW_BYTES - ALLOWED_BYTES for side in adagrad)
     write_svg(record.RESULTS / "table_scaling.svg", sides)
     ratio = lambda name: found[name]["ratio"]  # noqa: E731
     bars = [

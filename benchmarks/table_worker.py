@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import record
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
@@ -158,7 +158,7 @@ def main() -> int:
                 jax.block_until_ready(state)
                 times.append(1e3 * (time.perf_counter() - begin))
                 rounds, done = rounds + int(extra), done + 1
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            peak = record.peak_bytes()
             say(milliseconds=times, extra_rounds=rounds, peak_bytes=peak)
     return 0
 

@@ -2,7 +2,8 @@
 
     python -m jaxrec.train --config=configs/ml1m_bert4rec.py --workdir=runs/ml1m_bert4rec --config.data.path=DIR
 
-DIR holds the ML-1M events in the order of the SASRec file.
+DIR holds the ML-1M events in the order of the SASRec file. About half an hour on two cores; test NDCG@10 .155,
+HR@10 .280 (benchmarks/results/quality-ml1m_bert4rec.json).
 """
 
 import dataclasses
@@ -33,8 +34,3 @@ def get_config() -> TrainConfig:
         tasks={"masked_item": MaskedItem(mask_rate=0.3, last_item_rate=0.1)},
         num_train_steps=3200,
     )
-
-
-def long() -> TrainConfig:
-    """Nearly twice the steps: masking learns from fewer targets a pass, and goes on improving."""
-    return dataclasses.replace(get_config(), name="ml1m_bert4rec_long", num_train_steps=6000)

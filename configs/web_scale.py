@@ -3,7 +3,11 @@
     python -m jaxrec.plan --config=configs/web_scale.py --topology=v5p:4x4x4
 
 A 12-layer, 768-wide encoder over histories of 256, 1 billion item rows x 128 and 2 billion user rows x 64 (1.04 TB with
-their optimizer's state), sampled softmax over 8,192 shared negatives, row-wise Adagrad, bfloat16 activations.
+their optimizer's state), sampled softmax over 8,192 shared negatives, row-wise Adagrad, bfloat16 activations; the
+encoder is whole on every chip (1 GB with its optimizer) and its gradients are summed over the chips in bfloat16.
+
+At 256 positions `attention="auto"` holds the whole matrix of scores: compiled for a v5p, that takes less memory than
+the kernel, whose turn comes above 512.
 """
 
 from jaxrec.config import TrainConfig
@@ -42,7 +46,7 @@ def get_config() -> TrainConfig:
                 embedding_dropout_rate=0.0,
                 remat=True,
                 scan_layers=True,
-                layout="fsdp",
+                gather_dtype="bfloat16",
                 dtype="bfloat16",
             ),
             item_dim=128,

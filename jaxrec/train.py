@@ -85,13 +85,21 @@ def describe(setup: Setup, dataset: PreparedDataset) -> None:
     logger.info("%d dense parameters", dense)
     whole = whole_tables(setup.tables, setup.step.tasks)
     for name, table in setup.tables.items():
-        rows = table.rows_per_shard(setup.mesh.size)
+        rows, parts = table.rows_per_shard(setup.mesh.size), table.placement.num_parts
+        padding = rows * table.placement.shards(setup.mesh.size) - table.num_rows * parts
         logger.info(
-            "table %s: %d rows x %d, %d rows on each of %d devices (%d of padding), gradient %s",
-            name, table.num_rows, table.dim, rows, setup.mesh.size, rows * setup.mesh.size - table.num_rows,
+            "table %s: %d rows x %d, %d rows x %d on each of %d devices (%d of padding), gradient %s",
+            name, table.num_rows, table.dim, rows, table.dim // parts, setup.mesh.size, padding,
             "dense and shard-local: a full softmax touches every row" if name in whole
             else "sparse: rows of the batch only",
         )  # fmt: skip
+    if (plan := setup.placement_plan) is not None:
+        logger.info("placement of the tables:\n%s", plan)
+        if plan.held_share > 1:
+            logger.warning(
+                "the tables need %.0f%% of a device's memory; take more devices or a narrower dim, or keep the table "
+                "of users on the host: cache_rows", 100 * plan.held_share,
+            )  # fmt: skip
 
 
 def validation_users(config: TrainConfig, dataset: PreparedDataset) -> np.ndarray | None:

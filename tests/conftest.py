@@ -4,15 +4,23 @@ JAX reads its device count once, when the first backend starts, so the count is 
 module is imported, and asserted: on one device every sharding test would pass without testing anything.
 """
 
+import atexit
 import importlib.util
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 # The environment is set before jax, tensorflow and transformers read it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: half of LLVM's work is not worth its wait here.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What one test compiled, no other test, worker or process that a test starts compiles again. Made by the first process.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxrec-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

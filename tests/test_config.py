@@ -678,7 +678,7 @@ def test_what_may_change_when_a_run_is_resumed():
     before = train_config()
     harmless = changed(
         "mesh_shape=2,4", "log_every_steps=1", "checkpoint_every_steps=5", "keep_checkpoints=9", "name=again",
-        "num_train_steps=50", "model.encoder.remat=true", config=before,
+        "num_train_steps=50", "model.encoder.remat=true", "model.encoder.attention=full", config=before,
     )  # fmt: skip
     assert differences(before, harmless) == []
     assert differences(before, before) == []

@@ -18,7 +18,7 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare"}
+ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -29,12 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": MODELS_MAY,
     "tasks": TASKS_MAY,
     "data": {"core"},
-    "planning": {"core"},
     "training": TRAINING_MAY,
     "evaluation": EVALUATION_MAY,
     "config": CONFIG_MAY,
+    "planning": {"config"} | CONFIG_MAY,
     "runs": {"config"} | CONFIG_MAY,
-} | {entry: {"config", "runs"} | CONFIG_MAY for entry in ENTRIES}
+} | {entry: {"config", "runs", "planning"} | CONFIG_MAY for entry in ENTRIES}
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {

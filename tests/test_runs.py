@@ -68,13 +68,12 @@ def test_results_do_not_depend_on_mesh_or_batch(workdir):
     assert len(first) == 40
     assert (first.ranks >= 0).all()
     assert (logits is None) == (load_run(workdir).config.tasks.keys() == {"masked_item"})
-    for mesh_shape, rows_per_batch in [((2, 4), 8), ((8, 1), 16)]:
-        other, other_logits = ranks_of(workdir, mesh_shape, rows_per_batch)
-        np.testing.assert_array_equal(first.ranks, other.ranks)
-        np.testing.assert_array_equal(first.top_item_ids, other.top_item_ids)
-        np.testing.assert_allclose(first.top_scores, other.top_scores, atol=1e-5)
-        if logits is not None and rows_per_batch == 8:
-            np.testing.assert_allclose(logits, other_logits, atol=1e-5)
+    other, other_logits = ranks_of(workdir, (2, 4), 16)
+    np.testing.assert_array_equal(first.ranks, other.ranks)
+    np.testing.assert_array_equal(first.top_item_ids, other.top_item_ids)
+    np.testing.assert_allclose(first.top_scores, other.top_scores, atol=1e-5)
+    if logits is not None:
+        np.testing.assert_allclose(logits, other_logits[: len(logits)], atol=1e-5)
 
 
 def test_a_damaged_best_state_gives_way_to_the_newest(workdir, caplog):

@@ -33,11 +33,13 @@ CONFIG_FILE = "config.json"
 MAY_CHANGE = (
     "name",
     "mesh_shape",
+    "placement",
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",
     "evaluation",
     "model.encoder.remat",
+    "model.encoder.attention",
 )
 # Where the data lie may change too, if the fingerprint says that they are the same.
 PLACES_OF_DATA = ("data.path", "data.name", "data.tfds_data_dir")

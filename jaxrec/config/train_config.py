@@ -1,10 +1,11 @@
 """The config of a run, composed of the configs of the rooms, and the one place where they are checked together."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxrec.data.config import DataConfig
 from jaxrec.embedding.engine import Exchange
+from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import Adam, RowOptimizer
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models.two_tower import TwoTowerConfig
@@ -26,6 +27,8 @@ class TrainConfig:
       optimizer: of the dense parameters; its schedule scales the tables' rate too.
       row_optimizer: of the rows of the tables.
       exchange: how ids, rows and their gradients cross the network.
+      cache_rows: tables that live in the host's memory, by name, and how many of their rows the devices hold.
+      placement: how tables lie on the devices, by name; the planner chooses for those that are left out.
       num_train_steps: updates until the end.
       global_batch_size: packed rows an update, over all devices.
       accumulation_steps: microbatches that an update is computed in, one after the other.
@@ -44,6 +47,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     row_optimizer: RowOptimizer = Adam()
     exchange: Exchange = Exchange()
+    cache_rows: Mapping[str, int] = field(default_factory=dict)
+    placement: Mapping[str, Placement] = field(default_factory=dict)
     num_train_steps: int
     global_batch_size: int
     accumulation_steps: int = 1

@@ -4,8 +4,10 @@ B = packed rows of the global batch, L = positions in a row, K = behaviours.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -41,3 +43,13 @@ class Batch:
     def history_mask(self) -> Bool[Array, "b l"]:
         """True = real event."""
         return self.segment_ids > 0
+
+
+def abstract_batch(
+    num_rows: int, length: int, num_behaviours: int, where: jax.sharding.Sharding | None = None
+) -> Batch:
+    """The shapes of a batch of `num_rows` packed rows of `length` positions."""
+    integers = jax.ShapeDtypeStruct((num_rows, length), jnp.int32, sharding=where)
+    labels = jax.ShapeDtypeStruct((num_rows, length, num_behaviours), jnp.int8, sharding=where)
+    fields: dict[str, Any] = {field.name: integers for field in dataclasses.fields(Batch)}
+    return Batch(**(fields | {"labels": labels}))

@@ -4,25 +4,31 @@ Axes: `data` and `model`. The encoder is data-parallel over both; table rows lie
 """
 
 import os
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 DATA, MODEL = "data", "model"
 ALL_AXES = (DATA, MODEL)
 
 
-def make_mesh(shape: tuple[int, int] = (-1, 1)) -> Mesh:
-    """Builds the `(data, model)` mesh over all devices of all processes.
+def make_mesh(shape: tuple[int, int] = (-1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the `(data, model)` mesh.
 
     Args:
       shape: devices along each axis; one of the two may be -1 and is inferred.
+      devices: taken in this order; None = all of all processes, in the order that suits their links.
 
     Raises:
       ValueError: the shape does not cover the devices.
     """
-    num_devices = jax.device_count()
-    return jax.make_mesh(resolve_shape(shape, num_devices), ALL_AXES, axis_types=(AxisType.Auto,) * 2)
+    axis_types = (AxisType.Auto,) * len(ALL_AXES)
+    if devices is None:
+        return jax.make_mesh(resolve_shape(shape, jax.device_count()), ALL_AXES, axis_types=axis_types)
+    array = np.array(devices).reshape(resolve_shape(shape, len(devices)))
+    return Mesh(array, ALL_AXES, axis_types=axis_types)
 
 
 def resolve_shape(shape: tuple[int, int], num_devices: int) -> tuple[int, int]:

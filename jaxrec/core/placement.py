@@ -4,11 +4,16 @@ The physical row of id r on N shards is (r mod N) * rows_per_shard + r div N: a 
 all popular rows on shard 0 if the shards owned blocks.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array, Int, UInt32
 
 from jaxrec.core.mesh import ALL_AXES
+
+Ids = TypeVar("Ids", Array, np.ndarray)
 
 
 def num_shards() -> int:
@@ -16,14 +21,14 @@ def num_shards() -> int:
     return max(1, jax.sharding.get_abstract_mesh().size)
 
 
-def physical_rows(ids: Int[Array, "*t"], shards: int, rows_per_shard: int) -> Int[Array, "*t"]:
-    """Where the rows of `ids` lie."""
+def physical_rows(ids: Ids, shards: int, rows_per_shard: int) -> Ids:
+    """Where the rows of `ids` lie; on the device or on the host."""
     return ids % shards * rows_per_shard + ids // shards
 
 
-def logical_ids(shard: Int[Array, ""] | int, shards: int, rows_per_shard: int) -> Int[Array, "r"]:
-    """The ids whose rows `shard` holds, in their physical order; may run past the last id."""
-    return jnp.arange(rows_per_shard, dtype=jnp.int32) * shards + shard
+def own_ids(rows: Int[Array, "r"] | UInt32[Array, "r"]) -> Array:
+    """Inside `shard_map`: the ids of this shard's rows, in their dtype; may run past the table's last id."""
+    return rows * num_shards() + jax.lax.axis_index(ALL_AXES).astype(rows.dtype)
 
 
 def all_gather(x: Array) -> Array:

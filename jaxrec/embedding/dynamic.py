@@ -27,7 +27,16 @@ from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import spec
 from jaxrec.core.placement import num_shards
 from jaxrec.embedding.engine import Exchange, Located
-from jaxrec.embedding.exchange import NO_KEY, Lanes, Route, make_route, open_round, unfinished
+from jaxrec.embedding.exchange import (
+    NO_KEY,
+    Lanes,
+    Route,
+    further_rounds,
+    make_route,
+    open_round,
+    run_starts,
+    sort_keys,
+)
 
 NEVER = np.iinfo(np.int32).min // 2
 
@@ -198,16 +207,15 @@ def _exchange(
     def one_round(begins: jax.Array, state: Any) -> Any:
         this = open_round(route, begins, lanes, aligned=True)
         rows, state = serve(state, this.keys, this.send(sightings))
-        return this.reply(rows + 1, route.places), begins + this.sizes, state
+        return begins + this.sizes, (this.reply(rows + 1, route.places), state)
 
-    def more(carry: Any) -> Any:
-        begins, rounds, _, found, state = carry
-        answers, begins, state = one_round(begins, state)
-        return begins, rounds + 1, unfinished(route, begins), found + answers, state
+    def more(begins: jax.Array, carry: Any) -> Any:
+        found, state = carry
+        begins, (answers, state) = one_round(begins, state)
+        return begins, (found + answers, state)
 
-    found, begins, state = one_round(route.starts[:-1], state)
-    start = (begins, jnp.int32(0), unfinished(route, begins), found, state)
-    _, rounds, _, found, state = jax.lax.while_loop(lambda carry: carry[2], more, start)
+    begins, first = one_round(route.starts[:-1], state)
+    (found, state), rounds = further_rounds(route, begins, first, more)
     return found - 1, state, rounds
 
 
@@ -220,10 +228,8 @@ def _serve(
     """
     num_buckets = live.counts.shape[0]
     size = counts.size
-    *ordered, order = jax.lax.sort((*keys, jnp.arange(size, dtype=jnp.int32)), num_keys=3, is_stable=True)
-    new = jnp.zeros(size, bool).at[:1].set(True)
-    for word in ordered:
-        new = new.at[1:].set(new[1:] | (word[1:] != word[:-1]))
+    ordered, order = sort_keys(keys)
+    new = run_starts(ordered)
     group = jnp.cumsum(new) - 1
     total = jax.ops.segment_sum(counts[order], group, num_segments=size, indices_are_sorted=True)
     # One entry per distinct id, in order; the rest has no bucket.
@@ -234,8 +240,8 @@ def _serve(
     ids = (high.view(jnp.uint32), low.view(jnp.uint32))
 
     # 1. The living are counted and marked as seen, before anyone may be evicted.
-    way, is_live = _find(live, bucket, *ids)
-    at = (jnp.where(is_live, bucket, num_buckets), way)
+    home, is_live = _find(live, bucket, *ids)
+    at = (jnp.where(is_live, bucket, num_buckets), home)
     live = dataclasses.replace(
         live,
         counts=live.counts.at[at].add(total, mode="drop"),
@@ -263,8 +269,7 @@ def _serve(
     waiting = _put(waiting, (jnp.where(remembered, bucket, num_buckets), place), *ids, sightings, step)
 
     has_row = is_live | gets
-    way, _ = _find(live, bucket, *ids)
-    row = jnp.where(has_row, bucket * config.ways + way, -1)
+    row = jnp.where(has_row, bucket * config.ways + jnp.where(gets, way, home), -1)
     answers = jnp.zeros(size, jnp.int32).at[order].set(row[group], unique_indices=True)
     none = num_buckets * config.ways
     admitted = jnp.where(gets, row, none)

@@ -31,6 +31,7 @@ from jaxrec.core.placement import num_shards
 
 Transport = Literal["padded", "ragged"]
 OVERFLOW_PROBABILITY = 0.01
+SCOPE = "exchange"  # in the names of a compiled program's operations: profiles and the planner tell them apart by it
 NO_KEY = jnp.iinfo(jnp.int32).max
 
 
@@ -104,6 +105,7 @@ class Route:
         return self.places.size
 
 
+@jax.named_scope(SCOPE)
 def make_route(owners: Int[Array, "t"], keys: tuple[Int[Array, "t"], ...], first_bound: int) -> Route:
     """The route of ids that are told apart by (owner, *keys).
 
@@ -116,13 +118,13 @@ def make_route(owners: Int[Array, "t"], keys: tuple[Int[Array, "t"], ...], first
     keys = tuple(jnp.where(real, key, 0) for key in keys)
     if (shards + 1) * first_bound <= 2**32:  # owner and first word fit one, which halves the sort
         joint = owners.astype(jnp.uint32) * first_bound + keys[0].astype(jnp.uint32)
-        (joint, *rest), order = _sort((joint, *keys[1:]))
+        (joint, *rest), order = sort_keys((joint, *keys[1:]))
         owner = (joint // first_bound).astype(jnp.int32)
         ordered = ((joint - owner.astype(jnp.uint32) * first_bound).astype(jnp.int32), *rest)
     else:
-        (owner, *rest), order = _sort((owners, *keys))
+        (owner, *rest), order = sort_keys((owners, *keys))
         ordered = tuple(rest)
-    first = _firsts((owner, *ordered))
+    first = run_starts((owner, *ordered))
     groups = jnp.cumsum(first) - 1
     spread = lambda key: (  # noqa: E731
         jnp.full(key.shape, NO_KEY, jnp.int32)
@@ -135,13 +137,14 @@ def make_route(owners: Int[Array, "t"], keys: tuple[Int[Array, "t"], ...], first
     return Route(tuple(spread(key) for key in ordered), starts, order, groups, places)
 
 
-def _sort(keys: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def sort_keys(keys: tuple[Int[Array, "t"], ...]) -> tuple[tuple[Int[Array, "t"], ...], Int[Array, "t"]]:
+    """Sorts by the first word, then by the next; the sorted words, and the positions that they came from."""
     positions = jnp.arange(keys[0].size, dtype=jnp.int32)
     *ordered, order = jax.lax.sort((*keys, positions), num_keys=len(keys), is_stable=True)
     return tuple(ordered), order
 
 
-def _firsts(ordered: tuple[Int[Array, "t"], ...]) -> Bool[Array, "t"]:
+def run_starts(ordered: tuple[Int[Array, "t"], ...]) -> Bool[Array, "t"]:
     """True where a run of equal keys begins."""
     new = jnp.zeros(max(0, ordered[0].size - 1), bool)
     for key in ordered:
@@ -168,6 +171,7 @@ class Round:
     counts: Int[Array, "n"]
     lanes: Lanes = dataclasses.field(metadata={"static": True})
 
+    @jax.named_scope(SCOPE)
     def send(self, values: Array) -> Array:
         """Values of this device's ids `[T, ...]`, at the owners: `[m, ...]`, zeros in empty places."""
         if self.lanes.transport == "padded":
@@ -175,6 +179,7 @@ class Round:
         landing = jnp.zeros((self.lanes.received, *values.shape[1:]), values.dtype)
         return _ragged(values, landing, self.begins, self.sizes, _swap(self.offsets), self.counts)
 
+    @jax.named_scope(SCOPE)
     def reply(self, answers: Array, places: Int[Array, "k"]) -> Array:
         """The owners' answers `[m, ...]` to the ids at `places`; zeros for ids that this round did not send."""
         if self.lanes.transport == "ragged":
@@ -198,6 +203,7 @@ def _cells(begins: Int[Array, "n"], sizes: Int[Array, "n"], capacity: int) -> In
     return jnp.where(ranks < sizes[:, None], begins[:, None] + ranks, NO_KEY).reshape(-1)
 
 
+@jax.named_scope(SCOPE)
 def open_round(route: Route, begins: Int[Array, "n"], lanes: Lanes, *, aligned: bool) -> Round:
     """Sends the next ids from `begins` on to their owners.
 
@@ -257,14 +263,14 @@ def _least(words: tuple[Int[Array, "n"], ...]) -> tuple[Int[Array, "n"], ...]:
     return tuple(found)
 
 
-def fetch(tables: Any, route: Route, lanes: Lanes) -> tuple[Any, Int[Array, ""]]:
+def fetch(tables: Any, route: Route, wanted: Int[Array, "t"], lanes: Lanes) -> tuple[Any, Int[Array, ""]]:
     """The rows of every id, `[T, D]` per table, and the rounds that were needed beyond the first.
 
     Args:
       tables: a tree of this device's shards `[R, D]`, all addressed by the same ids. Padding gets zeros.
+      wanted: the ids' rows at their owners, `NO_KEY` for padding; one device that owns everything needs no route.
     """
     if num_shards() == 1:
-        wanted = route.keys[0][route.places]
         return jax.tree.map(lambda table: _take(table, wanted), tables), jnp.int32(0)
 
     def one_round(begins: jax.Array) -> tuple[Any, jax.Array]:
@@ -272,16 +278,38 @@ def fetch(tables: Any, route: Route, lanes: Lanes) -> tuple[Any, Int[Array, ""]]
         answer = lambda table: this.reply(_take(table, this.keys[0]), route.places)  # noqa: E731
         return jax.tree.map(answer, tables), begins + this.sizes
 
-    def more(carry: Any) -> Any:
-        begins, rounds, _, found = carry
+    def more(begins: jax.Array, found: Any) -> tuple[jax.Array, Any]:
         # Each id is answered in one round, by zeros in the others.
         answers, begins = one_round(begins)
-        return begins, rounds + 1, unfinished(route, begins), jax.tree.map(jnp.add, found, answers)
+        return begins, jax.tree.map(jnp.add, found, answers)
 
     found, begins = one_round(route.starts[:-1])
-    start = (begins, jnp.int32(0), unfinished(route, begins), found)
-    _, rounds, _, found = jax.lax.while_loop(lambda carry: carry[2], more, start)
-    return found, rounds
+    return further_rounds(route, begins, found, more)
+
+
+@jax.named_scope(SCOPE)
+def further_rounds(
+    route: Route,
+    begins: Int[Array, "n"],
+    state: Any,
+    one_round: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+) -> tuple[Any, Int[Array, ""]]:
+    """Runs `one_round(begins, state) -> (begins, state)` until no device has ids left to send.
+
+    Returns the last state and the number of rounds.
+    """
+
+    def unfinished(begins: jax.Array) -> jax.Array:
+        return jax.lax.pmax(jnp.any(begins < route.starts[1:]), ALL_AXES)
+
+    def more(carry: Any) -> Any:
+        begins, rounds, _, state = carry
+        begins, state = one_round(begins, state)
+        return begins, rounds + 1, unfinished(begins), state
+
+    start = (begins, jnp.int32(0), unfinished(begins), state)
+    _, rounds, _, state = jax.lax.while_loop(lambda carry: carry[2], more, start)
+    return state, rounds
 
 
 @jax.tree_util.register_dataclass
@@ -316,6 +344,7 @@ class PushedGradients:
     sent: Int[Array, "n"]
 
 
+@jax.named_scope(SCOPE)
 def push(gradients: Float[Array, "t D"], route: Route, lanes: Lanes, rows_per_shard: int) -> PushedGradients:
     """Sums this device's gradients per row and sends the owners the first round of them."""
     summed = jax.ops.segment_sum(
@@ -344,16 +373,12 @@ def fold(
     state = apply(initial, pushed.owned)
     if num_shards() == 1:
         return state, jnp.int32(0)
-    route = pushed.route
 
-    def more(carry: Any) -> Any:
-        begins, rounds, _, state = carry
-        owned, begins = _push_round(route, pushed.summed, begins, lanes, rows_per_shard)
-        return begins, rounds + 1, unfinished(route, begins), apply(state, owned)
+    def more(begins: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        owned, begins = _push_round(pushed.route, pushed.summed, begins, lanes, rows_per_shard)
+        return begins, apply(state, owned)
 
-    start = (pushed.sent, jnp.int32(0), unfinished(route, pushed.sent), state)
-    _, rounds, _, state = jax.lax.while_loop(lambda carry: carry[2], more, start)
-    return state, rounds
+    return further_rounds(pushed.route, pushed.sent, state, more)
 
 
 def _push_round(
@@ -363,15 +388,11 @@ def _push_round(
     return merge(this.keys[0], this.send(summed), rows_per_shard), begins + this.sizes
 
 
-def unfinished(route: Route, begins: Int[Array, "n"]) -> Bool[Array, ""]:
-    """Whether any device has ids left to send; the same on all."""
-    return jax.lax.pmax(jnp.any(begins < route.starts[1:]), ALL_AXES)
-
-
+@jax.named_scope(SCOPE)
 def merge(rows: Int[Array, "m"], gradients: Float[Array, "m D"], rows_per_shard: int) -> OwnedGradients:
     """Sums the gradients of equal rows; rows from `rows_per_shard` on are dropped."""
-    (ordered,), order = _sort((rows,))
-    groups = jnp.cumsum(_firsts((ordered,))) - 1
+    (ordered,), order = sort_keys((rows,))
+    groups = jnp.cumsum(run_starts((ordered,))) - 1
     fillers = rows_per_shard + jnp.arange(rows.size, dtype=jnp.int32)
     distinct = fillers.at[groups].set(ordered, indices_are_sorted=True)
     # Dropped rows form the last groups; what follows the real ones must keep rising for sorted scatters.

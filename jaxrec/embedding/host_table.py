@@ -24,8 +24,11 @@ from jaxtyping import Array, Int
 
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import sharding, spec
-from jaxrec.core.placement import local_index
+from jaxrec.core.placement import local_index, physical_rows
+from jaxrec.embedding.row_optimizer import RowOptimizer
+from jaxrec.embedding.table import TableSpec, fresh_rows
 
+ROWS_AT_ONCE = 2**16  # of a table that is made on the devices for the host
 Rows = dict[str, Any]  # "rows" and the optimizer's slots, by name; the leading dims are the same
 
 
@@ -49,12 +52,19 @@ class HostTable:
       rows: `[R, D]` and the slots `[R, ...]`, NumPy arrays or memory maps that this object changes. Row 0 is
         padding.
       cache_rows: rows that the devices hold, padding's included.
+      layout: which row lies where in the cache, as `layout` gave it; None = the cache starts empty.
 
     Raises:
       ValueError: the cache is not smaller than the table, or cannot be split over the devices.
     """
 
-    def __init__(self, rows: Mapping[str, np.ndarray], cache_rows: int, mesh: jax.sharding.Mesh):
+    def __init__(
+        self,
+        rows: Mapping[str, np.ndarray],
+        cache_rows: int,
+        mesh: jax.sharding.Mesh,
+        layout: Mapping[str, np.ndarray] | None = None,
+    ):
         total = len(rows["rows"])
         if cache_rows % mesh.size:
             raise ValueError(
@@ -67,20 +77,28 @@ class HostTable:
                 "the devices needs no cache."
             )
         self.host, self.cache_rows, self._mesh = dict(rows), cache_rows, mesh
+        layout = empty_layout(cache_rows) if layout is None else layout
+        self._id = np.array(layout["ids"])  # id in each cache row; 0 = empty
+        self._last_use = np.array(layout["last_use"])
         self._place = np.zeros(total, np.int32)  # cache row of each id; 0 = not there
-        self._id = np.zeros(cache_rows, np.int64)  # id in each cache row; 0 = empty
-        self._last_use = np.full(cache_rows, -1, np.int64)
-        self._last_use[0] = np.iinfo(np.int64).max  # padding never leaves
-        self._clock = 0
+        self._place[self._id] = np.arange(cache_rows)
+        self._place[0] = 0
+        self._clock = int(self._last_use[1:].max())
         self._returning: tuple[np.ndarray, Rows] | None = None
 
-    def empty_cache(self) -> Rows:
-        """The device arrays of an empty cache, rows split over the devices."""
-        where = sharding(self._mesh, "row")
-        return {
-            name: jax.device_put(np.zeros((self.cache_rows, *array.shape[1:]), array.dtype), where)
-            for name, array in self.host.items()
-        }
+    def layout(self) -> dict[str, np.ndarray]:
+        """Which row lies where; a cache made with it sums in the same order, so that a run resumes to the bit."""
+        return {"ids": self._id.copy(), "last_use": self._last_use.copy()}
+
+    def cache(self) -> Rows:
+        """The device arrays of the cache, rows split over the devices."""
+        there, physical = self._cached()
+        cache = {}
+        for name, array in self.host.items():
+            rows = np.zeros((self.cache_rows, *array.shape[1:]), array.dtype)
+            rows[physical] = array[self._id[there]]
+            cache[name] = jax.device_put(rows, sharding(self._mesh, "row"))
+        return cache
 
     def prefetch(self, cache: Rows, ids: Int[np.ndarray, "*b"]) -> tuple[Rows, CacheStatistics]:
         """The cache with the rows of `ids` in it; `cache` is donated.
@@ -124,11 +142,14 @@ class HostTable:
     def flush(self, cache: Rows) -> None:
         """Writes every cached row back: afterwards the host's arrays are the whole table."""
         self._finish_return()
-        there = np.flatnonzero(self._id)
-        shards = self._mesh.size
-        physical = there % shards * (self.cache_rows // shards) + there // shards
+        there, physical = self._cached()
         for name, array in cache.items():
             self.host[name][self._id[there]] = np.asarray(array)[physical]
+
+    def _cached(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cache rows that are in use, and where they lie in the device's array."""
+        there = np.flatnonzero(self._id)
+        return there, physical_rows(there, self._mesh.size, self.cache_rows // self._mesh.size)
 
     def _finish_return(self) -> None:
         """Takes in what the last exchange put out. It has left the devices long since, as a rule."""
@@ -141,13 +162,36 @@ class HostTable:
         self._returning = None
 
 
+def init_host_rows(table: TableSpec, optimizer: RowOptimizer, key: jax.Array) -> Rows:
+    """The rows and slots of a fresh table in logical order, on the host: the numbers of `table.init_table`."""
+    host: Rows = {}
+
+    @jax.jit
+    def fresh(first: jax.Array) -> Rows:
+        rows = fresh_rows(table, key, first + jnp.arange(ROWS_AT_ONCE, dtype=jnp.uint32))
+        return {"rows": rows} | optimizer.init(rows)
+
+    for first in range(0, table.num_rows, ROWS_AT_ONCE):
+        for name, part in fresh(jnp.uint32(first)).items():
+            array = host.setdefault(name, np.empty((table.num_rows, *part.shape[1:]), part.dtype))
+            array[first : first + ROWS_AT_ONCE] = np.asarray(part)[: table.num_rows - first]
+    return host
+
+
+def empty_layout(cache_rows: int) -> dict[str, np.ndarray]:
+    """The layout of a cache in which nothing is."""
+    last_use = np.full(cache_rows, -1, np.int64)
+    last_use[0] = np.iinfo(np.int64).max  # padding never leaves
+    return {"ids": np.zeros(cache_rows, np.int64), "last_use": last_use}
+
+
 def _swap_padded(
     cache: Rows, places: Int[np.ndarray, "k"], incoming: Rows, mesh: jax.sharding.Mesh
 ) -> tuple[Rows, Rows]:
     """`_swap` for a size of a few static ones: powers of two, so that few programs are compiled."""
     size = 1 << max(6, int(len(places) - 1).bit_length())
     missing = size - len(places)
-    places = np.pad(places, (0, missing), constant_values=np.iinfo(np.int32).max)
+    places = np.pad(places, (0, missing), constant_values=-1)
     incoming = {
         name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in incoming.items()
     }
@@ -162,12 +206,18 @@ def _swap(cache: Rows, places: Int[Array, "k"], incoming: Rows) -> tuple[Rows, R
 
     def local(cache: Rows, places: jax.Array, incoming: Rows) -> tuple[Rows, Rows]:
         index = local_index(places, jax.tree.leaves(cache)[0].shape[0])
-        index = jnp.where(places < jnp.iinfo(jnp.int32).max, index, jax.tree.leaves(cache)[0].shape[0])
         take = lambda array: array.at[index].get(mode="fill", fill_value=0)  # noqa: E731
+        old = jax.tree.map(take, cache)
+        here = index < jax.tree.leaves(cache)[0].shape[0]
+
+        def put(array: jax.Array, rows: jax.Array, old: jax.Array) -> jax.Array:
+            # What is written hangs on what was read, else the compiler would copy the cache to do the two at once.
+            rows = jnp.where(here.reshape(-1, *(1,) * (rows.ndim - 1)), rows, old)
+            return array.at[index].set(rows, mode="drop")
+
         # Each row comes from the one device that has it.
-        out = jax.tree.map(lambda array: jax.lax.psum(take(array), ALL_AXES), cache)
-        put = lambda array, rows: array.at[index].set(rows, mode="drop")  # noqa: E731
-        return jax.tree.map(put, cache, incoming), out
+        out = jax.tree.map(lambda rows: jax.lax.psum(rows, ALL_AXES), old)
+        return jax.tree.map(put, cache, incoming, old), out
 
     row = spec("row")
     return jax.shard_map(local, in_specs=(row, whole, whole), out_specs=(row, whole), check_vma=False)(

@@ -32,6 +32,14 @@ class RowOptimizer:
             if getattr(self, name) < 0:
                 raise ValueError(f"row_optimizer.{name}={getattr(self, name)} must not be negative.")
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether the entries of a row are updated apart, so that the parts of a row give what the whole row gives.
+
+        Slots of one float a row must then be alike in all parts.
+        """
+        return False
+
     def init(self, table: Float[Array, "R D"]) -> Slots:
         """Fresh slots, whose leading dim is the table's."""
         raise TypeError(f"{type(self).__name__} must define init")
@@ -54,6 +62,11 @@ class RowOptimizer:
 class Sgd(RowOptimizer):
     """`row -= rate * gradient`."""
 
+    @property
+    def elementwise(self) -> bool:
+        """See the base."""
+        return True
+
     def init(self, table: Float[Array, "R D"]) -> Slots:
         """No state."""
         return {}
@@ -71,6 +84,11 @@ class Momentum(RowOptimizer):
     """
 
     decay: float = 0.9
+
+    @property
+    def elementwise(self) -> bool:
+        """See the base."""
+        return True
 
     def init(self, table: Float[Array, "R D"]) -> Slots:
         """A velocity the size of the table."""
@@ -111,6 +129,11 @@ class Adam(RowOptimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+
+    @property
+    def elementwise(self) -> bool:
+        """See the base."""
+        return True
 
     def init(self, table: Float[Array, "R D"]) -> Slots:
         """Two moments the size of the table, and a count a row."""

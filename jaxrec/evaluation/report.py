@@ -4,9 +4,6 @@ It is drawn from what `evaluation.json` holds, the run's metrics, and a few user
 Every text that comes from data is escaped.
 """
 
-import importlib.resources
-import os
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +53,7 @@ def write_report(
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page at once, so that a reader never meets half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render_report(evaluation, history, examples, config or {}), encoding="utf-8")
-    os.replace(temporary, path)
+    elements.write_page(path, render_report(evaluation, history, examples, config or {}))
 
 
 def render_report(
@@ -83,32 +78,17 @@ def render_report(
         "Example users": _examples(examples),
         "How this was measured": _protocol(evaluation, config),
     }
-    present = {title: body for title, body in sections.items() if body}
-    anchors = {title: title.lower().replace(" ", "-") for title in present}
-    template = string.Template(
-        importlib.resources.files("jaxrec.evaluation")
-        .joinpath("report_template.html")
-        .read_text(encoding="utf-8")
-    )
     name = evaluation.get("model", {}).get("name") or "model"
     seen = "seen items filtered" if evaluation["filter_seen"] else "seen items kept"
-    return template.substitute(
-        title=elements.text(f"{name} on {evaluation['dataset']}"),
-        heading=elements.text(f"{name} on {evaluation['dataset']}"),
-        summary=elements.text(
+    return elements.page(
+        heading=f"{name} on {evaluation['dataset']}",
+        summary=(
             f"{evaluation['split']} split, {evaluation['protocol']}, {seen}. "
             f"{evaluation['num_users']:,} users, {evaluation['num_items']:,} items."
         ),
-        navigation="".join(
-            f'<a href="#{anchor}">{elements.text(title)}</a>' for title, anchor in anchors.items()
-        ),
-        sections=_cards(evaluation)
-        + "".join(
-            f'<section aria-labelledby="{anchors[title]}">'
-            f'<h2 id="{anchors[title]}">{elements.text(title)}</h2>{body}</section>\n'
-            for title, body in present.items()
-        ),
-        footer=elements.text(f"Written by jaxrec. {evaluation.get('command', '')}"),
+        cards=_cards(evaluation),
+        sections=sections,
+        footer=f"Written by jaxrec. {evaluation.get('command', '')}",
     )
 
 

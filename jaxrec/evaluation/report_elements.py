@@ -1,10 +1,45 @@
-"""The small parts that a report is made of: escaped text, numbers, tables, cards, panels."""
+"""The parts that a report is made of: the page, escaped text, numbers, tables, cards, panels."""
 
 import html
+import importlib.resources
+import os
+import string
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 MODEL = "model"
+
+
+def page(*, heading: str, summary: str, cards: str, sections: Mapping[str, str], footer: str) -> str:
+    """A page that needs nothing else. `cards` and the values of `sections`, by title, are HTML; none where empty."""
+    present = {title: body for title, body in sections.items() if body}
+    anchors = {title: title.lower().replace(" ", "-") for title in present}
+    template = string.Template(
+        importlib.resources.files("jaxrec.evaluation")
+        .joinpath("report_template.html")
+        .read_text(encoding="utf-8")
+    )
+    return template.substitute(
+        title=text(heading),
+        heading=text(heading),
+        summary=text(summary),
+        navigation="".join(f'<a href="#{anchor}">{text(title)}</a>' for title, anchor in anchors.items()),
+        sections=cards
+        + "".join(
+            f'<section aria-labelledby="{anchors[title]}">'
+            f'<h2 id="{anchors[title]}">{text(title)}</h2>{body}</section>\n'
+            for title, body in present.items()
+        ),
+        footer=text(footer),
+    )
+
+
+def write_page(path: Path, content: str) -> None:
+    """Writes at once, so that a reader never meets half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def card(name: str, value: str, detail: str, *, raw: bool = False) -> str:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import spec
-from jaxrec.core.placement import all_gather, local_index, logical_ids, num_shards, psum_scatter
+from jaxrec.core.placement import all_gather, local_index, num_shards, own_ids, psum_scatter
 
 # Logits of one chunk on one device: 1.5 M floats = 6 MB, what stays near a core's cache.
 CHUNK_LOGITS = 1_500_000
@@ -109,7 +109,7 @@ def _whole_rows(queries, target_ids, weights, vectors, bias, *, num_rows, chunk_
     """One device's part. A column of ones beside the vectors makes the GEMMs deliver the sums as well."""
     rows, dim = vectors.shape
     vectors = vectors.astype(jnp.float32)
-    ids = logical_ids(jax.lax.axis_index(ALL_AXES), num_shards(), rows)
+    ids = own_ids(jnp.arange(rows, dtype=jnp.int32))
     valid_bias = jnp.where((ids > 0) & (ids < num_rows), bias.astype(jnp.float32), -jnp.inf)
     with_ones = jnp.concatenate([vectors, jnp.ones((rows, 1), jnp.float32)], 1)
 
@@ -120,9 +120,7 @@ def _whole_rows(queries, target_ids, weights, vectors, bias, *, num_rows, chunk_
         logits = q @ vectors.T + valid_bias
         peak = _max(jnp.max(logits, -1))
         unnormalised = jnp.exp(logits - peak[:, None])
-        index = local_index(target, rows)
-        mine = index < rows
-        index = jnp.where(mine, index, 0)
+        index, mine = _own_targets(target, rows)
         target_logit = _sum(jnp.where(mine, jnp.take_along_axis(logits, index[:, None], 1)[:, 0], 0.0))
         if not with_gradient:
             log_z = jnp.log(_sum(jnp.sum(unnormalised, -1))) + peak
@@ -153,13 +151,12 @@ def _tiled_rows(queries, target_ids, weights, vectors, bias, *, num_rows, chunk_
     side = max(1, math.isqrt(chunk_logits))
     items = min(rows, side)
     num_tiles = -(-rows // items)
-    shard = jax.lax.axis_index(ALL_AXES)
 
     def tile(index):  # type: ignore[no-untyped-def]
         """Rows, biases and first row of a tile; the last tile reaches back, its repeated rows are masked."""
         start = jnp.minimum(index * items, rows - items)
-        row = start + jnp.arange(items)
-        ids = row * num_shards() + shard
+        row = start + jnp.arange(items, dtype=jnp.int32)
+        ids = own_ids(row)
         valid = (row >= index * items) & (ids > 0) & (ids < num_rows)
         part = jax.lax.dynamic_slice_in_dim(bias, start, items).astype(jnp.float32)
         vector = jax.lax.dynamic_slice_in_dim(vectors, start, items).astype(jnp.float32)
@@ -183,9 +180,7 @@ def _tiled_rows(queries, target_ids, weights, vectors, bias, *, num_rows, chunk_
         own_peak, own_sum = jax.lax.fori_loop(0, num_tiles, scan_sums, start)
         peak = _max(own_peak)
         log_z = jnp.log(_sum(own_sum * jnp.exp(own_peak - peak))) + peak
-        index = local_index(target, rows)
-        mine = index < rows
-        index = jnp.where(mine, index, 0)
+        index, mine = _own_targets(target, rows)
         target_vectors = vectors[index].astype(jnp.float32)
         target_logit = _sum(jnp.where(mine, jnp.sum(q * target_vectors, -1) + bias[index], 0.0))
         total += jnp.sum(_masked(weight, log_z - target_logit))
@@ -212,6 +207,12 @@ def _tiled_rows(queries, target_ids, weights, vectors, bias, *, num_rows, chunk_
     if not with_gradient:
         return total, ()
     return total, (d_queries.reshape(-1, dim)[:num_tokens], d_vectors, d_bias)
+
+
+def _own_targets(target_ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Local rows of the targets that this device owns (0 for the others), and which those are."""
+    index = local_index(target_ids, rows)
+    return jnp.where(index < rows, index, 0), index < rows
 
 
 def _add_slice(array, part, start):  # type: ignore[no-untyped-def]

@@ -4,7 +4,9 @@ B = rows, L = positions in a row, S = positions asked of the last block, D = emb
 """
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,15 +14,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxrec.core import partition
 from jaxrec.core.mesh import DATA
 from jaxrec.core.partition import LAYOUTS, Layout
 from jaxrec.core.precision import ActivationDtype, compute_dtype
-from jaxrec.nn.attention import SelfAttention, take_columns, visible
+from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_columns
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.layers import Dense, LayerNorm, parameter
+from jaxrec.nn.visibility import Visibility
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # jax.nn.gelu takes erfc, whose relative precision in the far tail costs three times as much on a CPU.
@@ -49,6 +52,11 @@ class EncoderConfig:
       scan_layers: compile one block and loop over it instead of all of them: minutes less for many layers.
       layout: how the parameters lie on the mesh (`core.partition.LAYOUTS`): "replicated"; "fsdp" = a shard of each
         on every device along `data`; "tensor" = a share of the heads and of the MLP along `model`.
+      gather_dtype: how the blocks' kernels and their gradients travel between devices: gathered in it under "fsdp",
+        gradients summed over the devices in it. A device's own sum, over its positions, is float32 before that.
+      attention: how it is computed (`nn.attention`): "full" holds all scores of a row; "chunked" and "fused" need
+        memory in proportion to the length, in plain JAX and by the kernel of the platform (TPU, GPU), which drops
+        no weights; "auto" = full up to 512 positions, else fused where it can be, else chunked.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
       vocab_size, type_vocab_size: rows of the token and token-type tables; for the text encoder only.
     """
@@ -69,6 +77,8 @@ class EncoderConfig:
     remat: bool = False
     scan_layers: bool = False
     layout: Layout = "replicated"
+    gather_dtype: ActivationDtype = "float32"
+    attention: AskedPath = "auto"
     dtype: ActivationDtype = "float32"
     vocab_size: int = 0
     type_vocab_size: int = 0
@@ -92,7 +102,20 @@ class EncoderConfig:
             raise ValueError(f"layer_norm_epsilon={self.layer_norm_epsilon} must be above 0.")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r} must be one of {', '.join(LAYOUTS)}.")
+        if self.attention not in (paths := typing.get_args(AskedPath)):
+            raise ValueError(f"attention={self.attention!r} must be one of {', '.join(paths)}.")
+        if self.attention == "fused" and self.attention_dropout_rate:
+            raise ValueError(
+                f"attention='fused' drops no attention weights, but attention_dropout_rate="
+                f"{self.attention_dropout_rate}; set it to 0, or attention to 'auto' or 'chunked'."
+            )
         compute_dtype(self.dtype)
+        compute_dtype(self.gather_dtype)
+        if self.layout == "tensor" and self.gather_dtype != "float32":
+            raise ValueError(
+                f"gather_dtype={self.gather_dtype!r}: layout='tensor' gathers no kernels; use 'float32', or "
+                "layout='fsdp'."
+            )
 
 
 class Block(nnx.Module):
@@ -101,7 +124,11 @@ class Block(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.attention = SelfAttention(
-            config.embed_dim, config.num_heads, config.attention_dropout_rate, rngs=rngs
+            config.embed_dim,
+            config.num_heads,
+            config.attention_dropout_rate,
+            layout=config.layout,
+            rngs=rngs,
         )
         self.attention_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
         self.mlp_in = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
@@ -111,12 +138,11 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        mask: Bool[Array, "b q l"],
+        seen: Visibility,
         key: jax.Array | None,
-        query_positions: Int[Array, "b q"] | None = None,
     ) -> Float[Array, "b q d"]:
-        """Applies the layer, at `query_positions` only where they are given."""
-        config = self.config
+        """Applies the layer, at the query positions of `seen` only where it has them."""
+        config, query_positions = self.config, seen.query_positions
         keys: list[jax.Array | None] = [None] * 4
         if key is not None:
             keys = [jax.random.fold_in(key, i) for i in range(4)]
@@ -124,7 +150,7 @@ class Block(nnx.Module):
         pre = config.norm_position == "pre"
 
         inner = self.attention_norm(x) if pre else x
-        inner = self.attention(inner, mask, key=keys[0], query_positions=query_positions)
+        inner = self.attention(inner, seen, key=keys[0])
         x = residual + dropout(inner, config.dropout_rate, keys[1])
         x = x if pre else self.attention_norm(x)
 
@@ -185,17 +211,23 @@ class Encoder(nnx.Module):
         x = dropout(x, config.embedding_dropout_rate, keys[-1])
 
         run = nnx.remat(Block.__call__) if config.remat else Block.__call__
-        mask = visible(segment_ids, causal=causal)
+        path = choose_path(
+            config.attention,
+            length=x.shape[1],
+            drops_weights=key is not None and config.attention_dropout_rate > 0,
+        )
+        look = functools.partial(Visibility.of, segment_ids, causal=causal, path=path)
+        seen = look()
         if config.layout == "tensor":  # the devices along `model` share the work on a row instead of the rows
             x = jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))
         if config.scan_layers and config.num_layers > 2:
-            x = self._scan(run, x, mask, keys[:-2])
+            x = self._scan(run, x, seen, keys[:-2])
         else:
             for block, block_key in zip(self.blocks[:-1], keys[:-2], strict=True):
-                x = run(block, x, mask, block_key)
+                x = run(block, x, seen, block_key)
         if last_positions is not None:
-            mask = visible(segment_ids, causal=causal, query_positions=last_positions)
-        x = run(self.blocks[-1], x, mask, keys[-2], last_positions)
+            seen = look(query_positions=last_positions)
+        x = run(self.blocks[-1], x, seen, keys[-2])
         if config.norm_position == "pre" and config.final_norm:
             x = self.final_norm(x)
         if config.layout == "tensor":
@@ -203,7 +235,7 @@ class Encoder(nnx.Module):
         return x
 
     def _scan(
-        self, run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, keys: list[jax.Array | None]
+        self, run: Callable[..., jax.Array], x: jax.Array, seen: Visibility, keys: list[jax.Array | None]
     ) -> jax.Array:
         """All blocks but the last, as one compiled loop over their stacked parameters."""
         graphdef, first = nnx.split(self.blocks[0])
@@ -213,6 +245,6 @@ class Encoder(nnx.Module):
 
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
             state, key = layer
-            return run(nnx.merge(graphdef, state), x, mask, key), None
+            return run(nnx.merge(graphdef, state), x, seen, key), None
 
         return jax.lax.scan(body, x, (stacked, stacked_keys))[0]

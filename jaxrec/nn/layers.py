@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxrec.core import partition
+from jaxrec.core.precision import ActivationDtype
 
 
 def parameter(value: jax.Array, *names: str | None) -> nnx.Param:
@@ -55,6 +56,55 @@ def parameter_shardings(state: nnx.State, mesh: Mesh, layout: partition.Layout =
         return where
 
     return jax.tree_util.tree_map_with_path(place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def whole_parameters(
+    dense: Any, state: nnx.State, layout: partition.Layout, gather_dtype: ActivationDtype
+) -> Any:
+    """The parameters as a step computes with them: under "fsdp" whole on every device, gathered here, once.
+
+    Their gradients are summed over the devices and split again on the way back. Left to itself the compiler gathers
+    activations instead, which are larger.
+
+    Args:
+      dense: arrays of `state` as a nested dict.
+      state: tells the logical axes.
+      gather_dtype: of the kernels of the encoder's blocks and of their gradients on the way.
+    """
+    if layout == "tensor":
+        return dense
+
+    def gather(path: Any, variable: nnx.Variable, value: jax.Array) -> jax.Array:
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        travels = gather_dtype if "blocks" in names and "kernel" in names[-1] else "float32"
+        where = partition.spec(*variable.get_metadata()["logical_axes"], layout=layout)
+        if travels == "float32" and not any(where):
+            return value
+        return _whole(where, travels, value)
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    paths, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_variable)
+    values = jax.tree.leaves(dense)
+    whole = [gather(path, variable, value) for (path, variable), value in zip(paths, values, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(dense), whole)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _whole(where: PartitionSpec, dtype: str, value: jax.Array) -> jax.Array:
+    # The barrier keeps the compiler from gathering first and rounding afterwards.
+    narrow = jax.lax.with_sharding_constraint(value.astype(dtype), where)
+    return jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(narrow), PartitionSpec())
+
+
+def _whole_forward(where: PartitionSpec, dtype: str, value: jax.Array) -> tuple[jax.Array, None]:
+    return _whole(where, dtype, value), None
+
+
+def _whole_backward(where: PartitionSpec, dtype: str, residuals: None, g: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(g, where).astype(jnp.float32),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def glorot_normal(key: jax.Array, shape: Sequence[int], fan_in: int, fan_out: int) -> jax.Array:
@@ -107,7 +157,8 @@ def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[j
 def _affine_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel = residuals
     flat, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    product = functools.partial(jnp.einsum, "na,nb->ab", preferred_element_type=jnp.float32)
+    # Summed in float32 and given in the kernel's dtype, which is what crosses the network.
+    product = functools.partial(jnp.einsum, "na,nb->ab", preferred_element_type=kernel.dtype)
     if flat.shape[1] <= g.shape[1]:
         d_kernel = product(flat, g)
     else:

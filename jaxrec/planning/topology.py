@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterator
 
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from jaxrec.core.mesh import ALL_AXES, device_count, make_mesh, resolve_shape
-from jaxrec.planning.chips import CHIPS, Chip
+from jaxrec.core.chips import CHIPS, Chip
+from jaxrec.core.mesh import device_count, make_mesh
+from jaxrec.planning.gpu_targets import TARGETS, target_config
 
 _FORM = re.compile(r"^(?:(\d+)\*)?([a-z][a-z0-9]*):(\d+(?:x\d+)*)$")
 # XLA's TPU compiler asks the environment for a host; these answer for one that has no TPU, and keep it quiet.
@@ -56,6 +56,13 @@ class Topology:
         """JAX devices of all slices."""
         return self.num_chips * (self.chip.devices if self.chip else 1)
 
+    @property
+    def domain_devices(self) -> int:
+        """Devices that the fast interconnect joins: those of a slice, or of an NVLink domain."""
+        if self.chip and self.chip.is_gpu:
+            return min(self.num_devices, self.chip.domain)
+        return self.num_devices // self.slices
+
 
 def parse_topology(text: str) -> Topology:
     """Reads a topology's name.
@@ -77,6 +84,10 @@ def parse_topology(text: str) -> Topology:
         raise ValueError(f"topology {text!r}: every size must be at least 1.")
     if family == "cpu" and len(shape) > 1:
         raise ValueError(f"topology {text!r}: a CPU has one size, its virtual devices, such as cpu:8.")
+    if family in CHIPS and CHIPS[family].is_gpu and (len(shape) != 3 or slices):
+        raise ValueError(
+            f"topology {text!r}: GPUs are named by slices x hosts x GPUs of a host, such as {family}:1x32x8."
+        )
     return Topology(text=text, family=family, shape=shape, slices=int(slices or 1))
 
 
@@ -93,31 +104,44 @@ def topology_mesh(topology: Topology, mesh_shape: tuple[int, int]) -> Mesh:
                 f"JAXREC_CPU_DEVICES={topology.num_devices}."
             )
         return make_mesh(mesh_shape)
-    devices = _devices(topology)
-    shape = resolve_shape(mesh_shape, len(devices))
-    return Mesh(np.array(devices).reshape(shape), ALL_AXES, axis_types=(AxisType.Auto,) * 2)
+    return make_mesh(mesh_shape, _devices(topology))
 
 
 def _devices(topology: Topology) -> list:
     chip = topology.chip
     assert chip is not None, "the form was checked"
-    tpu = not chip.kind.startswith("NVIDIA")
     sizes = "x".join(str(size) for size in topology.shape)
-    slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
-        with _environment(_NO_TPU_HERE if tpu else {}):
-            if not tpu:
-                raise ValueError(f"{topology.text}: GPUs cannot be planned for yet; name a TPU or cpu:N.")
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{topology.family}:{sizes}", **slices
-            )
-    except ImportError as error:
-        raise ValueError(
-            f"{topology.text}: no compiler for it is installed ({error}); pip install 'jaxrec[plan-tpu]'."
-        ) from error
+        if chip.is_gpu:
+            config = target_config(TARGETS[topology.family])
+            found = topologies.get_topology_desc(platform="cuda", target_config=config, topology=sizes)
+        else:
+            slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+            with _environment(_NO_TPU_HERE):
+                found = topologies.get_topology_desc(
+                    platform="tpu", topology_name=f"{topology.family}:{sizes}", **slices
+                )
+    except (ImportError, NotImplementedError) as error:
+        raise ValueError(_no_compiler(topology, chip, error)) from error
     except RuntimeError as error:
-        raise ValueError(f"{topology.text}: the compiler does not know it ({error}).") from error
-    return list(found.devices)
+        missing = "not found" in str(error).lower() and "plugin" in str(error).lower()
+        if missing or "Unable to initialize backend" in str(error):
+            raise ValueError(_no_compiler(topology, chip, error)) from error
+        raise ValueError(f"{topology.text}: the compiler does not know it ({_first_line(error)}).") from error
+    by_slice = lambda device: (getattr(device, "slice_index", 0) or 0, device.id)  # noqa: E731
+    return sorted(found.devices, key=by_slice)
+
+
+def _no_compiler(topology: Topology, chip: Chip, error: Exception) -> str:
+    extra = "plan-cuda" if chip.is_gpu else "plan-tpu"
+    return (
+        f"{topology.text}: no compiler for it is installed ({_first_line(error)}); "
+        f"pip install 'jaxrec[{extra}]', or make install EXTRAS={extra}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 @contextlib.contextmanager

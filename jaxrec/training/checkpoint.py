@@ -210,7 +210,8 @@ class Checkpoints:
         """Restores the newest complete step onto the shardings of `abstract`; None where there is no checkpoint.
 
         Args:
-            abstract: pytree of `jax.ShapeDtypeStruct` with shardings (see `abstract_like`), on any mesh.
+            abstract: pytree of `jax.ShapeDtypeStruct` with shardings (see `abstract_like`), on any mesh, and of NumPy
+                arrays, which stand for arrays that are to be read onto the host.
             partial: `abstract` may leave out arrays of the checkpoint, which are then not read.
 
         Raises:
@@ -224,12 +225,7 @@ class Checkpoints:
         path = self.directory / str(found.step)
         wanted = _flatten(abstract)
         found.check_state(wanted, path, partial=partial)
-        arguments = {
-            name: ocp.ArrayRestoreArgs(
-                sharding=_sharding_of(name, leaf), global_shape=leaf.shape, dtype=leaf.dtype
-            )
-            for name, leaf in wanted.items()
-        }
+        arguments = {name: _restore_arguments(name, leaf) for name, leaf in wanted.items()}
         with ocp.PyTreeCheckpointer(use_ocdbt=True) as reader, jax.transfer_guard("allow"):
             restored = reader.restore(
                 path,
@@ -375,13 +371,15 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _sharding_of(name: str, leaf: Any) -> jax.sharding.Sharding:
+def _restore_arguments(name: str, leaf: Any) -> ocp.RestoreArgs:
+    if isinstance(leaf, np.ndarray):
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         raise ValueError(
             f"the template for {name!r} has no sharding; give jax.ShapeDtypeStruct(..., sharding=...)."
         )
-    return sharding
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def _from_first(value: int) -> int:

@@ -8,23 +8,12 @@ import time
 import jax
 import jax.numpy as jnp
 
+from jaxrec.core.chips import chip_of
+from jaxrec.losses import sampled, softmax
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
 from jaxrec.tasks.ranking import RankingTask
-
-# Dense bfloat16 peaks in FLOP/s of one device. Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA's
-# datasheets (A100, H100, H200).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
@@ -45,11 +34,40 @@ def step_flops(
     return 3.0 * (encoder + 2.0 * model.item_dim * scored)
 
 
+def tower_map_flops(model: TwoTowerConfig, batch_rows: int, length: int) -> float:
+    """Operations of a step in the maps between rows, encoder and queries, which `step_flops` leaves out as small."""
+    width = model.encoder.embed_dim
+    inner = (model.item_dim if model.item_dim != width else 0) + model.user_dim
+    outer = model.item_dim if model.projection else 0
+    return 3.0 * 2.0 * batch_rows * length * width * (inner + outer)
+
+
+def recomputed_flops(
+    model: TwoTowerConfig, tasks: dict[str, Task], num_items: int, batch_rows: int, length: int, devices: int
+) -> float:
+    """Operations that a step does twice to save memory, beyond `step_flops`.
+
+    A `remat` block computes everything again but its last product, whose result nobody needs. The logits of a softmax
+    are computed again where they go through in chunks.
+    """
+    config = model.encoder
+    again = 0.0
+    if config.remat:
+        modes = {task.query_mode if isinstance(task, RankingTask) else "causal" for task in tasks.values()}
+        last = 2.0 * config.num_layers * length * config.embed_dim * config.mlp_dim
+        again = len(modes) * batch_rows * (encoder_flops_per_row(config, length) - last)
+    for task in tasks.values():
+        pairs = task.scored_pairs(batch_rows, length, num_items)
+        if pairs / devices > (softmax.CHUNK_LOGITS if task.needs_catalogue else sampled.CHUNK_LOGITS):
+            again += 2.0 * model.item_dim * pairs
+    return again
+
+
 def peak_flops(kind: str) -> float:
     """Peak of one device: from the table, else (CPU) the fastest of a few float32 matrix products, all cores."""
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if kind.startswith(name):
-            return PEAK_FLOPS[name]
+    chip = chip_of(kind)
+    if chip is not None:
+        return chip.device_flops
     size = 1024
     square = jax.jit(lambda x: x @ x)
     x = jnp.ones((size, size), jnp.float32)

@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxrec.core.batch import Batch
 from jaxrec.data.evaluation_batches import EvaluationBatch
-from jaxrec.embedding.engine import lookup, lookup_shared
+from jaxrec.embedding.engine import in_rows, lookup, lookup_shared
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
+from jaxrec.nn.layers import whole_parameters
 from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
 from jaxrec.training.state import TrainState, merge_model
 
@@ -24,7 +25,10 @@ class Inference:
 
     def __init__(self, setup: Setup, state: TrainState):
         self.setup = setup
-        self.dense, self.tables = evaluation_parameters(state)
+        self.dense, tables = evaluation_parameters(state)
+        # Tables that live on the host stay there; the rows that a batch wants go with it.
+        self.tables = {name: table for name, table in tables.items() if name not in setup.cache_rows}
+        self._host_users = np.asarray(tables[USER]) if USER in setup.cache_rows else None
         self._replicated = NamedSharding(setup.mesh, PartitionSpec())
         self._queries = jax.jit(self._query, out_shardings=self._replicated)
         self._behaviours = jax.jit(self._behaviour, out_shardings=self._replicated)
@@ -40,8 +44,14 @@ class Inference:
 
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
-        vectors = self._model(self.dense).item_vectors(self.tables[ITEM])
-        return vectors, table_bias(self.tables, ITEM_BIAS, vectors)
+        specs = self.setup.tables
+        tables = {
+            name: in_rows(self.tables[name], specs[name].num_rows, specs[name].placement)
+            for name in (ITEM, ITEM_BIAS)
+            if name in specs
+        }
+        vectors = self._model(self.dense).item_vectors(tables[ITEM])
+        return vectors, table_bias(tables, ITEM_BIAS, vectors)
 
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[Array, "N K"]:
         """Logits of the target event's behaviours, from the history before it and its item.
@@ -57,36 +67,49 @@ class Inference:
         """Histories are split over the devices, what is asked about them is replicated."""
         placed: dict[str, Any] = {"batch": place_batch(batch.batch, self.setup.mesh)}
         placed["last_positions"] = place_batch(batch.last_positions, self.setup.mesh)
+        if self._host_users is not None:
+            ids = np.asarray(batch.batch.user_ids)
+            rows = self._host_users[np.where(ids < len(self._host_users), ids, 0)]
+            placed["user_rows"] = place_batch(rows, self.setup.mesh)
         for name in ("rows", "columns", "slots", "targets"):
             placed[name] = gather_to_all(getattr(batch, name), self._replicated)
         return placed
 
     def _model(self, dense: Any) -> TwoTower:
-        return merge_model(self.setup.step.graphdef, self.setup.step.abstract, dense)
+        step = self.setup.step
+        whole = whole_parameters(dense, step.abstract, step.layout, step.gather_dtype)
+        return merge_model(step.graphdef, step.abstract, whole)
+
+    def _look_up(self, tables: dict[str, jax.Array], name: str, ids: jax.Array) -> jax.Array:
+        return lookup(tables[name], ids, self.setup.tables[name].placement)
+
+    def _user_rows(
+        self, tables: dict[str, jax.Array], placed: dict[str, Any]
+    ) -> Float[Array, "B L U"] | None:
+        if "user_rows" in placed:
+            return placed["user_rows"]
+        return self._look_up(tables, USER, jnp.asarray(placed["batch"].user_ids)) if USER in tables else None
 
     def _query(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]
-        events = lookup(tables[ITEM], batch.item_ids)
+        events = self._look_up(tables, ITEM, batch.item_ids)
         masked = (batch.segment_ids > 0) & (batch.item_ids == 0) if self.appends_slot else None
         states = model.encode(
-            events, batch, user_rows=_user_rows(tables, batch), causal=not self.appends_slot, key=None, masked=masked,
-            last_positions=placed["last_positions"],
+            events, batch, user_rows=self._user_rows(tables, placed), causal=not self.appends_slot, key=None,
+            masked=masked, last_positions=placed["last_positions"],
         )  # fmt: skip
         return model.queries(states)[placed["rows"], placed["slots"]] / self.setup.ranking_task.temperature
 
     def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]
-        events, users = lookup(tables[ITEM], batch.item_ids), _user_rows(tables, batch)
+        events, users = self._look_up(tables, ITEM, batch.item_ids), self._user_rows(tables, placed)
         states = model.encode(events, batch, user_rows=users, causal=True, key=None)
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
         queries = model.queries(states)[placed["rows"], columns]
-        items = model.item_vectors(lookup_shared(tables[ITEM], placed["targets"]))
+        placement = self.setup.tables[ITEM].placement
+        items = model.item_vectors(lookup_shared(tables[ITEM], placed["targets"], placement))
         return model.behaviour_logits(queries, items.astype(queries.dtype))
-
-
-def _user_rows(tables: dict[str, jax.Array], batch: Batch) -> Float[Array, "B L U"] | None:
-    return lookup(tables[USER], jnp.asarray(batch.user_ids)) if USER in tables else None
 
 
 def gather_to_all(local: Any, replicated: NamedSharding) -> jax.Array:

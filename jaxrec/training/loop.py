@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from jaxrec.core.batch import Batch
-from jaxrec.core.mesh import device_kind, peak_memory_bytes
+from jaxrec.core.mesh import device_kind, peak_memory_bytes, platform
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.pipeline import BatchStream, train_batches
+from jaxrec.training.cached_tables import CachedTables
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.flops import peak_flops, step_flops
 from jaxrec.training.setup import Setup, place_batch
@@ -74,21 +75,28 @@ def train(
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
         best_value = _best_value(best, config.metric)
+        cached = CachedTables(setup.cache_rows, state, setup.mesh)
+        state = cached.enter(state)
         step_fn = make_train_step(setup.step, state, setup.mesh)
         meter = Meter(setup, config)
+        # Collectives of several CPU devices may wait for each other for ever where runs of them are queued.
+        one_by_one = platform() == "cpu" and setup.mesh.size > 1
         with (
             MetricWriter(workdir, resume_step=start) as writer,
             TrainingProgress(config.num_train_steps, start_step=start) as progress,
             contextlib.closing(Prefetch(setup, dataset, config, start)) as batches,
         ):
             for step in range(start, config.num_train_steps):
-                batch, waited = batches.next()
+                batch, placed, waited = batches.next()
+                state, placed = cached.bring(state, batch, placed)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = step_fn(state, batch)
+                    state, metrics = step_fn(state, placed)
+                if one_by_one:
+                    jax.block_until_ready(metrics)
                 done = step + 1
                 meter.count(metrics, waited)
                 if done % config.log_every_steps == 0 or done == config.num_train_steps:
-                    values = meter.read()
+                    values = meter.read() | cached.metrics()
                     _check_finite(values, setup, step)
                     writer.log(done, values)
                     progress.update(done, loss=values["loss"], events_per_second=values["events_per_second"])
@@ -98,22 +106,23 @@ def train(
                     and config.validate_every_steps
                     and (done % config.validate_every_steps == 0 or last)
                 ):
-                    found = validate(state)
+                    whole = cached.whole(state)
+                    found = validate(whole)
                     writer.log(done, {f"validation/{name}": value for name, value in found.items()})
                     if found[config.metric] > best_value:
                         best_value = found[config.metric]
                         best.wait()
                         best.save(
-                            done, to_checkpoint(state, setup.tables, setup.mesh), metadata=found, force=True
+                            done, to_checkpoint(whole, setup.tables, setup.mesh), metadata=found, force=True
                         )
                     meter.restart()
                 preempted = checkpoints.reached_preemption(done)
                 if done % config.checkpoint_every_steps == 0 or last or preempted:
-                    _save(checkpoints, setup, state, done)
+                    _save(checkpoints, setup, cached.whole(state), done)
                 if preempted:
                     logger.warning("preempted: saved step %d, start the same command again to go on", done)
                     break
-    return state
+        return cached.whole(state)
 
 
 def restore(setup: Setup, state: TrainState, checkpoints: Checkpoints) -> TrainState:
@@ -164,23 +173,23 @@ class Prefetch:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        self._ahead: Batch | None = None
+        self._ahead: tuple[Batch, Batch] | None = None
 
-    def next(self) -> tuple[Batch, float]:
-        """The next batch on the devices, and the seconds that the loop waited for it."""
+    def next(self) -> tuple[Batch, Batch, float]:
+        """The next batch on the host and on the devices, and the seconds that the loop waited for it."""
         begin = time.perf_counter()
         current = self._ahead if self._ahead is not None else self._place()
         self._ahead = self._place()
         assert current is not None, "the loop asks for as many batches as there are steps"
-        return current, time.perf_counter() - begin
+        return *current, time.perf_counter() - begin
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
         self._batches.close()
 
-    def _place(self) -> Batch | None:
+    def _place(self) -> tuple[Batch, Batch] | None:
         batch = next(self._batches, None)
-        return None if batch is None else place_batch(batch, self._mesh)
+        return None if batch is None else (batch, place_batch(batch, self._mesh))
 
 
 class Meter:

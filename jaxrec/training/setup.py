@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import jax
@@ -12,13 +13,15 @@ from jax.sharding import Mesh
 from jaxrec.core.partition import sharding
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.embedding.engine import Exchange
+from jaxrec.embedding.placement_planner import PlacementPlan
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
+from jaxrec.training.cached_tables import check_cache_rows
 from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
-from jaxrec.training.state import TrainState, init_state, split_model
+from jaxrec.training.state import TrainState, abstract_state, init_state, split_model
 from jaxrec.training.step import StepConfig, whole_tables
 
 Tree = TypeVar("Tree")
@@ -31,6 +34,8 @@ class Setup:
     Attributes:
       tables: the sharded tables of the model.
       step: what the train step is made of.
+      cache_rows: rows that the devices hold of each table that lives on the host.
+      placement_plan: why the tables lie as they do; None = all by rows, unasked. See `placed_tables`.
     """
 
     mesh: Mesh
@@ -38,6 +43,8 @@ class Setup:
     tables: dict[str, TableSpec]
     step: StepConfig
     num_behaviours: int
+    cache_rows: Mapping[str, int]
+    placement_plan: PlacementPlan | None = None
 
     @property
     def ranking_task(self) -> RankingTask:
@@ -63,11 +70,28 @@ class Setup:
             seed=self.step.seed,
             optimizer=self.step.optimizer,
             row_optimizer=self.step.row_optimizer,
-            averaged=whole_tables(self.tables, self.step.tasks)
-            if self.step.optimizer_config.ema_decay
-            else None,
+            averaged=self._averaged,
+            cache_rows=self.cache_rows,
             mesh=self.mesh,
         )
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the state that a step sees: the devices of the mesh need not be there."""
+        return abstract_state(
+            self.model,
+            self.tables,
+            abstract=self.step.abstract,
+            optimizer=self.step.optimizer,
+            row_optimizer=self.step.row_optimizer,
+            averaged=self._averaged,
+            cache_rows=self.cache_rows,
+            mesh=self.mesh,
+        )
+
+    @property
+    def _averaged(self) -> list[str] | None:
+        """The tables that are averaged; None = nothing is."""
+        return whole_tables(self.tables, self.step.tasks) if self.step.optimizer_config.ema_decay else None
 
 
 def dataset_facts(dataset: PreparedDataset) -> DataFacts:
@@ -94,20 +118,24 @@ def make_setup(
     num_train_steps: int,
     accumulation_steps: int,
     seed: int,
+    cache_rows: Mapping[str, int] = MappingProxyType({}),
 ) -> Setup:
     """Derives the static parts.
 
     Raises:
-      ValueError: a task needs a column that the dataset lacks; names both.
+      ValueError: a task needs a column that the dataset lacks (names both), or a table cannot live on the host.
     """
     for task in tasks.values():
         task.check_data(facts)
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     graphdef, abstract = split_model(model, num_behaviours)
     tables = model.tables(facts.num_items, facts.num_users)
+    check_cache_rows(cache_rows, tables, mesh)
     step = StepConfig(
         graphdef=graphdef,
         abstract=abstract,
+        layout=model.encoder.layout,
+        gather_dtype=model.encoder.gather_dtype,
         tables=tables,
         tasks=tasks,
         facts=facts,
@@ -125,6 +153,7 @@ def make_setup(
         tables=tables,
         step=step,
         num_behaviours=num_behaviours,
+        cache_rows=cache_rows,
     )
 
 

@@ -4,16 +4,18 @@ Tables stand beside the dense parameters because they are trained otherwise: by 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec.core.partition import Layout, sharding
+from jaxrec.embedding.host_table import empty_layout, init_host_rows
 from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
 from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
 from jaxrec.models.two_tower import TwoTower, TwoTowerConfig
@@ -33,6 +35,7 @@ class TrainState:
       dense: parameters of the model as a plain nested dict of arrays.
       tables: sharded tables in physical row order, by name.
       ema: averages of `dense` and of the tables that a full softmax moves whole, or {} when off.
+      caches: who lies where in the caches of tables that live on the host; {} in a step. See `cached_tables`.
       failure: `[2]` int32: the step of the first non-finite number (or -1), and the bit mask of the tasks whose
         loss it was. Once set, the steps that are already under way change nothing.
     """
@@ -43,6 +46,7 @@ class TrainState:
     tables: dict[str, jax.Array]
     table_slots: dict[str, Slots]
     ema: dict[str, Any]
+    caches: dict[str, dict[str, np.ndarray]]
     failure: jax.Array
 
 
@@ -81,6 +85,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     row_optimizer: RowOptimizer,
     averaged: Sequence[str] | None,
+    cache_rows: Mapping[str, int],
     mesh: Mesh,
 ) -> TrainState:
     """A fresh state, placed on the mesh; the same numbers on every mesh.
@@ -88,6 +93,7 @@ def init_state(
     Args:
       averaged: the tables that are averaged beside the dense parameters; None = nothing is. An average touches every
         row, so only tables are worth it whose every row moves in every step.
+      cache_rows: the tables that live on the host, whose rows and slots are NumPy arrays in logical order here.
     """
     _, abstract = split_model(model, num_behaviours)
     shardings = dense_shardings(abstract, mesh, model.encoder.layout)
@@ -102,15 +108,18 @@ def init_state(
         name: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), i)
         for i, name in enumerate(sorted(tables))
     }
-    arrays = {name: init_table(table, keys[name], mesh) for name, table in tables.items()}
-    rows = sharding(mesh, "row")
-    table_slots = {
-        name: jax.jit(
-            row_optimizer.init,
-            out_shardings=jax.tree.map(lambda _: rows, jax.eval_shape(row_optimizer.init, t)),
-        )(t)
-        for name, t in arrays.items()
+    arrays = {
+        name: init_table(table, keys[name], mesh) for name, table in tables.items() if name not in cache_rows
     }
+    table_slots = {
+        name: jax.jit(row_optimizer.init, out_shardings=tables[name].sharding(mesh))(array)
+        for name, array in arrays.items()
+    }
+    caches = {}
+    for name, count in cache_rows.items():
+        host = init_host_rows(tables[name], row_optimizer, keys[name])
+        arrays[name], table_slots[name] = host.pop("rows"), host
+        caches[name] = empty_layout(count)
     ema: dict[str, Any] = {}
     if averaged is not None:
         ema = jax.tree.map(jnp.copy, {"dense": dense, "tables": {name: arrays[name] for name in averaged}})
@@ -121,8 +130,53 @@ def init_state(
         tables=arrays,
         table_slots=table_slots,
         ema=ema,
+        caches=caches,
         failure=jax.device_put(jnp.array([NO_FAILURE, 0], jnp.int32), replicated),
     )
+
+
+def abstract_state(
+    model: TwoTowerConfig,
+    tables: dict[str, TableSpec],
+    *,
+    abstract: nnx.State,
+    optimizer: optax.GradientTransformation,
+    row_optimizer: RowOptimizer,
+    averaged: Sequence[str] | None,
+    cache_rows: Mapping[str, int],
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes and shardings of the state that a step sees; nothing is computed and the devices need not be there."""
+
+    def place(shapes: Any, where: Any) -> Any:
+        put = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+        return jax.tree.map(put, shapes, where)
+
+    shardings = dense_shardings(abstract, mesh, model.encoder.layout)
+    dense = place(nnx.to_pure_dict(abstract), shardings)
+    slots = place(jax.eval_shape(optimizer.init, dense), slot_shardings(optimizer, dense, shardings, mesh))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    arrays, table_slots = {}, {}
+    for name, table in tables.items():
+        rows, width = table.physical_shape(mesh.size)
+        shape, where = (cache_rows.get(name, rows), width), table.sharding(mesh)
+        arrays[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(table.dtype), sharding=where)
+        slots_of_table = jax.eval_shape(row_optimizer.init, arrays[name])
+        table_slots[name] = place(slots_of_table, jax.tree.map(lambda _, where=where: where, slots_of_table))
+    scalars = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    fields: dict[str, Any] = {
+        "step": place(scalars[0], replicated),
+        "dense": dense,
+        "dense_slots": slots,
+        "tables": arrays,
+        "table_slots": table_slots,
+        "ema": {},
+        "caches": {},
+        "failure": place(scalars[1], replicated),
+    }
+    if averaged is not None:
+        fields["ema"] = {"dense": dense, "tables": {name: arrays[name] for name in averaged}}
+    return TrainState(**fields)
 
 
 def slot_shardings(optimizer: optax.GradientTransformation, dense: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -135,17 +189,21 @@ def slot_shardings(optimizer: optax.GradientTransformation, dense: Any, sharding
 
 
 def to_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
-    """The state as a plain tree in logical row order: its files do not depend on the number of shards."""
-    logical = lambda name: lambda rows: to_logical(rows, tables[name].num_rows)  # noqa: E731
-    return _convert(_as_dict(state), tables, mesh, logical)
+    """The state as a plain tree in logical row order: its files depend neither on the shards nor on the placements."""
+    logical = lambda name: lambda rows: to_logical(rows, tables[name].num_rows, tables[name].placement)  # noqa: E731
+    # The copy is meant: a table on the host goes on changing while the checkpoint is written.
+    on_host = lambda name: lambda rows: _with_rows(rows, file_rows(tables[name].num_rows))  # noqa: E731
+    where = lambda name: _sharding_of_file(tables[name], mesh)  # noqa: E731
+    return _convert(_as_dict(state), logical, where, on_host)
 
 
 def from_checkpoint(
     tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, like: TrainState
 ) -> TrainState:
     """Inverse of `to_checkpoint` on the mesh in use; `like` gives the optimizer's tree."""
-    physical = lambda name: lambda rows: from_logical(rows, tables[name].num_rows)  # noqa: E731
-    fields = _convert(tree, tables, mesh, physical)
+    physical = lambda name: lambda rows: from_logical(rows, tables[name].num_rows, tables[name].placement)  # noqa: E731
+    on_host = lambda name: lambda rows: _with_rows(rows, tables[name].num_rows)  # noqa: E731
+    fields = _convert(tree, physical, lambda name: tables[name].sharding(mesh), on_host)
     fields["dense_slots"] = jax.tree.unflatten(
         jax.tree.structure(like.dense_slots), fields["dense_slots"].values()
     )
@@ -154,21 +212,31 @@ def from_checkpoint(
 
 def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
     """Shapes and shardings of `to_checkpoint(state)`, for the restore."""
-    tree = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(state)
-    )
+
+    def abstract(x: Any) -> Any:
+        return x if isinstance(x, np.ndarray) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    tree = jax.tree.map(abstract, _as_dict(state))
 
     def stored(name: str) -> Any:
-        total = file_rows(tables[name].num_rows)
-        where = _sharding_of_rows(total, mesh)
-        return lambda x: jax.ShapeDtypeStruct((total, *x.shape[1:]), x.dtype, sharding=where)
+        table = tables[name]
+        where, parts = _sharding_of_file(table, mesh), table.placement.num_parts
+
+        def stored_array(x: Any) -> Any:
+            shape = (file_rows(table.num_rows), *(size * parts for size in x.shape[1:]))
+            if isinstance(x, np.ndarray):
+                return np.empty(shape, x.dtype)
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
+
+        return stored_array
 
     return _map_tables(tree, stored)
 
 
-def _sharding_of_rows(total: int, mesh: Mesh) -> NamedSharding:
+def _sharding_of_file(table: TableSpec, mesh: Mesh) -> NamedSharding:
     """Rows over every device, or whole on each where the devices do not divide a file's rows."""
-    return sharding(mesh, "row") if total % mesh.size == 0 else NamedSharding(mesh, PartitionSpec())
+    divides = file_rows(table.num_rows) % mesh.size == 0
+    return sharding(mesh, "row") if divides else NamedSharding(mesh, PartitionSpec())
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -193,12 +261,20 @@ def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
     return mapped
 
 
-def _convert(tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, function: Any) -> dict[str, Any]:
-    def jitted(name: str) -> Any:
-        def run(array: jax.Array) -> jax.Array:
-            where = _sharding_of_rows(jax.eval_shape(function(name), array).shape[0], mesh)
-            return jax.jit(function(name), out_shardings=where)(array)
+def _with_rows(rows: np.ndarray, total: int) -> np.ndarray:
+    """A copy that is filled up with zeros, or cut."""
+    copy = np.zeros((total, *rows.shape[1:]), rows.dtype)
+    copy[: len(rows)] = rows[:total]
+    return copy
+
+
+def _convert(tree: dict[str, Any], function: Any, where: Any, on_host: Any) -> dict[str, Any]:
+    def converted(name: str) -> Any:
+        def run(array: jax.Array | np.ndarray) -> Any:
+            if isinstance(array, np.ndarray):
+                return on_host(name)(array)
+            return jax.jit(function(name), out_shardings=where(name))(array)
 
         return run
 
-    return _map_tables(tree, jitted)
+    return _map_tables(tree, converted)

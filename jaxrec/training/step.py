@@ -16,7 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrec.core.batch import Batch
+from jaxrec.core.partition import Layout
 from jaxrec.core.placement import num_shards
+from jaxrec.core.precision import ActivationDtype
 from jaxrec.embedding.engine import (
     Exchange,
     SparseGradients,
@@ -28,10 +30,11 @@ from jaxrec.embedding.engine import (
     squared_norm,
     update,
 )
-from jaxrec.embedding.exchange import Route
+from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.two_tower import ITEM, USER
+from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
 from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
@@ -48,6 +51,8 @@ class StepConfig:
 
     graphdef: nnx.GraphDef
     abstract: nnx.State
+    layout: Layout
+    gather_dtype: ActivationDtype
     tables: Mapping[str, TableSpec]
     tasks: Mapping[str, Task]
     facts: DataFacts
@@ -65,7 +70,12 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the state is donated and keeps its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+        functools.partial(train_step, config),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=config.exchange.compiler_options(mesh.devices.flat[0].platform),
+    )
 
 
 def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -117,7 +127,8 @@ class _Microbatch:
     """What one microbatch gives: gradients with respect to rows stand beside the ids of the rows.
 
     Attributes:
-      ids, routes: of the look-ups, by what the tables are keyed by.
+      ids: of the look-ups, by what they are ids of.
+      routes: of the look-ups, by table.
       rows: gradients by table and look-up.
     """
 
@@ -126,7 +137,7 @@ class _Microbatch:
     losses: Metrics
     extra_rounds: jax.Array
     ids: dict[str, dict[Where, jax.Array]]
-    routes: dict[str, Route]
+    routes: dict[str, Any]
     rows: Rows
 
 
@@ -158,8 +169,9 @@ def _gradients(
     losses = {name: jnp.float32(0) for name in config.tasks}
     start = (zeros(state.dense), zeros(tables), losses, jnp.int32(0))
     (dense, catalogue, losses, extra_rounds), (ids, rows) = jax.lax.scan(body, start, (parts, keys))
+    asked = {name: ids[table.keyed_by] for name, table in config.tables.items()}
     return _Gradients(
-        dense, _collect(config, state, ids, rows, stacked=True), catalogue, extra_rounds
+        dense, _collect(config, state, asked, rows, stacked=True), catalogue, extra_rounds
     ), losses
 
 
@@ -169,9 +181,10 @@ def _collect(
     """The rows' gradients summed at their owners; `routes` may be ids where there was more than one look-up."""
     return {
         name: collect(
-            routes[config.tables[name].keyed_by],
+            routes[name],
             gradients,
-            rows_per_shard=state.tables[name].shape[0] // num_shards(),
+            rows_per_shard=state.tables[name].shape[0] // config.tables[name].placement.shards(num_shards()),
+            placement=config.tables[name].placement,
             exchange=config.exchange,
             stacked=stacked,
         )
@@ -205,18 +218,19 @@ def _microbatch(
 ) -> _Microbatch:
     ids, shared = _lookup_ids(config.tables, batch, plans)
     rows: Rows = {}
-    routes, extra_rounds = {}, jnp.int32(0)
-    for keyed_by, wanted in ids.items():
-        keyed = {
-            name: table for name, table in state.tables.items() if config.tables[name].keyed_by == keyed_by
-        }
-        found, routes[keyed_by], rounds = look_up(keyed, wanted, exchange=config.exchange)
+    routes: dict[str, Any] = {}
+    extra_rounds = jnp.int32(0)
+    for (keyed_by, placement), together in sharing_tables(config.tables).items():
+        arrays = {name: state.tables[name] for name in together}
+        found, route, rounds = look_up(arrays, ids[keyed_by], placement=placement, exchange=config.exchange)
         rows |= found
+        routes |= dict.fromkeys(together, route)
         extra_rounds += rounds
     catalogue = _catalogue(config, state)
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-        model = merge_model(config.graphdef, config.abstract, dense)
+        whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
+        model = merge_model(config.graphdef, config.abstract, whole)
         forward = Forward(
             model,
             batch,
@@ -238,6 +252,24 @@ def _microbatch(
         loss_fn, argnums=(0, 1, 2), has_aux=True
     )(state.dense, rows, catalogue)
     return _Microbatch(dense, tables, losses, extra_rounds, ids, routes, row_gradients)
+
+
+def sharing_tables(tables: Mapping[str, TableSpec]) -> dict[tuple[str, Placement], list[str]]:
+    """Tables that share a route, by what their ids are ids of and by their placement."""
+    together: dict[tuple[str, Placement], list[str]] = {}
+    for name, table in tables.items():
+        together.setdefault((table.keyed_by, table.placement), []).append(name)
+    return together
+
+
+def lookup_sizes(config: StepConfig, batch: Batch) -> dict[str, int]:
+    """Ids that the look-ups of a global batch ask for, by what they are ids of; the batch's shapes suffice."""
+
+    def ids(batch: Batch) -> Any:
+        return _lookup_ids(config.tables, batch, _plans(config, batch, jax.random.key(0)))[0]
+
+    found = jax.eval_shape(ids, batch)
+    return {keyed_by: sum(wanted.size for wanted in parts.values()) for keyed_by, parts in found.items()}
 
 
 def _lookup_ids(
@@ -330,5 +362,6 @@ def _update(
         tables=tables,
         table_slots=table_slots,
         ema=ema,
+        caches=state.caches,
         failure=state.failure,
     )

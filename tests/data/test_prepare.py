@@ -459,7 +459,8 @@ def test_a_real_limit_on_file_sizes_is_a_full_disk(tmp_path, limit):
         "from jaxrec.prepare import main\n"
         f"sys.exit(main(['--out={tmp_path / 'out'}']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    # -B: Python would leave half of a module's bytecode behind under the limit, for other tests to stumble over.
+    done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "nothing half-written was left" in " ".join(done.stderr.split())
     assert list(tmp_path.iterdir()) == []

@@ -201,10 +201,7 @@ def test_state_moves_to_another_number_of_devices():
     rng, model = np.random.default_rng(2), Model(config)
     engine = None
     for step, devices in enumerate([8, 8, 2, 2, 4, 8]):
-        mesh = jax.make_mesh(
-            (devices, 1), ("data", "model"), devices=jax.devices()[:devices],
-            axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        )  # fmt: skip
+        mesh = make_mesh((devices, 1), jax.devices()[:devices])
         with jax.set_mesh(mesh):
             fresh = Engine(config, mesh, Exchange())
             if engine is not None:

@@ -62,15 +62,32 @@ def batches(name, seed=0):
         yield ids, (rng.integers(-64, 65, (BATCH, LENGTH, DIM)) / 256).astype(np.float32)
 
 
+@functools.cache
+def to_host(mesh):
+    """Whole on every device, so that each of several processes can read it."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return (
+        jax.jit(functools.partial(to_logical, num_rows=ROWS), out_shardings=everywhere),
+        jax.jit(lambda array: array, out_shardings=everywhere),
+    )
+
+
+@functools.cache
+def to_physical(mesh):
+    return jax.jit(functools.partial(from_logical, num_rows=ROWS), out_shardings=sharding(mesh, "row"))
+
+
 def logical(array):
-    return np.asarray(jax.jit(lambda t: to_logical(t, ROWS))(array))[:ROWS]
+    return np.asarray(to_host(jax.sharding.get_mesh())[0](array))[:ROWS]
+
+
+def whole(array):
+    return np.asarray(to_host(jax.sharding.get_mesh())[1](array))
 
 
 def physical(array):
     padded = np.pad(array, [(0, 1024 - len(array))] + [(0, 0)] * (array.ndim - 1))
-    return jax.jit(lambda t: from_logical(t, ROWS), out_shardings=sharding(jax.sharding.get_mesh(), "row"))(
-        padded
-    )
+    return to_physical(jax.sharding.get_mesh())(padded)
 
 
 def dense_gradient(ids, gradients):
@@ -92,19 +109,16 @@ def engine_step(optimizer, exchange, table, slots, ids, gradients):
     return table, slots, rows["t"]["x"], norm, rounds, more
 
 
+TWIN_UPDATE = jax.jit(lambda optimizer, *arguments: optimizer.update(*arguments), static_argnums=0)
+
+
 def twin_step(optimizer, table, slots, ids, gradients):
     """The dense one-device twin: the same arithmetic on the touched rows of a whole table."""
     dense = dense_gradient(ids, gradients)
-    touched = np.unique(ids[ids > 0])
-    pick = {name: slot[touched] for name, slot in slots.items()}
-    new, new_slots = optimizer.update(
-        jnp.asarray(table[touched]), pick, jnp.asarray(dense[touched]), jnp.float32(optimizer.learning_rate)
-    )
-    table = table.copy()
-    table[touched] = new
-    slots = {name: slot.copy() for name, slot in slots.items()}
-    for name in slots:
-        slots[name][touched] = new_slots[name]
+    touched = np.isin(np.arange(ROWS), ids[ids > 0])
+    new = TWIN_UPDATE(optimizer, table, slots, dense, np.float32(optimizer.learning_rate))
+    keep = lambda new, old: np.where(touched.reshape(-1, *(1,) * (old.ndim - 1)), new, old)  # noqa: E731
+    table, slots = jax.tree.map(keep, new, (table, slots))
     return table, slots, float(np.sum(np.square(dense, dtype=np.float64)))
 
 
@@ -117,11 +131,10 @@ def run(mesh, optimizer, name, exchange=Exchange(), seed=0):
     for ids, gradients in batches(name, seed):
         placed = jax.device_put((ids, gradients), split)
         table, slots, rows, norm, rounds, more = engine_step(optimizer, exchange, table, slots, *placed)
-        np.testing.assert_array_equal(rows, np.where(ids[..., None] > 0, twin[ids], 0)) if isinstance(
-            optimizer, Sgd
-        ) else np.testing.assert_allclose(
-            rows, np.where(ids[..., None] > 0, twin[ids], 0), rtol=1e-6, atol=1e-6
-        )
+        rows, expected = whole(rows), np.where(ids[..., None] > 0, twin[ids], 0)
+        if isinstance(optimizer, Sgd):
+            np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_allclose(rows, expected, rtol=1e-6, atol=1e-6)
         twin, twin_slots, twin_norm = twin_step(optimizer, twin, twin_slots, ids, gradients)
         np.testing.assert_allclose(norm, twin_norm, rtol=1e-5)
         extra += int(rounds) + int(more)
@@ -178,9 +191,7 @@ def test_any_ids_and_capacities(data):
 
 
 def test_one_device_needs_no_exchange():
-    mesh = jax.make_mesh(
-        (1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
+    mesh = make_mesh((1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         for optimizer in OPTIMIZERS:
             assert run(mesh, optimizer, "Zipf") == 0
@@ -267,7 +278,8 @@ def test_bfloat16_rows_are_rounded_alike_on_every_mesh_and_keep_small_updates(me
 
     before = logical(table).astype(np.float32)
     for count in range(256):
-        table = step(table, *placed, jax.random.fold_in(jax.random.key(1), count))
+        # XLA's collectives of CPU devices may wait for ever where many runs are queued.
+        table = jax.block_until_ready(step(table, *placed, jax.random.fold_in(jax.random.key(1), count)))
     moved = before - logical(table).astype(np.float32)
     # Nearest rounding would not move a row entry of 1 by a step of 2^-14 at all.
     assert abs(moved[1:9].mean() / (256 * 2.0**-14) - 1) < 0.25

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.embedding.engine import collect, look_up, update
-from jaxrec.embedding.host_table import HostTable
+from jaxrec.embedding.host_table import HostTable, _swap
 from jaxrec.embedding.row_optimizer import Adam, RowAdagrad, Sgd
 
 ROWS, CACHE, DIM = 256, 64, 4
@@ -58,7 +58,7 @@ def test_training_from_the_host_equals_training_in_memory(mesh, optimizer, tmp_p
     on_disk = np.memmap(tmp_path / "rows", np.float32, "w+", shape=(ROWS, DIM))
     on_disk[:] = in_memory["rows"]
     host = HostTable({**in_memory, "rows": on_disk}, CACHE, mesh)
-    cache = host.empty_cache()
+    cache = host.cache()
     assert cache["rows"].shape == (CACHE, DIM) and host.host["rows"].shape == (4 * CACHE, DIM)
     missed = 0
     for ids, gradients in batches(np.random.default_rng(1), 12):
@@ -82,7 +82,7 @@ def test_every_wanted_row_is_there_and_none_is_lost(steps):
         before = host_rows(Sgd())
         expected = before["rows"].copy()
         host = HostTable(before, CACHE, mesh)
-        cache = host.empty_cache()
+        cache = host.cache()
         for wanted in steps:
             ids = np.array(wanted, np.int64)
             real = (ids > 0) & (ids < ROWS)
@@ -105,12 +105,22 @@ def test_what_cannot_be_is_said(mesh):
         HostTable(rows, 256, mesh)
     host = HostTable(rows, CACHE, mesh)
     with pytest.raises(ValueError, match="wants 100 distinct rows, and the cache holds 63"):
-        host.prefetch(host.empty_cache(), np.arange(1, 101))
+        host.prefetch(host.cache(), np.arange(1, 101))
 
 
 def test_a_hit_costs_no_exchange(mesh):
     host = HostTable(host_rows(Sgd()), CACHE, mesh)
-    cache, first = host.prefetch(host.empty_cache(), np.array([3, 4, 3]))
+    cache, first = host.prefetch(host.cache(), np.array([3, 4, 3]))
     again, second = host.prefetch(cache, np.array([4]))
     assert (first.wanted, first.missed, second.missed) == (2, 2, 0)
     assert again is cache and second.hit_rate == 1.0 and first.hit_rate == 0.0
+
+
+def test_what_comes_in_and_goes_out_costs_nothing_for_the_rest_of_the_cache(mesh):
+    def temporaries(rows):
+        cache = {"rows": jax.ShapeDtypeStruct((rows, DIM), jnp.float32, sharding=sharding(mesh, "row"))}
+        incoming = {"rows": jnp.zeros((64, DIM))}
+        compiled = _swap.lower(cache, jnp.zeros(64, jnp.int32), incoming).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8 * 1024) == temporaries(8 * 4096)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.core.mesh import ALL_AXES
+from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.data.config import DataConfig
 from jaxrec.data.dataset import PreparedDataset
@@ -83,12 +83,7 @@ def random_dataset(seed=0, filter_seen=True, lengths=None, repeats=True):
 
 def make_run(mesh_shape=(2, 4), seed=0, dataset=None, evaluation=None, **options):
     rng = np.random.default_rng(seed)
-    mesh = jax.make_mesh(
-        mesh_shape,
-        ALL_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[: mesh_shape[0] * mesh_shape[1]],
-    )
+    mesh = make_mesh(mesh_shape, jax.devices()[: mesh_shape[0] * mesh_shape[1]])
     config = types.SimpleNamespace(
         name="last_item",
         tasks={"next_item": None},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.core.mesh import ALL_AXES
+from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.evaluation.full_ranking import FullRanking, _rank
 
@@ -15,12 +15,7 @@ MESH_SHAPES = [(1, 1), (8, 1), (2, 4), (1, 8)]
 
 
 def mesh_of(shape):
-    return jax.make_mesh(
-        shape,
-        ALL_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[: shape[0] * shape[1]],
-    )
+    return make_mesh(shape, jax.devices()[: shape[0] * shape[1]])
 
 
 def placed(mesh, vectors, bias, spare_rows=0):

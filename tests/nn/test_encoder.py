@@ -237,6 +237,19 @@ def test_dropout_is_the_same_on_every_mesh(shape):
     np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
 
 
+def test_chunked_attention_changes_nothing():
+    key, changes = jax.random.key(3), {"num_layers": 3, "remat": True, "scan_layers": True}
+    full, chunked = build(**changes), build(attention="chunked", **changes)
+    for one, other in zip(
+        jax.tree.leaves(loss_and_gradients(full, key)),
+        jax.tree.leaves(loss_and_gradients(chunked, key)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    last = np.array([[4, 8, 0]] * B, np.int32)
+    np.testing.assert_allclose(encode(full, last=last), encode(chunked, last=last), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_scanned_layers_equal_the_loop(remat):
     key = jax.random.key(3)
@@ -306,6 +319,8 @@ def test_every_parameter_names_its_axes():
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"layout": "pipeline"}, "layout='pipeline' must be one of replicated, fsdp, tensor"),
         ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0"),
+        ({"attention": "flash"}, "attention='flash' must be one of auto, full, chunked, fused"),
+        ({"attention": "fused"}, "attention='fused' drops no .* attention_dropout_rate=0.3; set it to 0"),
     ],
 )
 def test_a_bad_config_names_the_field(changes, message):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.nn.attention import SelfAttention, attend, visible
+from jaxrec.nn.attention import SelfAttention, attend
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.layers import LayerNorm, affine, normalize, parameter
+from jaxrec.nn.visibility import Visibility
 
 
 def random_arrays(seed, *shapes):
@@ -56,7 +57,7 @@ def test_normalize_equals_its_automatic_gradient(shape):
 def test_attend_equals_its_automatic_gradient(rate, num_queries):
     segment_ids = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
     last = None if num_queries == 6 else jnp.array([[2, 4], [5, 0]])
-    mask = visible(segment_ids, causal=True, query_positions=last)
+    mask = Visibility.of(segment_ids, causal=True, query_positions=last).mask
     key = jax.random.key(0)
 
     def plain(query, keys, values):
@@ -70,7 +71,7 @@ def test_attend_equals_its_automatic_gradient(rate, num_queries):
 
 def test_attention_survives_large_scores():
     query, keys, values = random_arrays(0, (1, 1, 3, 4), (1, 1, 3, 4), (1, 1, 3, 4))
-    mask = visible(jnp.ones((1, 3), jnp.int32), causal=True)
+    mask = Visibility.of(jnp.ones((1, 3), jnp.int32), causal=True).mask
     value, gradient = jax.value_and_grad(lambda q: jnp.sum(attend(q, keys * 1e4, values, mask)))(query * 1e4)
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
@@ -78,10 +79,10 @@ def test_attention_survives_large_scores():
 def test_who_sees_whom():
     segment_ids = jnp.array([[1, 1, 2, 0]])
     both = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
-    np.testing.assert_array_equal(visible(segment_ids, causal=False)[0], both)
-    np.testing.assert_array_equal(visible(segment_ids, causal=True)[0], np.tril(both))
-    chosen = visible(segment_ids, causal=True, query_positions=jnp.array([[2, 0]]))
-    np.testing.assert_array_equal(chosen[0], np.tril(both)[[2, 0]])
+    np.testing.assert_array_equal(Visibility.of(segment_ids, causal=False).mask[0], both)
+    np.testing.assert_array_equal(Visibility.of(segment_ids, causal=True).mask[0], np.tril(both))
+    chosen = Visibility.of(segment_ids, causal=True, query_positions=jnp.array([[2, 0]]))
+    np.testing.assert_array_equal(chosen.mask[0], np.tril(both)[[2, 0]])
 
 
 def test_layer_norm_statistics_are_float32():

@@ -87,3 +87,25 @@ def test_shapes():
     assert dims("bf16[8,256]{1,0:T(8,128)(2,1)}") == [8, 256]
     assert nbytes("(f32[2,3]{1,0}, s32[], bf16[4]{0})") == 24 + 4 + 8
     assert functools.reduce(lambda a, b: a * b, dims("pred[]"), 1) == 1
+
+
+GPU = """
+ENTRY %main (p: f32[4,8]) -> f32[2,16,32] {
+  %p = f32[2,64,16]{2,1,0} parameter(0)
+  %q = f32[2,64,32]{2,1,0} parameter(1), metadata={op_name="jit(f)/exchange/take"}
+  %gemm = (f32[2,16,32]{1,2,0}, s8[64]{0}) custom-call(%p, %q), custom_call_target="__cublas$lt$matmul", DIMS
+  %s = ((f32[2,64,32]{2,1,0}), f32[1,64,32]{2,1,0}) reduce-scatter-start(%q), replica_groups={{0,1},{2,3}}
+  ROOT %d = f32[1,64,32]{2,1,0} reduce-scatter-done(%s)
+}
+"""
+
+
+def test_a_gpus_library_calls_and_asynchronous_collectives():
+    dims = (
+        '"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]'
+    )
+    found = Module(GPU.replace("DIMS", dims), 4)
+    assert found.flops() == 2 * (2 * 16 * 32) * 64
+    (scatter,) = found.collectives()
+    assert (scatter.kind, scatter.result_bytes, scatter.members) == ("reduce-scatter", 64 * 32 * 4, (0, 1))
+    assert scatter.source == "jit(f)/exchange/take", "the operand's, where the collective has none"

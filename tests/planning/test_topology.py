@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxrec.planning.chips import CHIPS, chip_of
+from jaxrec.core.chips import CHIPS, chip_of
 from jaxrec.planning.topology import parse_topology, topology_mesh
 
 

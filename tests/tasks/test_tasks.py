@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.core.batch import Batch
+from jaxrec.core.mesh import make_mesh
 from jaxrec.losses.samplers import UniformSampler
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
@@ -209,9 +210,7 @@ def test_every_candidate_set_estimates_the_full_softmax(candidates):
         }
         return float(task.loss(forward, plan, jax.random.key(4)).total / plan.weight)
 
-    mesh = jax.make_mesh(
-        (1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
+    mesh = make_mesh((1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         assert loss(candidates) == pytest.approx(loss(FullSoftmax()), rel=0.02)
     assert candidates.size(NUM_ITEMS, 7) in (50, 20_001, 7, 1_031)

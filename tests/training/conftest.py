@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrec.core.mesh import make_mesh
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.histories import UNKNOWN_TIME, Histories
 from jaxrec.embedding.engine import Exchange
@@ -39,9 +40,7 @@ def dataset():
 @pytest.fixture
 def one_device():
     """The mesh of the dense twin."""
-    mesh = jax.make_mesh(
-        (1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
+    mesh = make_mesh((1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         yield mesh
 
@@ -55,6 +54,7 @@ def make(dataset):
             learning_rate=1e-2, ema_decay=0.9, max_gradient_norm=1.0, weight_decay=0.1
         )
         values = {
+            "facts": dataset_facts(dataset),
             "model": TwoTowerConfig(encoder=ENCODER, item_dim=8, time_gaps=True),
             "tasks": TASKS,
             "optimizer": optimizer,
@@ -64,6 +64,6 @@ def make(dataset):
             "accumulation_steps": 1,
             "seed": 0,
         }
-        return make_setup(facts=dataset_facts(dataset), mesh=mesh, **(values | changes))
+        return make_setup(mesh=mesh, **(values | changes))
 
     return setup

@@ -134,7 +134,7 @@ def test_waiting_for_input_is_measured(make, mesh_2x4, dataset):
     prefetch = loop_module.Prefetch(
         make(mesh_2x4), dataset, dataclasses.replace(CONFIG, num_train_steps=2), 0
     )
-    first, waited = prefetch.next()
+    _, first, waited = prefetch.next()
     assert waited >= 0
     assert first.item_ids.shape == (16, 16)
     prefetch.next()

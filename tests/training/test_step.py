@@ -60,10 +60,7 @@ def logical(table):
 @pytest.fixture(scope="module")
 def twin(make):
     """Five steps of the dense one-device twin."""
-    devices = jax.devices()[:1]
-    mesh = jax.make_mesh(
-        (1, 1), ("data", "model"), devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
+    mesh = make_mesh((1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         state, metrics, _ = run(make(mesh), 5)
         return metrics, logical(state.tables[ITEM])

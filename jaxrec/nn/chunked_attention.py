@@ -1,0 +1,189 @@
+"""Attention in memory that grows with the length and not with its square: tile by tile, in plain JAX.
+
+JAX has kernels of this kind for TPUs and GPUs alone. This one runs everywhere, drops attention weights, and takes
+single query columns; it equals `attention.attend`, dropped weights included.
+B = rows, H = heads, Q = query positions, L = key positions, K = width of a head; N = chunks, C = positions in one.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxrec.nn.dropout import dropout
+from jaxrec.nn.visibility import MASKED, Visibility, may_see
+
+CHUNK = 256
+NOBODY = -1  # the segment of what fills the last chunk: no position of a row bears it
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attend_in_chunks(
+    query: Float[Array, "b h q k"],
+    key: Float[Array, "b h l k"],
+    value: Float[Array, "b h l k"],
+    seen: Visibility,
+    dropout_key: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    chunk: int = CHUNK,
+) -> Float[Array, "b h q k"]:
+    """`attend` without an array `[b, h, q, l]`: one loop over the tiles of `chunk` x `chunk` scores.
+
+    A query keeps its highest score so far, the sum of its weights relative to that, and their product with the
+    values; the backward pass makes the weights anew from the saved logarithm of their sum. Tiles that lie in the
+    future of all their queries are left out.
+
+    Args:
+      dropout_key: of the dropout on the weights; None = no dropout.
+      chunk: the side of a tile, at most.
+
+    Source: Rabe and Staats, arXiv 2021 (chunks of queries and of keys); Dao et al., NeurIPS 2022 (backward from the
+    output and the log-sum-exp). Here the gradients share one loop, so that a tile is made anew once and not twice.
+    """
+    return _forward(query, key, value, seen, dropout_key, dropout_rate, chunk)[0]
+
+
+def _forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    seen: Visibility,
+    dropout_key: jax.Array | None,
+    dropout_rate: float,
+    chunk: int,
+) -> tuple[jax.Array, tuple]:
+    tiles = _Tiles(query.shape, seen, dropout_key, dropout_rate, chunk)
+    queries = tiles.split_queries(query * (1.0 / math.sqrt(query.shape[-1])))
+    keys, values = tiles.split_keys(key), tiles.split_keys(value)
+
+    def add(state: tuple, tile: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+        i, j = tile
+        peak, total, mixed = _at(state, i)
+        scores = tiles.scores(_at(queries, i), _at(keys, j), i, j)
+        higher = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
+        weights, fade = jnp.exp(scores - higher), jnp.exp(peak - higher)
+        total = total * fade + jnp.sum(weights, axis=-1, keepdims=True)
+        kept = tiles.drop(weights.astype(value.dtype), i, j)
+        mixed = mixed * fade + _product("bhql,bhlk->bhqk", kept, _at(values, j))
+        return _put(state, (higher, total, mixed), i), None
+
+    zeros = jnp.zeros(queries.shape, jnp.float32)
+    state = (jnp.full_like(zeros[..., :1], -jnp.inf), zeros[..., :1], zeros)
+    (peak, total, mixed), _ = jax.lax.scan(add, state, tiles.pairs)
+    mixed = _join(mixed / total, query.shape[2]).astype(value.dtype)
+    return mixed, (query, key, value, seen, dropout_key, mixed, _join(peak + jnp.log(total), query.shape[2]))
+
+
+def _backward(dropout_rate: float, chunk: int, residuals: tuple, g: jax.Array) -> tuple:
+    """With P the weights and D the dropout: dP = D(g V'), dS = P (dP - sum(g O)), dQ = dS K, dK = dS' Q."""
+    query, key, value, seen, dropout_key, mixed, log_total = residuals
+    tiles = _Tiles(query.shape, seen, dropout_key, dropout_rate, chunk)
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    along = jnp.sum(g.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    of_queries = tuple(tiles.split_queries(x) for x in (query * scale, g, log_total, along))
+    of_keys = tuple(tiles.split_keys(x) for x in (key, value))
+
+    def add(state: tuple, tile: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+        i, j = tile
+        d_query, (d_key, d_value) = _at(state[0], i), _at(state[1:], j)
+        (query, g, log_total, along), (key, value) = _at(of_queries, i), _at(of_keys, j)
+        weights = jnp.exp(tiles.scores(query, key, i, j) - log_total)
+        d_value += _product("bhql,bhqk->bhlk", tiles.drop(weights.astype(value.dtype), i, j), g)
+        d_weights = tiles.drop(_product("bhqk,bhlk->bhql", g, value), i, j)
+        d_scores = (weights * (d_weights - along)).astype(value.dtype)
+        d_query += _product("bhql,bhlk->bhqk", d_scores, key)
+        d_key += _product("bhql,bhqk->bhlk", d_scores, query)
+        return (_put(state[0], d_query, i), *_put(state[1:], (d_key, d_value), j)), None
+
+    state = tuple(jnp.zeros(x.shape, jnp.float32) for x in (of_queries[0], *of_keys))
+    (d_query, d_key, d_value), _ = jax.lax.scan(add, state, tiles.pairs)
+    return (
+        _join(d_query * scale, query.shape[2]).astype(query.dtype),
+        _join(d_key, key.shape[2]).astype(key.dtype),
+        _join(d_value, value.shape[2]).astype(value.dtype),
+        None,
+        None,
+    )
+
+
+attend_in_chunks.defvjp(_forward, _backward)
+
+
+class _Tiles:
+    """The scores of one attention, cut into tiles: tile (i, j) is chunk i of the queries by chunk j of the keys."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        seen: Visibility,
+        dropout_key: jax.Array | None,
+        dropout_rate: float,
+        chunk: int,
+    ):
+        batch, heads, num_queries, _ = shape
+        num_keys = seen.segment_ids.shape[1]
+        self.causal, self.dropout_key, self.dropout_rate = seen.causal, dropout_key, dropout_rate
+        self.whole = (batch, heads, num_queries, num_keys)
+        self.sizes = even_chunk(num_queries, chunk), even_chunk(num_keys, chunk)
+        self.queries = jax.tree.map(functools.partial(self.split_queries, axis=1, fill=NOBODY), seen.queries)
+        self.keys = jax.tree.map(functools.partial(self.split_keys, axis=1, fill=NOBODY), seen.keys)
+        i, j = np.indices((len(self.queries.segments), len(self.keys.segments)), np.int32).reshape(2, -1)
+        somebody = (j <= i) | (not seen.causal or seen.query_positions is not None)
+        self.pairs = jnp.asarray(i[somebody]), jnp.asarray(j[somebody])
+
+    def split_queries(self, x: jax.Array, axis: int = 2, fill: int = 0) -> jax.Array:
+        return _split(x, self.sizes[0], axis, fill)
+
+    def split_keys(self, x: jax.Array, axis: int = 2, fill: int = 0) -> jax.Array:
+        return _split(x, self.sizes[1], axis, fill)
+
+    def scores(
+        self, query: Float[Array, "b h q k"], key: Float[Array, "b h l k"], i: jax.Array, j: jax.Array
+    ) -> Float[Array, "b h q l"]:
+        """Of tile (i, j)."""
+        mask = may_see(_at(self.queries, i), _at(self.keys, j), causal=self.causal)
+        return jnp.where(mask[:, None], _product("bhqk,bhlk->bhql", query, key), MASKED)
+
+    def drop(self, x: Float[Array, "b h q l"], i: jax.Array, j: jax.Array) -> Float[Array, "b h q l"]:
+        """Drops from tile (i, j) what `attend` drops there."""
+        starts = (0, i * self.sizes[0], j * self.sizes[1])
+        return dropout(x, self.dropout_rate, self.dropout_key, whole=self.whole, starts=starts)
+
+
+def even_chunk(length: int, chunk: int) -> int:
+    """The size of chunks, `chunk` at most, that fill `length` with little to spare: a multiple of 8 if `chunk` is."""
+    size = -(-length // -(-length // chunk))
+    multiple = math.gcd(8, chunk)
+    return -(-size // multiple) * multiple
+
+
+def _split(x: Array, size: int, axis: int, fill: int) -> Array:
+    """`[..., L, ...] -> [N, ..., C, ...]`, filled up."""
+    count = -(-x.shape[axis] // size)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, count * size - x.shape[axis])
+    x = jnp.pad(x, widths, constant_values=fill)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _join(x: Float[Array, "n b h c k"], length: int) -> Float[Array, "b h l k"]:
+    count, batch, heads, size, width = x.shape
+    return jnp.moveaxis(x, 0, 2).reshape(batch, heads, count * size, width)[:, :, :length]
+
+
+def _at(stacks: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacks)
+
+
+def _put(stacks: Any, parts: Any, index: jax.Array) -> Any:
+    return jax.tree.map(
+        lambda x, part: jax.lax.dynamic_update_index_in_dim(x, part, index, axis=0), stacks, parts
+    )
+
+
+def _product(subscripts: str, *operands: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)
