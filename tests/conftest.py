@@ -14,8 +14,8 @@ import tempfile
 
 # The environment is set before jax, tensorflow and transformers read it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: the emitters of fusions and LLVM's passes are not worth their wait here, and two
-# workers have no cores for a kernel compiled in many parts. Benchmarks run what users run.
+# Tests compile much and compute little: the emitters of fusions and LLVM's passes are not worth their wait here, and
+# two workers have no cores for a kernel compiled in many parts. Benchmarks run what users run.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
