@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plots
 import record
 import turns
 from host_table_worker import IDS
-from matplotlib.figure import Figure
 from worker_process import Worker
 
 HIT_RATES = (1.0, 0.9, 0.5, 0.0)
@@ -68,24 +68,19 @@ def compare(store: str, hit_rate: float, arguments: argparse.Namespace) -> dict[
 
 def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
     """Milliseconds a step over missed rows, a line a store; the device's are the mean over the hit rates."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    for store in STORES:
-        own = sorted(
-            (one["missed_rows"], one["second"]["milliseconds"])
-            for one in found.values()
-            if one["second"]["where"] == store
-        )
-        axes.plot(*zip(*own, strict=True), marker="o", label=LABELS[store])
+    lines: dict[str, list[tuple[float, float]]] = {label: [] for label in LABELS.values()}
+    for one in found.values():
+        lines[LABELS[one["second"]["where"]]].append((one["missed_rows"], one["second"]["milliseconds"]))
     device = statistics.mean(one["first"]["milliseconds"] for one in found.values())
-    axes.axhline(device, color="0.4", linestyle="--", label="whole table on the device")
-    axes.set(xlabel=f"rows of a step's {IDS:,} that the cache lacks", ylabel="milliseconds a step")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    axes.set_title("4 million rows of 64 floats, a cache of 200,000, one CPU device", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    plots.draw_lines(
+        path,
+        "4 million rows of 64 floats, a cache of 200,000, one CPU device",
+        lines,
+        level=("whole table on the device", device),
+        xlabel=f"rows of a step's {IDS:,} that the cache lacks",
+        ylabel="milliseconds a step",
+        yscale="log",
+    )
 
 
 def main() -> int:

@@ -1,0 +1,63 @@
+"""The plots that benchmarks write beside their figures, as SVG that is the same for the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Points = Iterable[tuple[float, float]]
+
+
+def draw_lines(
+    path: Path,
+    title: str,
+    lines: Mapping[str, Points],
+    *,
+    level: tuple[str, float] | None = None,
+    **labels: Any,
+) -> None:
+    """A line with markers a name; points that share an x are averaged.
+
+    Args:
+      level: the name and height of a dashed line across.
+      **labels: for `Axes.set`: xlabel, ylabel, xscale and so on.
+    """
+    figure, axes = _new(title, labels)
+    for name, points in lines.items():
+        heights: dict[float, list[float]] = {}
+        for x, y in points:
+            heights.setdefault(x, []).append(y)
+        means = sorted((x, sum(ys) / len(ys)) for x, ys in heights.items())
+        axes.plot(*zip(*means, strict=True), marker="o", label=name)
+    if level:
+        axes.axhline(level[1], color="0.4", linestyle="--", label=level[0])
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_bars(path: Path, title: str, bars: Mapping[str, float], **labels: Any) -> None:
+    """A horizontal bar a name, the first on top, with its value."""
+    figure, axes = _new(title, labels)
+    drawn = axes.barh(list(bars), list(bars.values()))
+    axes.bar_label(drawn, fmt="%.3g", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    _save(figure, path)
+
+
+def _new(title: str, labels: Mapping[str, Any]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(**labels)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
