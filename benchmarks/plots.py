@@ -53,7 +53,7 @@ def _new(title: str, labels: Mapping[str, Any]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.set(**labels)
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     axes.grid(alpha=0.3)
     return figure, axes
 
