@@ -1,7 +1,10 @@
 """Logical axis names and where they lie on the mesh: the whole parallel layout is this one table."""
 
+from collections.abc import Sequence
 from typing import Literal
 
+from jax.experimental.layout import Format
+from jax.experimental.layout import Layout as ArrayLayout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec.core.mesh import ALL_AXES, DATA, MODEL
@@ -17,6 +20,10 @@ RULES: Rules = {
     "vocab": None,
     "label": None,
 }
+# Rows from this width on lie in memory as rows on every platform. Left to itself, the compiler for TPUs keeps rows
+# below 128 entries as columns, which saves padding, and turns the whole table round for the gather and the scatter of
+# each step. Narrower rows would be little but padding.
+ROW_MAJOR_FROM = 32
 # How the encoder's parameters lie. Tables and batches lie alike in all of them.
 Layout = Literal["replicated", "fsdp", "tensor"]
 LAYOUTS: dict[Layout, Rules] = {
@@ -42,3 +49,13 @@ def spec(*names: str | None, layout: Layout = "replicated") -> PartitionSpec:
 def sharding(mesh: Mesh, *names: str | None) -> NamedSharding:
     """`spec(*names)` on `mesh`."""
     return NamedSharding(mesh, spec(*names))
+
+
+def row_major(where: NamedSharding, shape: Sequence[int]) -> Format | NamedSharding:
+    """`where` for rows `[R, W]` of a table or its slots, with the entries of a row side by side in memory.
+
+    Give it to `out_shardings` of whatever makes or changes such an array: else the compiler is free to turn it round.
+    """
+    if len(shape) != 2 or shape[1] < ROW_MAJOR_FROM:
+        return where
+    return Format(ArrayLayout((0, 1)), where)

@@ -14,7 +14,7 @@ R = rows on the host, C = rows of the cache, K = rows that one prefetch brings i
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxrec.core.mesh import ALL_AXES
-from jaxrec.core.partition import sharding, spec
+from jaxrec.core.partition import row_major, sharding, spec
 from jaxrec.core.placement import local_index, physical_rows
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec, fresh_rows
@@ -97,7 +97,7 @@ class HostTable:
         for name, array in self.host.items():
             rows = np.zeros((self.cache_rows, *array.shape[1:]), array.dtype)
             rows[physical] = array[self._id[there]]
-            cache[name] = jax.device_put(rows, sharding(self._mesh, "row"))
+            cache[name] = jax.device_put(rows, row_major(sharding(self._mesh, "row"), rows.shape))
         return cache
 
     def prefetch(self, cache: Rows, ids: Int[np.ndarray, "*b"]) -> tuple[Rows, CacheStatistics]:
@@ -196,10 +196,19 @@ def _swap_padded(
         name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in incoming.items()
     }
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return _swap(cache, *jax.device_put((places, incoming), everywhere))
+    shapes = tuple((name, array.shape) for name, array in cache.items())
+    return _swap_on(mesh, shapes)(cache, *jax.device_put((places, incoming), everywhere))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.cache
+def _swap_on(
+    mesh: jax.sharding.Mesh, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> Callable[..., tuple[Rows, Rows]]:
+    where = {name: row_major(sharding(mesh, "row"), shape) for name, shape in shapes}
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(_swap, donate_argnums=0, out_shardings=(where, everywhere))
+
+
 def _swap(cache: Rows, places: Int[Array, "k"], incoming: Rows) -> tuple[Rows, Rows]:
     """Puts rows into the cache and gives those that lay there."""
     whole = jax.sharding.PartitionSpec()

@@ -12,11 +12,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt32
 
 from jaxrec.core.hashing import hashed_normal
+from jaxrec.core.partition import row_major
 from jaxrec.core.placement import num_shards
 from jaxrec.embedding.placement import MAX_ROWS, Placement, Rows
 
@@ -71,6 +73,10 @@ class TableSpec:
         """Of the rows and of their optimizer's slots."""
         return NamedSharding(mesh, self.placement.partition)
 
+    def row_format(self, mesh: Mesh) -> Format | NamedSharding:
+        """Sharding and memory order of the rows; see `core.partition.row_major`."""
+        return row_major(self.sharding(mesh), self.physical_shape(mesh.size))
+
 
 def init_table(table: TableSpec, key: jax.Array, mesh: Mesh) -> Float[Array, "R W"]:
     """Normal rows of `init_scale`, a function of (key, id) alone, hence the same on every mesh.
@@ -83,7 +89,7 @@ def init_table(table: TableSpec, key: jax.Array, mesh: Mesh) -> Float[Array, "R 
         return fresh_rows(table, key, table.placement.own_numbers(jnp.arange(per_shard, dtype=jnp.uint32)))
 
     create = jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=table.placement.partition)
-    return jax.jit(create, out_shardings=table.sharding(mesh))(key)
+    return jax.jit(create, out_shardings=table.row_format(mesh))(key)
 
 
 def fresh_rows(table: TableSpec, key: jax.Array, numbers: UInt32[Array, "r"]) -> Float[Array, "r W"]:
@@ -138,7 +144,7 @@ def grow(
         # Padding rows count as id 0, whose row is zero in both.
         return jnp.where(ids[:, None] < num_rows, stored, fresh)
 
-    return jax.jit(overlay, out_shardings=table.sharding(mesh))(rows, init_table(table, key, mesh))
+    return jax.jit(overlay, out_shardings=table.row_format(mesh))(rows, init_table(table, key, mesh))
 
 
 def file_rows(num_rows: int) -> int:

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec.core.partition import Layout, sharding
+from jaxrec.core.partition import Layout, row_major, sharding
 from jaxrec.embedding.host_table import empty_layout, init_host_rows
 from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
 from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
@@ -112,8 +112,7 @@ def init_state(
         name: init_table(table, keys[name], mesh) for name, table in tables.items() if name not in cache_rows
     }
     table_slots = {
-        name: jax.jit(row_optimizer.init, out_shardings=tables[name].sharding(mesh))(array)
-        for name, array in arrays.items()
+        name: init_slots(row_optimizer, tables[name], array, mesh) for name, array in arrays.items()
     }
     caches = {}
     for name, count in cache_rows.items():
@@ -152,6 +151,9 @@ def abstract_state(
         put = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
         return jax.tree.map(put, shapes, where)
 
+    def place_rows(leaf: Any, where: NamedSharding) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=row_major(where, leaf.shape))
+
     shardings = dense_shardings(abstract, mesh, model.encoder.layout)
     dense = place(nnx.to_pure_dict(abstract), shardings)
     slots = place(jax.eval_shape(optimizer.init, dense), slot_shardings(optimizer, dense, shardings, mesh))
@@ -160,9 +162,9 @@ def abstract_state(
     for name, table in tables.items():
         rows, width = table.physical_shape(mesh.size)
         shape, where = (cache_rows.get(name, rows), width), table.sharding(mesh)
-        arrays[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(table.dtype), sharding=where)
+        arrays[name] = place_rows(jax.ShapeDtypeStruct(shape, jnp.dtype(table.dtype)), where)
         slots_of_table = jax.eval_shape(row_optimizer.init, arrays[name])
-        table_slots[name] = place(slots_of_table, jax.tree.map(lambda _, where=where: where, slots_of_table))
+        table_slots[name] = {slot: place_rows(leaf, where) for slot, leaf in slots_of_table.items()}
     scalars = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
     fields: dict[str, Any] = {
         "step": place(scalars[0], replicated),
@@ -179,6 +181,14 @@ def abstract_state(
     return TrainState(**fields)
 
 
+def init_slots(row_optimizer: RowOptimizer, table: TableSpec, rows: jax.Array, mesh: Mesh) -> Slots:
+    """Fresh slots beside the rows."""
+    shapes = jax.eval_shape(row_optimizer.init, rows)
+    where = {name: row_major(table.sharding(mesh), leaf.shape) for name, leaf in shapes.items()}
+    slots: Slots = jax.jit(row_optimizer.init, out_shardings=where)(rows)
+    return slots
+
+
 def slot_shardings(optimizer: optax.GradientTransformation, dense: Any, shardings: Any, mesh: Mesh) -> Any:
     """Moments lie where their parameter lies, everything else is replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -193,7 +203,7 @@ def to_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -
     logical = lambda name: lambda rows: to_logical(rows, tables[name].num_rows, tables[name].placement)  # noqa: E731
     # The copy is meant: a table on the host goes on changing while the checkpoint is written.
     on_host = lambda name: lambda rows: _with_rows(rows, file_rows(tables[name].num_rows))  # noqa: E731
-    where = lambda name: _sharding_of_file(tables[name], mesh)  # noqa: E731
+    where = lambda name: lambda rows: _sharding_of_file(tables[name], mesh)  # noqa: E731
     return _convert(_as_dict(state), logical, where, on_host)
 
 
@@ -203,7 +213,8 @@ def from_checkpoint(
     """Inverse of `to_checkpoint` on the mesh in use; `like` gives the optimizer's tree."""
     physical = lambda name: lambda rows: from_logical(rows, tables[name].num_rows, tables[name].placement)  # noqa: E731
     on_host = lambda name: lambda rows: _with_rows(rows, tables[name].num_rows)  # noqa: E731
-    fields = _convert(tree, physical, lambda name: tables[name].sharding(mesh), on_host)
+    place = lambda name: lambda rows: row_major(tables[name].sharding(mesh), rows.shape)  # noqa: E731
+    fields = _convert(tree, physical, place, on_host)
     fields["dense_slots"] = jax.tree.unflatten(
         jax.tree.structure(like.dense_slots), fields["dense_slots"].values()
     )
@@ -273,7 +284,8 @@ def _convert(tree: dict[str, Any], function: Any, where: Any, on_host: Any) -> d
         def run(array: jax.Array | np.ndarray) -> Any:
             if isinstance(array, np.ndarray):
                 return on_host(name)(array)
-            return jax.jit(function(name), out_shardings=where(name))(array)
+            made = jax.eval_shape(function(name), array)
+            return jax.jit(function(name), out_shardings=where(name)(made))(array)
 
         return run
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrec.core.batch import Batch
-from jaxrec.core.partition import Layout
+from jaxrec.core.partition import Layout, row_major
 from jaxrec.core.placement import num_shards
 from jaxrec.core.precision import ActivationDtype
 from jaxrec.embedding.engine import (
@@ -70,6 +70,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the state is donated and keeps its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    rows = (state.tables, state.table_slots)
+    tables, slots = jax.tree.map(lambda x: row_major(x.sharding, x.shape), rows)
+    shardings = dataclasses.replace(shardings, tables=tables, table_slots=slots)
     return jax.jit(
         functools.partial(train_step, config),
         donate_argnums=0,

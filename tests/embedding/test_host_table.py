@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.embedding.engine import collect, look_up, update
-from jaxrec.embedding.host_table import HostTable, _swap
+from jaxrec.embedding.host_table import HostTable, _swap_on
 from jaxrec.embedding.row_optimizer import Adam, RowAdagrad, Sgd
 
 ROWS, CACHE, DIM = 256, 64, 4
@@ -120,7 +120,11 @@ def test_what_comes_in_and_goes_out_costs_nothing_for_the_rest_of_the_cache(mesh
     def temporaries(rows):
         cache = {"rows": jax.ShapeDtypeStruct((rows, DIM), jnp.float32, sharding=sharding(mesh, "row"))}
         incoming = {"rows": jnp.zeros((64, DIM))}
-        compiled = _swap.lower(cache, jnp.zeros(64, jnp.int32), incoming).compile()
+        compiled = (
+            _swap_on(mesh, (("rows", (rows, DIM)),))
+            .lower(cache, jnp.zeros(64, jnp.int32), incoming)
+            .compile()
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries(8 * 1024) == temporaries(8 * 4096)

@@ -27,7 +27,7 @@ def small_case(repository) -> Case:
     config = dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, history_length=32),
-        model=dataclasses.replace(base.model, encoder=encoder, item_dim=128, user_dim=0),
+        model=dataclasses.replace(base.model, encoder=encoder, item_dim=128, user_dim=64),
         tasks={"next_item": NextItem(candidates=SampledSoftmax(sampler=sampler))},
     )
     return make_case(config, parse_topology("v5p:2x2x1"), plan_facts(config), 4)
@@ -47,7 +47,10 @@ def test_memory_adds_up_and_no_temporary_has_the_size_of_a_table(program):
     assert 0 < memory.replayed < 1.5, (
         "the compiler reserves some megabytes, which are most of so small a step"
     )
+    assert memory.by_kind["table user"] == 500_001 * 64 * 4
+    # Left to itself, the compiler would keep rows of 64 entries as columns and turn them round twice a step.
     assert max(buffer.num_bytes for buffer in memory.largest) < memory.by_kind["table item"] / 10
+    assert program.temporary_bytes < memory.by_kind["table item"] / 4
 
 
 def test_operations_bytes_and_the_bound(program):
