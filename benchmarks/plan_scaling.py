@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plots
 import record
 
 CONFIG, ROWS = "configs/web_scale.py", 32
@@ -80,6 +81,32 @@ def bars_of(plans: dict[str, dict[str, Any]], saving: float, refused: dict[str, 
     return bars
 
 
+def draw(path: Path, plans: dict[str, dict[str, Any]], whole: dict[str, Any]) -> None:
+    """What a chip sends in a step, over the chips of a v5p."""
+    kinds = {
+        "exchange of ids, rows and gradients": "exchange_bytes",
+        "dense gradients, bfloat16": "dense_bytes",
+    }
+    lines = {
+        label: [
+            (p["work"]["num_devices"], p["work"][kind] / 1e6)
+            for machine, p in plans.items()
+            if machine.startswith("v5p")
+        ]
+        for label, kind in kinds.items()
+    }
+    plots.draw_lines(
+        path,
+        f"{CONFIG}, {ROWS} rows of 256 events a chip, compiled for v5p",
+        lines,
+        level=("dense gradients, float32, 64 chips", whole["work"]["dense_bytes"] / 1e6),
+        xlabel="chips",
+        ylabel="MB that a chip sends in a step",
+        xscale="log",
+        ylim=(0, None),
+    )
+
+
 def main() -> int:
     """Plans every machine and checks the bars."""
     parser = argparse.ArgumentParser(
@@ -95,6 +122,7 @@ def main() -> int:
     whole = plan("v5p:4x4x4", "--no-search", FLOAT32, name="v5p-4x4x4-float32")
     refused = plan(TOO_LARGE)
     saving = whole["work"]["dense_bytes"] / plans["v5p:4x4x4"]["work"]["dense_bytes"]
+    draw(arguments.results / "plan_scaling.svg", plans, whole)
     figures = {"rows_per_chip": ROWS, "plans": plans, "float32_gradients": whole, "too_large": refused}
     return record.finish("plan_scaling", figures, bars_of(plans, saving, refused), results=arguments.results)
 
