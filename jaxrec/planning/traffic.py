@@ -7,7 +7,7 @@ Arrays in a TPU's fast memory cost nothing. Loop bodies count as often as they r
 
 from collections import defaultdict
 
-from jaxrec.planning.hlo import COLLECTIVES, Instruction, Module, device_bytes
+from jaxrec.planning.hlo import Instruction, Module, device_bytes, nbytes
 
 # Instructions that move nothing by themselves.
 FREE = {
@@ -29,7 +29,7 @@ def hbm_bytes(module: Module) -> dict[str, float]:
 
 def bytes_of(module: Module, computation: str, instruction: Instruction) -> float:
     """Bytes of main memory of one run of an instruction, without those of a loop's or a branch's computation."""
-    if instruction.opcode in FREE or instruction.opcode.removesuffix("-done") in COLLECTIVES:
+    if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
         return 0.0
     return _moved(module, computation, instruction)
 
@@ -46,6 +46,13 @@ def _moved(module: Module, computation: str, instruction: Instruction) -> float:
         return read + min(result, _written(module, inner, result))
     if instruction.opcode == "copy-start":  # its type holds the operand and the result
         return result
+    if instruction.opcode in ("slice", "slice-start"):
+        # What is read is as large as the result; the type of a start holds the operand, too, and a scalar.
+        (operand,) = operands
+        asynchronous = instruction.opcode == "slice-start"
+        read = nbytes(instruction.shape) - (nbytes(operand.shape) + 4 if asynchronous else 0)
+        written = result - (device_bytes(operand.shape) if asynchronous else 0)
+        return (read if device_bytes(operand.shape) else 0.0) + written
     if instruction.opcode in ("gather", "dynamic-slice"):
         return 2 * result + sum(device_bytes(operand.shape) for operand in operands[1:])
     if instruction.opcode in ("scatter", "dynamic-update-slice"):

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrec.core.mesh import ALL_AXES, make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.planning.hlo import Collective, Module, dims, nbytes
+from jaxrec.planning.traffic import hbm_bytes
 
 
 def module(function, *arguments, devices=8):
@@ -109,3 +110,17 @@ def test_a_gpus_library_calls_and_asynchronous_collectives():
     (scatter,) = found.collectives()
     assert (scatter.kind, scatter.result_bytes, scatter.members) == ("reduce-scatter", 64 * 32 * 4, (0, 1))
     assert scatter.source == "jit(f)/exchange/take", "the operand's, where the collective has none"
+
+
+def test_a_slice_reads_what_it_gives():
+    text = """HloModule m
+
+ENTRY %main (p: f32[11,64]) -> f32[1,64] {
+  %p = f32[11,64]{1,0} parameter(0)
+  %whole = f32[2,64]{1,0} slice(%p), slice={[0:2], [0:64]}
+  %start = ((f32[11,64]{1,0}), f32[1,64]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) slice-start(%p), slice={[0:1], [0:64]}
+  ROOT %done = f32[1,64]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+    # The second lands in fast memory: it is read alone.
+    assert hbm_bytes(Module(text, 1)) == {"slice": 2 * 2 * 64 * 4 + 64 * 4}
