@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxrec.config import TrainConfig, read_run_config, validate
+from jaxrec.config.setup import setup_of
 from jaxrec.core.mesh import device_count, make_mesh
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
@@ -20,8 +21,7 @@ from jaxrec.data.prepare import is_prepared, prepare
 from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxrec.training.inference import Inference
 from jaxrec.training.loop import restore
-from jaxrec.training.placed_tables import place_tables
-from jaxrec.training.setup import Setup, dataset_facts, make_setup
+from jaxrec.training.setup import Setup, dataset_facts
 from jaxrec.training.state import TrainState
 from jaxrec.training.writer import read_metrics
 
@@ -47,25 +47,7 @@ def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
 def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh) -> Setup:
     """The static parts of a run; raises ValueError where config, data and devices do not fit."""
     validate(config, mesh.size)
-    setup = make_setup(
-        facts=dataset_facts(dataset),
-        mesh=mesh,
-        model=config.model,
-        tasks=config.tasks,
-        optimizer=config.optimizer,
-        row_optimizer=config.row_optimizer,
-        exchange=config.exchange,
-        num_train_steps=config.num_train_steps,
-        accumulation_steps=config.accumulation_steps,
-        seed=config.seed,
-        cache_rows=config.cache_rows,
-    )
-    return place_tables(
-        setup,
-        config.placement,
-        global_batch_size=config.global_batch_size,
-        history_length=config.data.history_length,
-    )
+    return setup_of(config, dataset_facts(dataset), mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

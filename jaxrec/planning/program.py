@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrec.config import TrainConfig, validate
+from jaxrec.config.setup import setup_of
 from jaxrec.core.batch import Batch
 from jaxrec.core.batch import abstract_batch as batch_shapes
 from jaxrec.core.mesh import resolve_shape
@@ -26,8 +27,7 @@ from jaxrec.data.synthetic import SyntheticEvents
 from jaxrec.planning.hlo import Module
 from jaxrec.planning.topology import Topology, topology_mesh
 from jaxrec.tasks.base import DataFacts
-from jaxrec.training.placed_tables import place_tables
-from jaxrec.training.setup import Setup, dataset_facts, make_setup
+from jaxrec.training.setup import Setup, dataset_facts
 from jaxrec.training.state import TrainState
 from jaxrec.training.step import make_train_step
 
@@ -196,7 +196,7 @@ def compile_step(case: Case) -> Program:
     """
     started = time.perf_counter()
     mesh = topology_mesh(case.topology, case.config.mesh_shape)
-    setup = make_plan_setup(case, mesh)
+    setup = setup_of(case.config, case.facts, mesh)
     state, batch = setup.abstract_state(), abstract_batch(case, mesh)
     chip = case.topology.chip
     capacity = chip.device_hbm_bytes * (GPU_USABLE if chip.is_gpu else 1.0) if chip else float("inf")
@@ -226,30 +226,6 @@ def compile_step(case: Case) -> Program:
     if program.total_bytes > capacity:
         raise OutOfMemoryError(program.total_bytes, capacity)
     return program
-
-
-def make_plan_setup(case: Case, mesh: Mesh) -> Setup:
-    """The static parts of the case's run."""
-    config = case.config
-    setup = make_setup(
-        facts=case.facts,
-        mesh=mesh,
-        model=config.model,
-        tasks=config.tasks,
-        optimizer=config.optimizer,
-        row_optimizer=config.row_optimizer,
-        exchange=config.exchange,
-        num_train_steps=config.num_train_steps,
-        accumulation_steps=config.accumulation_steps,
-        seed=config.seed,
-        cache_rows=config.cache_rows,
-    )
-    return place_tables(
-        setup,
-        config.placement,
-        global_batch_size=config.global_batch_size,
-        history_length=config.data.history_length,
-    )
 
 
 def abstract_batch(case: Case, mesh: Mesh) -> Batch:

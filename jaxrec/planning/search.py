@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxrec.config.setup import setup_of
 from jaxrec.planning.program import (
     MAX_ID,
     Case,
@@ -18,7 +19,6 @@ from jaxrec.planning.program import (
     abstract_batch,
     compile_step,
     device_argument_bytes,
-    make_plan_setup,
 )
 from jaxrec.planning.topology import topology_mesh
 
@@ -128,7 +128,7 @@ def largest_tables(
 def table_bytes(case: Case) -> tuple[int, int]:
     """Argument bytes of one device: those of the tables with their optimizer, and all others."""
     mesh = topology_mesh(case.topology, case.config.mesh_shape)
-    state = make_plan_setup(case, mesh).abstract_state()
+    state = setup_of(case.config, case.facts, mesh).abstract_state()
     size = lambda tree: sum(device_argument_bytes(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
     tables = size((state.tables, state.table_slots))
     return tables, size((state, abstract_batch(case, mesh))) - tables

@@ -9,6 +9,7 @@ import pytest
 
 from jaxrec import plan
 from jaxrec.config import load_config
+from jaxrec.config.setup import setup_of
 from jaxrec.core.chips import CHIPS
 from jaxrec.core.mesh import make_mesh
 from jaxrec.embedding.engine import Exchange
@@ -22,7 +23,6 @@ from jaxrec.planning.program import (
     compile_step,
     fitting_mesh,
     make_case,
-    make_plan_setup,
     plan_facts,
 )
 from jaxrec.planning.roofline import EXCHANGE, all_to_all_rate, axis_of, make_link, measure_work
@@ -60,7 +60,7 @@ def test_the_abstract_state_is_the_state(config, mesh):
         encoder = dataclasses.replace(config.model.encoder, layout=layout)
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
         case = dataclasses.replace(case_of(changed), facts=small)
-        setup = make_plan_setup(case, mesh)
+        setup = setup_of(case.config, case.facts, mesh)
         real, abstract = setup.init_state(), setup.abstract_state()
         assert jax.tree.structure(real) == jax.tree.structure(abstract)
         for one, other in zip(jax.tree.leaves(real), jax.tree.leaves(abstract), strict=True):
