@@ -1,5 +1,7 @@
 """Sampled softmax against the full softmax it stands for, and the samplers against their probabilities."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +159,31 @@ def test_every_mesh_gives_the_same_sum(mesh, chunk_logits):
     expected, expected_gradient = jax.jit(jax.value_and_grad(loss))(queries, targets, weights)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_targets", [800, 803])
+def test_no_device_gathers_the_targets_of_others(mesh, num_targets):
+    """Where chunks do not divide a device's share, the compiler's own partitioning gathers every target."""
+    queries, vectors, bias, targets, weights = problem(num_targets)
+    negatives, log_q = jnp.arange(1, 17), jnp.full(16, -3.0)
+
+    def gradients(chunk_logits):
+        def loss(queries, vectors):
+            arrays = queries, vectors, bias, targets, weights, negatives, log_q
+            return sampled(*arrays, chunk_logits=chunk_logits)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    chunked = gradients(16 * 7)
+    if num_targets % mesh.size == 0:
+        split = jax.ShapeDtypeStruct(queries.shape, queries.dtype, sharding=sharding(mesh, "batch"))
+        text = chunked.lower(split, vectors).compile().as_text()
+        assert "all-reduce" in text and not re.findall(rf"\w+\[\d+,{DIM}\]\S* all-gather", text)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4),
+        chunked(queries, vectors),
+        gradients(10**9)(queries, vectors),
+    )
 
 
 def test_bfloat16_inputs_give_a_float32_loss():
