@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxrec.config import TrainConfig, read_run_config, validate
 from jaxrec.config.setup import setup_of
 from jaxrec.core.mesh import device_count, make_mesh
+from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
 from jaxrec.data.prepare import is_prepared, prepare
@@ -76,8 +77,8 @@ class Run:
         """Whether evaluation histories end with an empty slot for the mask vector."""
         return self.inference.appends_slot
 
-    def query_fn(self, batch: EvaluationBatch) -> Float[Array, "n d"]:
-        """M(x) W of the users of a batch."""
+    def query_fn(self, batch: EvaluationBatch) -> tuple[Float[Array, "n d"], SparseLogits | None]:
+        """M(x) W of the users of a batch, and what the memory adds to the scores."""
         return self.inference.queries(batch)
 
     @functools.cached_property

@@ -16,13 +16,14 @@ Source: Ozaki, Ogita, Oishi, Rump, Numerical Algorithms 2012 (error-free splitti
 slices here are of fixed width, and the terms below 2**-24 of the largest product are dropped.
 
 N = shards (all devices), Q = queries, D = embed dim, R = physical rows of the catalogue, C = rows of a chunk,
-S = seen pairs, T = top k.
+S = seen pairs, T = top k, M = items with something added.
 """
 
 import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +34,14 @@ from jaxtyping import Bool, Float, Int
 
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import spec
+from jaxrec.core.sparse_logits import SparseLogits
 
 Array = jax.Array | np.ndarray
 
 _LEVELS = 3  # slices of a vector
 _BASE = 256.0  # one slice holds 8 bits, signed
 _EXACT_DIM = 256  # 3 * 256 products of at most 128 * 128 stay below 2**24
+_FIXED_ONE, _MOST_ADDED = 1 << 20, 64.0  # of what is added to a score: thirty sums of the most fit 32 bits
 _MASK_BYTES = 1 << 28  # bound of the mask of seen items on one device
 
 Slices = tuple[Float[jax.Array, "n b 3 dim"], Float[jax.Array, " n"]]  # (slices, scales) of n vectors
@@ -131,6 +134,8 @@ class FullRanking:
         targets: Int[Array, " q"],
         seen_queries: Int[Array, " s"],
         seen_items: Int[Array, " s"],
+        *,
+        extra: SparseLogits | None = None,
     ) -> Ranking:
         """Ranks `targets` among all items but those seen.
 
@@ -141,8 +146,9 @@ class FullRanking:
             it was seen.
           seen_queries: indices into `queries` of the pairs (query, item) to mask; give none to mask nothing.
           seen_items: item ids of the pairs; a pair of item 0 is padding.
+          extra: added to the scores of a few items of each query, `[Q, M]`; None = nothing is.
         """
-        return _rank(self, catalogue, queries, targets, seen_queries, seen_items)
+        return _rank(self, catalogue, queries, targets, seen_queries, seen_items, extra)
 
     def chunk_rows(self, rows_per_shard: int) -> int:
         """Rows of a chunk: even chunks, none above the limit."""
@@ -164,9 +170,20 @@ def _cut_catalogue(mesh: Mesh, vectors: jax.Array, bias: jax.Array) -> RankingCa
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rank(ranking: FullRanking, catalogue: RankingCatalogue, *arguments: jax.Array) -> Ranking:
+def _rank(
+    ranking: FullRanking,
+    catalogue: RankingCatalogue,
+    queries: jax.Array,
+    targets: jax.Array,
+    seen_queries: jax.Array,
+    seen_items: jax.Array,
+    extra: SparseLogits | None,
+) -> Ranking:
     rows_per_shard = catalogue.scales.shape[0] // ranking.num_shards
-    block = ranking.block_queries or max(8, min(256, _MASK_BYTES // rows_per_shard))
+    cell_bytes = 1 if extra is None else 5  # the mask of seen items, and what is added to a score
+    block = ranking.block_queries or max(8, min(256, _MASK_BYTES // (rows_per_shard * cell_bytes)))
+    fixed = None if extra is None else _to_fixed_point(extra)
+    arguments = (queries, targets, seen_queries, seen_items, fixed)
     return jax.shard_map(
         functools.partial(_rank_on_shard, ranking, block),
         mesh=ranking.mesh,
@@ -184,6 +201,7 @@ def _rank_on_shard(
     targets: Int[jax.Array, " q"],
     seen_queries: Int[jax.Array, " s"],
     seen_items: Int[jax.Array, " s"],
+    extra: SparseLogits | None,
 ) -> Ranking:
     """One shard's part: block by block of queries."""
     num_queries, num_shards = queries.shape[0], ranking.num_shards
@@ -199,13 +217,20 @@ def _rank_on_shard(
     chunk_ids = (jnp.arange(num_chunks * chunk) * num_shards + shard).reshape(num_chunks, chunk)
     seen_rows = jnp.where((seen_items > 0) & (seen_items % num_shards == shard), seen_items // num_shards, -1)
 
-    def rank_block(args: tuple[jax.Array, jax.Array, jax.Array]) -> Ranking:
-        first, block_queries, block_targets = args
+    def rank_block(args: tuple[jax.Array, jax.Array, jax.Array, SparseLogits | None]) -> Ranking:
+        first, block_queries, block_targets, block_extra = args
         query = _slice_vectors(block_queries.astype(jnp.float32))
-        seen = _mask_of_seen(seen_queries - first, seen_rows, (num_chunks, block_targets.shape[0], chunk))
+        cells = (num_chunks, block_targets.shape[0], chunk)
+        seen = _mask_of_seen(seen_queries - first, seen_rows, cells)
         target_scores = _target_scores(catalogue, query, block_targets, shard, num_shards)
+        added = None
+        if block_extra is not None:
+            own = block_extra.item_ids % num_shards == shard
+            added = _added_scores(block_extra, jnp.where(own, block_extra.item_ids // num_shards, -1), cells)
+            named = block_extra.item_ids == block_targets[:, None]
+            target_scores += _from_fixed_point(jnp.sum(jnp.where(named, block_extra.values, 0), axis=1))
         beaten_by, best = _scan_chunks(
-            ranking, query, block_targets, target_scores, (chunks, chunk_ids, seen)
+            ranking, query, block_targets, target_scores, (chunks, chunk_ids, seen, added)
         )
         top_scores, top_item_ids = _merge_shards(best, ranking.top_k)
         return Ranking(ranks=lax.psum(beaten_by, ALL_AXES), top_scores=top_scores, top_item_ids=top_item_ids)
@@ -213,11 +238,11 @@ def _rank_on_shard(
     block = min(block, max(num_queries, 1))
     num_blocks = -(-num_queries // block)
     pad = num_blocks * block - num_queries
-    blocks = (
-        jnp.arange(num_blocks) * block,
-        jnp.pad(queries, ((0, pad), (0, 0))).reshape(num_blocks, block, -1),
-        jnp.pad(targets, (0, pad)).reshape(num_blocks, block),
-    )
+
+    def in_blocks(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(num_blocks, block, *x.shape[1:])
+
+    blocks = (jnp.arange(num_blocks) * block, *jax.tree.map(in_blocks, (queries, targets, extra)))
     ranked = lax.map(rank_block, blocks)
     return jax.tree.map(lambda x: x.reshape(num_blocks * block, *x.shape[2:])[:num_queries], ranked)
 
@@ -227,14 +252,21 @@ def _scan_chunks(
     query: Slices,
     targets: Int[jax.Array, " q"],
     target_scores: Float[jax.Array, " q"],
-    chunks: tuple[RankingCatalogue, Int[jax.Array, "chunks c"], Bool[jax.Array, "chunks q c"]],
+    chunks: tuple[
+        RankingCatalogue,
+        Int[jax.Array, "chunks c"],
+        Bool[jax.Array, "chunks q c"],
+        Int[jax.Array, "chunks q c"] | None,
+    ],
 ) -> tuple[Int[jax.Array, " q"], tuple[jax.Array, jax.Array]]:
     """How many of this shard's items beat each target, and the best `top_k` of them."""
 
-    def score_chunk(carry: Carry, xs: tuple[RankingCatalogue, jax.Array, jax.Array]) -> tuple[Carry, None]:
+    def score_chunk(carry: Carry, xs: Any) -> tuple[Carry, None]:
         beaten_by, best = carry
-        rows, ids, seen = xs
+        rows, ids, seen, added = xs
         scores = _scores(query, rows)
+        if added is not None:
+            scores += _from_fixed_point(added)
         # A target that was seen before (a repeat) stays in the running.
         allowed = ((ids >= 1) & (ids <= ranking.num_items))[None, :] & (
             ~seen | (ids[None, :] == targets[:, None])
@@ -335,6 +367,26 @@ def _mask_of_seen(
     here = (row >= 0) & (query >= 0) & (query < num_queries)
     outside = jnp.where(here, row // chunk, num_chunks)
     return jnp.zeros(shape, bool).at[outside, query, row % chunk].set(True, mode="drop")
+
+
+def _to_fixed_point(extra: SparseLogits) -> SparseLogits:
+    """Values as whole numbers: their sums are the same in any order."""
+    values = jnp.round(jnp.clip(extra.values, -_MOST_ADDED, _MOST_ADDED) * _FIXED_ONE).astype(jnp.int32)
+    return SparseLogits(jnp.asarray(extra.item_ids), values)
+
+
+def _from_fixed_point(values: Int[jax.Array, "*q"]) -> Float[jax.Array, "*q"]:
+    return values.astype(jnp.float32) * (1.0 / _FIXED_ONE)
+
+
+def _added_scores(
+    extra: SparseLogits, rows: Int[jax.Array, "q m"], shape: tuple[int, int, int]
+) -> Int[jax.Array, "chunks q c"]:
+    """What is added to each score of this shard (`rows` below 0 are other shards'), in fixed point."""
+    num_chunks, num_queries, chunk = shape
+    outside = jnp.where(rows >= 0, rows // chunk, num_chunks)
+    query = jnp.broadcast_to(jnp.arange(num_queries)[:, None], rows.shape)
+    return jnp.zeros(shape, jnp.int32).at[outside, query, rows % chunk].add(extra.values, mode="drop")
 
 
 def _keep_best(

@@ -4,7 +4,7 @@ import html
 import importlib.resources
 import os
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,10 @@ def metric_row(
     return f'<tr{kind}><th scope="row">{text(label)}</th>{"".join(cells)}</tr>'
 
 
-def table(head: Sequence[str], rows: Sequence[str], caption: str) -> str:
-    """A table from finished rows."""
-    cells = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+def table(head: Sequence[str], rows: Sequence[str], caption: str, *, words: Collection[str] = ()) -> str:
+    """A table from finished rows; columns under `words` hold text, as their cells of class `words` do."""
+    kind = dict.fromkeys(words, ' class="words"')
+    cells = "".join(f'<th scope="col"{kind.get(name, "")}>{text(name)}</th>' for name in head)
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

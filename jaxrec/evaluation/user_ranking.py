@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int8, Int32, Int64
 
 from jaxrec.core.partition import sharding
+from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch, EvaluationRows
 from jaxrec.evaluation.full_ranking import FullRanking, Ranking
@@ -59,8 +60,8 @@ class Run(Protocol):
     def appends_slot(self) -> bool:
         """Whether histories end with an empty slot, which the model fills (masked item)."""
 
-    def query_fn(self, batch: EvaluationBatch) -> Float[jax.Array, "n d"]:
-        """The users' side of the score, W included, one row per place of the batch."""
+    def query_fn(self, batch: EvaluationBatch) -> tuple[Float[jax.Array, "n d"], SparseLogits | None]:
+        """The users' side of the score, W included, one row per place of the batch, and what is added to scores."""
 
     def catalogue(self) -> tuple[Float[jax.Array, "r d"], Float[jax.Array, " r"]]:
         """The item vectors and biases in physical row order, sharded over all axes of the mesh."""
@@ -186,10 +187,10 @@ class UserRanker:
         return joined.take(np.argsort(joined.user_indices, kind="stable")), timing
 
     def _dispatch(self, batch: EvaluationBatch, keep_targets: bool) -> tuple[Ranking, jax.Array]:
-        queries = self._run.query_fn(batch)
+        queries, extra = self._run.query_fn(batch)
         targets = batch.targets if keep_targets else np.zeros_like(batch.targets)
         arguments = (_global(self._run.mesh, x) for x in (targets, batch.seen_users, batch.seen_items))
-        return self._ranking.rank(self._catalogue, queries, *arguments), _row_finite(queries)
+        return self._ranking.rank(self._catalogue, queries, *arguments, extra=extra), _row_finite(queries)
 
     def _read(self, batch: EvaluationBatch, ranking: Ranking, finite: jax.Array) -> UserRanks:
         users, targets = _gather(batch.user_indices), _gather(batch.targets)

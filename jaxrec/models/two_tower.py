@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.batch import NUM_TIME_GAPS, Batch
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
@@ -33,6 +34,7 @@ class TwoTowerConfig:
       user_dim: width of a table of users, a row of which is added to each event of its user; 0 = none.
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
+      memory: counts of what followed what, added to the scores with learned weights; none = without.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -42,6 +44,7 @@ class TwoTowerConfig:
     user_dim: int = 0
     time_gaps: bool = False
     init_scale: float = 0.02
+    memory: TransitionMemory | None = None
 
     def __post_init__(self) -> None:
         if self.item_dim < 1:
@@ -96,6 +99,8 @@ class TwoTower(nnx.Module):
         if config.projection:
             kernel = glorot_normal(rngs.params(), (width, config.item_dim), width, config.item_dim)
             self.projection = parameter(kernel, "embed", None)
+        if config.memory is not None:
+            self.memory = MemoryHead(config.memory, width)
         if num_behaviours:
             self.behaviour_head = BehaviourHead(config.item_dim, num_behaviours, rngs=rngs)
 

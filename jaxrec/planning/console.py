@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -104,11 +105,18 @@ def _add_bound(table: Table, bound: Plan) -> None:
     table.add_row(
         "bound", f"[bold]{bound['resource']}[/]: {bound['step_seconds'] * 1e3:,.2f} ms a step ({seconds})"
     )
-    table.add_row("at the bound", f"{bound['events_per_second']:,.0f} events/s, MFU {bound['mfu']:.1%}")
+    table.add_row(
+        "at the bound", f"{millions(bound['events_per_second'])} million events/s, MFU {bound['mfu']:.1%}"
+    )
+
+
+def millions(count: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{count / 1e6:,.0f}" if count >= 1e8 else f"{count / 1e6:.3g}"
 
 
 SCALING_HEAD = (
-    "topology", "chips", "GiB a chip", "exchange MB", "dense MB", "bound", "ms a step", "events/s", "MFU",
+    "topology", "chips", "GiB a chip", "exch. MB", "dense MB", "bound", "ms a step", "million events/s", "MFU",
 )  # fmt: skip
 
 
@@ -119,7 +127,7 @@ def scaling_row(plan: Plan) -> list[str]:
     work, bound = plan["work"], plan["bound"]
     timed = (
         [
-            bound["resource"], f"{bound['step_seconds'] * 1e3:,.2f}", f"{bound['events_per_second']:,.0f}",
+            bound["resource"], f"{bound['step_seconds'] * 1e3:,.2f}", millions(bound["events_per_second"]),
             f"{bound['mfu']:.1%}",
         ]
         if bound
@@ -139,9 +147,15 @@ def print_scaling(console: Console, plans: Sequence[Plan]) -> None:
     """One line a machine; nothing where there is none."""
     if not plans:
         return
-    table = Table(title="Scaling; bytes are those that a device sends in a step", title_justify="left")
+    title = "Scaling; bytes are those that a device sends in a step"
+    # Heads wrap at their spaces, values do not: nine columns fit a terminal of 80.
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in SCALING_HEAD:
-        table.add_column(name, justify="left" if name in ("topology", "bound") else "right")
+        width = max(len(scaling_row(plan)[SCALING_HEAD.index(name)]) for plan in plans)
+        justify: Any = "left" if name in ("topology", "bound") else "right"
+        table.add_column(name, justify=justify, width=max(width, *map(len, name.split())))
     for plan in plans:
         table.add_row(*(escape(cell) for cell in scaling_row(plan)))
     console.print(table)

@@ -6,7 +6,15 @@ from typing import Any
 
 from jaxrec.evaluation import plots
 from jaxrec.evaluation import report_elements as elements
-from jaxrec.planning.console import GIB, SCALING_HEAD, headline, largest_text, overlap_text, scaling_row
+from jaxrec.planning.console import (
+    GIB,
+    SCALING_HEAD,
+    headline,
+    largest_text,
+    millions,
+    overlap_text,
+    scaling_row,
+)
 
 Plan = Mapping[str, Any]
 
@@ -45,7 +53,9 @@ def _cards(plan: Plan) -> str:
         bound = plan["bound"]
         least = f"{bound['step_seconds'] * 1e3:,.1f} ms"
         cards.append(elements.card("Least time of a step", least, f"bound by {bound['resource']}"))
-        cards.append(elements.card("Events a second", f"{bound['events_per_second']:,.0f}", "at the bound"))
+        cards.append(
+            elements.card("Events a second", f"{millions(bound['events_per_second'])} M", "at the bound")
+        )
         cards.append(elements.card("MFU", f"{bound['mfu']:.1%}", "at the bound"))
     return f'<div class="cards">{"".join(cards)}</div>\n'
 
@@ -95,21 +105,28 @@ def _drawings(plan: Plan) -> list[str]:
 def _temporaries(buffers: Sequence[Plan]) -> str:
     rows = [
         f'<tr><th scope="row">{elements.text(buffer["shape"][:60])}</th><td>{buffer["num_bytes"] / GIB:,.4f}</td>'
-        f"<td>{elements.text(buffer['source'][-80:])}</td></tr>"
+        f'<td class="words">{elements.text(_tail(buffer["source"], 72))}</td></tr>'
         for buffer in buffers
     ]
-    table = elements.table(["array", "GiB a device", "made by"], rows, "Largest temporaries at the peak")
+    head = ["array", "GiB a device", "made by"]
+    table = elements.table(head, rows, "Largest temporaries at the peak", words=("made by",))
     return f'<div class="gap"></div><div class="panel scroll">{table}</div>' if rows else ""
+
+
+def _tail(source: str, width: int) -> str:
+    """The end of a path, which tells most, marked where it is cut."""
+    return source if len(source) <= width else "…" + source[1 - width :]
 
 
 def _collectives(work: Plan) -> str:
     rows = [
-        f'<tr><th scope="row">{elements.text(one["part"])}</th><td>{elements.text(one["kind"])}</td>'
-        f"<td>{elements.text(one['axis'])}</td><td>{one['count']:,}</td><td>{one['bytes'] / 1e6:,.3f}</td></tr>"
+        f'<tr><th scope="row">{elements.text(one["part"])}</th><td class="words">{elements.text(one["kind"])}</td>'
+        f'<td class="words">{elements.text(one["axis"])}</td><td>{one["count"]:,}</td>'
+        f"<td>{one['bytes'] / 1e6:,.3f}</td></tr>"
         for one in work["collectives"]
     ]
     head = ["part", "collective", "mesh axes", "times", "MB sent by a device"]
-    table = elements.table(head, rows, "Collectives of a step")
+    table = elements.table(head, rows, "Collectives of a step", words=("collective", "mesh axes"))
     return f'<div class="gap"></div><div class="panel scroll">{table}</div>'
 
 
@@ -127,20 +144,31 @@ def _scaling(plans: Sequence[Plan]) -> str:
     ]
     table = elements.table(SCALING_HEAD, rows, "Bytes are those that a device sends in a step")
     fitting = [plan for plan in plans if plan["fits"]]
-    chips = [plan["num_chips"] for plan in fitting]
     drawings = []
     if len(fitting) > 1:
         sent = {
-            "exchange": (chips, [plan["work"]["exchange_bytes"] / 1e6 for plan in fitting]),
-            "dense": (chips, [plan["work"]["dense_bytes"] / 1e6 for plan in fitting]),
+            f"{part}, {chip}": (counts, [plan["work"][f"{part}_bytes"] / 1e6 for plan in group])
+            for chip, group, counts in _by_chip(fitting)
+            for part in ("exchange", "dense")
         }
         drawings.append(plots.lines("Sent by a device in a step (MB)", sent, "chips", from_zero=True))
-        timed = [plan for plan in fitting if plan["bound"]]
-        if timed:
-            events = [plan["bound"]["events_per_second"] for plan in timed]
-            speed = {"events": ([plan["num_chips"] for plan in timed], events)}
-            drawings.append(plots.lines("Events a second at the bound", speed, "chips", from_zero=True))
+        speed = {
+            chip: (counts, [plan["bound"]["events_per_second"] / 1e6 for plan in group])
+            for chip, group, counts in _by_chip([plan for plan in fitting if plan["bound"]])
+        }
+        if speed:
+            drawings.append(
+                plots.lines("Million events a second at the bound", speed, "chips", from_zero=True)
+            )
     return f'<div class="panel scroll">{table}</div><div class="gap"></div>{elements.panels(drawings)}'
+
+
+def _by_chip(plans: Sequence[Plan]) -> list[tuple[str, list[Plan], list[int]]]:
+    """The plans of each kind of chip, by rising numbers of chips: a line of a plot each."""
+    groups: dict[str, list[Plan]] = {}
+    for plan in sorted(plans, key=lambda plan: plan["num_chips"]):
+        groups.setdefault(plan["chip"], []).append(plan)
+    return [(chip, group, [plan["num_chips"] for plan in group]) for chip, group in groups.items()]
 
 
 def _chips(chips: Mapping[str, Mapping[str, Any]]) -> str:
@@ -148,8 +176,12 @@ def _chips(chips: Mapping[str, Mapping[str, Any]]) -> str:
         f'<tr><th scope="row">{elements.text(name)}</th><td>{chip["flops"] / 1e12:,.0f}</td>'
         f"<td>{chip['hbm_bytes'] / GIB:,.0f}</td><td>{chip['hbm_rate'] / 1e9:,.0f}</td>"
         f"<td>{chip['link_rate'] / 1e9:,.0f}</td><td>{chip['network_rate'] / 1e9:,.1f}</td>"
-        f'<td><a href="{elements.text(chip["source"])}">{elements.text(chip["source"])}</a></td></tr>'
+        f'<td class="words"><a href="{elements.text(chip["source"])}">{elements.text(chip["source"])}</a></td></tr>'
         for name, chip in chips.items()
     ]
     head = ["chip", "TFLOP/s bfloat16", "GiB", "GB/s HBM", "GB/s links", "GB/s network", "source"]
-    return f'<div class="panel scroll">{elements.table(head, rows, "Of one chip")}</div>' if rows else ""
+    return (
+        f'<div class="panel scroll">{elements.table(head, rows, "Of one chip", words=("source",))}</div>'
+        if rows
+        else ""
+    )

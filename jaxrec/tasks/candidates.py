@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
 from jaxrec.losses.sampled import sampled_softmax
 from jaxrec.losses.samplers import LogUniformSampler, Sampler, UniformSampler
@@ -62,7 +63,9 @@ class FullSoftmax(Candidates):
         """All items."""
         return float(num_items)
 
-    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+    def loss(
+        self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan, extra: SparseLogits | None = None
+    ) -> jax.Array:
         """See `losses.softmax`."""
         assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
         vectors = forward.model.item_vectors(forward.catalogue[ITEM])
@@ -74,6 +77,7 @@ class FullSoftmax(Candidates):
             vectors,
             jnp.zeros(vectors.shape[0], jnp.float32) if bias is None else bias[:, 0],
             num_rows=forward.facts.num_items + 1,
+            extra=None if extra is None else extra.flat(),
             chunk_logits=self.chunk_logits,
         )
 

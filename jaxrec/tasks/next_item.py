@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch
 from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
+from jaxrec.tasks.candidates import FullSoftmax
 from jaxrec.tasks.ranking import QueryMode, RankingTask
 
 
@@ -22,6 +23,11 @@ class NextItem(RankingTask):
     def query_mode(self) -> QueryMode:
         """The state of the last event asks for what follows it."""
         return "causal"
+
+    @property
+    def takes_memory(self) -> bool:
+        """Where its candidates are the whole catalogue."""
+        return isinstance(self.candidates, FullSoftmax)
 
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """Every position against the candidates."""
@@ -35,7 +41,11 @@ class NextItem(RankingTask):
     def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
         """Softmax over the candidates at every event that has a next one."""
         queries = forward.causal_queries() / self.temperature
-        return TaskLoss(self.candidates.loss(queries, forward, plan))
+        extra = forward.memory_logits(plan.arrays["target_ids"])
+        if extra is None:
+            return TaskLoss(self.candidates.loss(queries, forward, plan))
+        assert isinstance(self.candidates, FullSoftmax), "checked with the config"
+        return TaskLoss(self.candidates.loss(queries, forward, plan, extra))
 
 
 def next_events(batch: Batch) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:

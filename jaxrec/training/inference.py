@@ -12,10 +12,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.evaluation_batches import EvaluationBatch
 from jaxrec.embedding.engine import in_rows, lookup, lookup_shared
+from jaxrec.models.memory import MemoryRows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
 from jaxrec.nn.layers import whole_parameters
+from jaxrec.training.memory import COUNTS, SUCCESSORS
 from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
 from jaxrec.training.state import TrainState, merge_model
 
@@ -28,6 +31,7 @@ class Inference:
         self.dense, tables = evaluation_parameters(state)
         # Tables that live on the host stay there; the rows that a batch wants go with it.
         self.tables = {name: table for name, table in tables.items() if name not in setup.cache_rows}
+        self.memory = state.memory
         self._host_users = np.asarray(tables[USER]) if USER in setup.cache_rows else None
         self._replicated = NamedSharding(setup.mesh, PartitionSpec())
         self._queries = jax.jit(self._query, out_shardings=self._replicated)
@@ -38,9 +42,9 @@ class Inference:
         """Whether histories must end with an empty slot that the mask vector fills (masked query mode)."""
         return self.setup.ranking_task.query_mode == "masked"
 
-    def queries(self, batch: EvaluationBatch) -> Float[Array, "N D"]:
-        """M(x) W of every user of the batch, replicated."""
-        return self._queries(self.dense, self.tables, self._place(batch))
+    def queries(self, batch: EvaluationBatch) -> tuple[Float[Array, "N D"], SparseLogits | None]:
+        """M(x) W of every user of the batch, and what the memory adds to the scores; replicated."""
+        return self._queries(self.dense, self.tables, self.memory, self._place(batch))
 
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
@@ -90,7 +94,9 @@ class Inference:
             return placed["user_rows"]
         return self._look_up(tables, USER, jnp.asarray(placed["batch"].user_ids)) if USER in tables else None
 
-    def _query(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
+    def _query(
+        self, dense: Any, tables: dict[str, jax.Array], memory: dict[str, jax.Array], placed: dict[str, Any]
+    ) -> tuple[jax.Array, SparseLogits | None]:
         model, batch = self._model(dense), placed["batch"]
         events = self._look_up(tables, ITEM, batch.item_ids)
         masked = (batch.segment_ids > 0) & (batch.item_ids == 0) if self.appends_slot else None
@@ -98,7 +104,27 @@ class Inference:
             events, batch, user_rows=self._user_rows(tables, placed), causal=not self.appends_slot, key=None,
             masked=masked, last_positions=placed["last_positions"],
         )  # fmt: skip
-        return model.queries(states)[placed["rows"], placed["slots"]] / self.setup.ranking_task.temperature
+        at = placed["rows"], placed["slots"]
+        queries = model.queries(states)[at] / self.setup.ranking_task.temperature
+        return queries, self._memory_logits(model, memory, states[at], placed) if memory else None
+
+    def _memory_logits(
+        self,
+        model: TwoTower,
+        memory: dict[str, jax.Array],
+        states: Float[Array, "N E"],
+        placed: dict[str, Any],
+    ) -> SparseLogits:
+        """From the rows of each user's latest events, newest first."""
+        batch, window = placed["batch"], self.setup.step.memory_window
+        rows, columns = placed["rows"][:, None], placed["columns"][:, None] - jnp.arange(window)
+        there = (columns >= 0) & (batch.segment_ids[rows, columns] == batch.segment_ids[rows, columns[:, :1]])
+        event_ids = jnp.where(there, batch.item_ids[rows, columns], 0)
+        found = {
+            name: lookup_shared(array, event_ids.reshape(-1)).reshape(*event_ids.shape, -1)
+            for name, array in memory.items()
+        }
+        return model.memory(states, MemoryRows(event_ids, found[SUCCESSORS], found[COUNTS]))
 
     def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]

@@ -14,9 +14,11 @@ from jaxrec.core.batch import Batch
 from jaxrec.core.mesh import device_kind, peak_memory_bytes, platform
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.pipeline import BatchStream, train_batches
+from jaxrec.models.two_tower import ITEM
 from jaxrec.training.cached_tables import CachedTables
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.flops import peak_flops, step_flops
+from jaxrec.training.memory import count_memory
 from jaxrec.training.setup import Setup, place_batch
 from jaxrec.training.state import NO_FAILURE, TrainState, abstract_checkpoint, from_checkpoint, to_checkpoint
 from jaxrec.training.step import make_train_step
@@ -72,6 +74,9 @@ def train(
         # Resume: one rule -- the newest complete checkpoint wins.
         state = restore(setup, state, checkpoints)
         start = int(jax.device_get(state.step))
+        if not start and setup.model.memory is not None:
+            counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
+            state = dataclasses.replace(state, memory=counted)
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
         best_value = _best_value(best, config.metric)

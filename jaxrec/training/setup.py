@@ -128,6 +128,8 @@ def make_setup(
     for task in tasks.values():
         task.check_data(facts)
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
+    if model.memory is not None:
+        _check_memory(tasks)
     graphdef, abstract = split_model(model, num_behaviours)
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
@@ -146,6 +148,7 @@ def make_setup(
         num_train_steps=num_train_steps,
         accumulation_steps=accumulation_steps,
         seed=seed,
+        memory_window=model.memory.window if model.memory is not None else 0,
     )
     return Setup(
         mesh=mesh,
@@ -155,6 +158,16 @@ def make_setup(
         num_behaviours=num_behaviours,
         cache_rows=cache_rows,
     )
+
+
+def _check_memory(tasks: Mapping[str, Task]) -> None:
+    ranking = {name: task for name, task in tasks.items() if isinstance(task, RankingTask)}
+    unable = [f"{name!r} ({type(task).__name__})" for name, task in ranking.items() if not task.takes_memory]
+    if unable or not ranking:
+        who = f"task {unable[0]} takes none" if unable else "no task ranks items"
+        raise ValueError(
+            f"model.memory is set, but {who}; use NextItem with FullSoftmax candidates, or set model.memory=none."
+        )
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:

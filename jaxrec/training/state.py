@@ -18,8 +18,9 @@ from jaxrec.core.partition import Layout, row_major, sharding
 from jaxrec.embedding.host_table import empty_layout, init_host_rows
 from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
 from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
-from jaxrec.models.two_tower import TwoTower, TwoTowerConfig
+from jaxrec.models.two_tower import ITEM, TwoTower, TwoTowerConfig
 from jaxrec.nn.layers import parameter_shardings
+from jaxrec.training.memory import abstract_memory, empty_memory
 
 # `failure[0]` is the step that found a number that is not finite, or this.
 NO_FAILURE = -1
@@ -34,6 +35,7 @@ class TrainState:
       step: updates applied.
       dense: parameters of the model as a plain nested dict of arrays.
       tables: sharded tables in physical row order, by name.
+      memory: the frozen memory of transitions (`training.memory`), or {} without one.
       ema: averages of `dense` and of the tables that a full softmax moves whole, or {} when off.
       caches: who lies where in the caches of tables that live on the host; {} in a step. See `cached_tables`.
       failure: `[2]` int32: the step of the first non-finite number (or -1), and the bit mask of the tasks whose
@@ -45,6 +47,7 @@ class TrainState:
     dense_slots: Any
     tables: dict[str, jax.Array]
     table_slots: dict[str, Slots]
+    memory: dict[str, jax.Array]
     ema: dict[str, Any]
     caches: dict[str, dict[str, np.ndarray]]
     failure: jax.Array
@@ -128,6 +131,7 @@ def init_state(
         dense_slots=slots,
         tables=arrays,
         table_slots=table_slots,
+        memory=empty_memory(model.memory, tables[ITEM], mesh),
         ema=ema,
         caches=caches,
         failure=jax.device_put(jnp.array([NO_FAILURE, 0], jnp.int32), replicated),
@@ -172,6 +176,7 @@ def abstract_state(
         "dense_slots": slots,
         "tables": arrays,
         "table_slots": table_slots,
+        "memory": abstract_memory(model.memory, tables[ITEM], mesh),
         "ema": {},
         "caches": {},
         "failure": place(scalars[1], replicated),
@@ -218,7 +223,7 @@ def from_checkpoint(
     fields["dense_slots"] = jax.tree.unflatten(
         jax.tree.structure(like.dense_slots), fields["dense_slots"].values()
     )
-    return TrainState(**fields)
+    return TrainState(**({"memory": {}} | fields))
 
 
 def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -> dict[str, Any]:
@@ -255,17 +260,21 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     # Named tuples of optax become a dict in the order of their leaves: a tree that any reader can open.
     leaves = jax.tree.leaves(state.dense_slots)
     fields["dense_slots"] = {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}
+    if not fields["memory"]:
+        del fields["memory"]
     return fields
 
 
 def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
-    """Applies `function(name)` to every array of a table: rows, slots and averages."""
+    """Applies `function(name)` to every array of a table: rows, slots, averages, and the memory of the items."""
     mapped = dict(tree)
     mapped["tables"] = {name: function(name)(rows) for name, rows in tree["tables"].items()}
     mapped["table_slots"] = {
         name: {slot: function(name)(rows) for slot, rows in slots.items()}
         for name, slots in tree["table_slots"].items()
     }
+    if "memory" in tree:  # lies as the rows of the items do
+        mapped["memory"] = {name: function(ITEM)(rows) for name, rows in tree["memory"].items()}
     if tree["ema"]:
         averages = {name: function(name)(rows) for name, rows in tree["ema"]["tables"].items()}
         mapped["ema"] = {"dense": tree["ema"]["dense"], "tables": averages}

@@ -33,9 +33,11 @@ from jaxrec.embedding.engine import (
 from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.memory import MemoryRows
 from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
+from jaxrec.training.memory import COUNTS, SUCCESSORS
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
 from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
 
@@ -63,6 +65,7 @@ class StepConfig:
     num_train_steps: int
     accumulation_steps: int
     seed: int
+    memory_window: int = 0
 
 
 def make_train_step(
@@ -206,6 +209,16 @@ def _catalogue(config: StepConfig, state: TrainState) -> dict[str, jax.Array]:
     return {name: state.tables[name] for name in whole_tables(config.tables, config.tasks)}
 
 
+def _memory_rows(config: StepConfig, state: TrainState, batch: Batch) -> MemoryRows | None:
+    """What the memory holds of the latest events, at every event."""
+    if not state.memory:
+        return None
+    item_ids, segment_ids = jnp.asarray(batch.item_ids), jnp.asarray(batch.segment_ids)
+    found, _, _ = look_up(state.memory, {EVENTS: item_ids}, exchange=config.exchange)
+    successors, counts = found[SUCCESSORS][EVENTS], found[COUNTS][EVENTS]
+    return MemoryRows.of_events(item_ids, successors, counts, segment_ids, config.memory_window)
+
+
 def _plans(config: StepConfig, batch: Batch, key: jax.Array) -> dict[str, Plan]:
     keys = {name: jax.random.fold_in(key, 2 * i + 1) for i, name in enumerate(config.tasks)}
     return {name: task.plan(batch, config.facts, keys[name]) for name, task in config.tasks.items()}
@@ -230,6 +243,7 @@ def _microbatch(
         routes |= dict.fromkeys(together, route)
         extra_rounds += rounds
     catalogue = _catalogue(config, state)
+    memory = _memory_rows(config, state, batch)
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
         whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
@@ -242,6 +256,7 @@ def _microbatch(
             catalogue or None,
             jax.random.fold_in(key, 0),
             rows[USER][EVENTS] if USER in rows else None,
+            memory,
         )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):
@@ -364,6 +379,7 @@ def _update(
         dense_slots=keep(dense_slots, state.dense_slots),
         tables=tables,
         table_slots=table_slots,
+        memory=state.memory,
         ema=ema,
         caches=state.caches,
         failure=state.failure,

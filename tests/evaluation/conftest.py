@@ -34,7 +34,7 @@ class LastItemRun:
 
     def query_fn(self, batch):
         last = np.asarray(batch.batch.item_ids)[batch.rows, batch.columns]
-        return jnp.asarray(self.vectors[last])
+        return jnp.asarray(self.vectors[last]), None
 
     def catalogue(self):
         shards = self.mesh.size

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
+from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.evaluation.full_ranking import FullRanking, _rank
 
 MESH_SHAPES = [(1, 1), (8, 1), (2, 4), (1, 8)]
@@ -36,7 +37,8 @@ def placed(mesh, vectors, bias, spare_rows=0):
 def ranked(mesh, data, **options):
     ranking = FullRanking(mesh=mesh, num_items=len(data["vectors"]) - 1, **options)
     catalogue = ranking.catalogue(*placed(mesh, data["vectors"], data["bias"], spare_rows=3))
-    out = ranking.rank(catalogue, data["queries"], data["targets"], data["seen_queries"], data["seen_items"])
+    seen = data["seen_queries"], data["seen_items"]
+    out = ranking.rank(catalogue, data["queries"], data["targets"], *seen, extra=data.get("extra"))
     return jax.tree.map(np.asarray, out)
 
 
@@ -44,6 +46,8 @@ def twin(data, top_k=0):
     """The definition, in NumPy, one query at a time."""
     scores = data["queries"].astype(np.float64) @ data["vectors"].T.astype(np.float64) + data["bias"]
     ids = np.arange(len(data["vectors"]))
+    if "extra" in data:
+        np.add.at(scores, (np.arange(len(scores))[:, None], data["extra"].item_ids), data["extra"].values)
     ranks, tops = [], []
     for q, target in enumerate(data["targets"]):
         seen = data["seen_items"][data["seen_queries"] == q]
@@ -185,7 +189,7 @@ def test_queries_on_the_mesh_and_no_gathered_catalogue():
     got = ranking.rank(catalogue, queries, data["targets"], *seen)
     again = ranking.rank(catalogue, jnp.asarray(data["queries"]), data["targets"], *seen)
     jax.tree.map(np.testing.assert_array_equal, got, again)
-    text = _rank.lower(ranking, catalogue, queries, data["targets"], *seen).compile().as_text()
+    text = _rank.lower(ranking, catalogue, queries, data["targets"], *seen, None).compile().as_text()
     gathered = [line for line in text.splitlines() if " all-gather(" in line]
     assert gathered
     assert all("[16,64]" in line or "[16,80]" in line for line in gathered), gathered
@@ -203,3 +207,36 @@ def test_queries_on_the_mesh_and_no_gathered_catalogue():
 def test_wrong_sizes_are_named(options, rows, message):
     with pytest.raises(ValueError, match=message):
         FullRanking(mesh=mesh_of((2, 4)), **options).catalogue(jnp.zeros((rows, 2)), jnp.zeros(rows))
+
+
+def with_extra(data, seed, places=9):
+    rng = np.random.default_rng(seed)
+    shape = (len(data["queries"]), places)
+    item_ids = rng.integers(0, len(data["vectors"]), shape).astype(np.int32)
+    item_ids[:, 1] = item_ids[:, 0]
+    item_ids[::3, 2] = data["targets"][::3]
+    values = (rng.integers(-64, 65, shape) / 32).astype(np.float32)
+    return data | {"extra": SparseLogits(item_ids, values)}
+
+
+@pytest.mark.parametrize("shape", MESH_SHAPES)
+@pytest.mark.parametrize("blocks", [{}, {"block_queries": 4, "chunk_items": 5}])
+def test_what_is_added_to_scores_moves_ranks_and_lists(shape, blocks):
+    data = with_extra(whole_number_data(3), 3)
+    found = ranked(mesh_of(shape), data, top_k=7, **blocks)
+    ranks, tops = twin(data, top_k=7)
+    np.testing.assert_array_equal(found.ranks, ranks)
+    np.testing.assert_array_equal(found.top_item_ids, tops)
+    assert np.any(ranks != twin(whole_number_data(3))[0])
+
+
+def test_sums_of_what_is_added_have_the_same_bits_everywhere():
+    data = with_extra(real_data(), 0)
+    rng = np.random.default_rng(1)
+    data["extra"] = SparseLogits(
+        data["extra"].item_ids, rng.normal(size=data["extra"].values.shape).astype(np.float32)
+    )
+    first = ranked(mesh_of((1, 1)), data, top_k=20)
+    for shape in MESH_SHAPES[1:]:
+        other = ranked(mesh_of(shape), data, top_k=20, block_queries=7, chunk_items=11)
+        jax.tree.map(np.testing.assert_array_equal, first, other)

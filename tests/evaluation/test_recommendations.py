@@ -84,7 +84,7 @@ def test_a_failure_leaves_the_old_file_and_no_rubbish(tmp_path, make_last_item_r
     before = out.read_bytes()
     answers = itertools.chain([1, 1], itertools.repeat(np.nan))
     good = run.query_fn
-    run.query_fn = lambda batch: good(batch) * next(answers)
+    run.query_fn = lambda batch: (good(batch)[0] * next(answers), None)
     with pytest.raises(ValueError, match="hold NaN"):
         write_recommendations(run, out, split="test", k=3, rows_per_batch=1)
     assert out.read_bytes() == before

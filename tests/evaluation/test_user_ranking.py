@@ -84,7 +84,7 @@ def test_nobody_to_rank(make_last_item_run, make_small_dataset):
 
 def test_a_diverged_model_is_an_error(make_last_item_run):
     run = make_last_item_run()
-    run.query_fn = lambda batch: np.nan * type(run).query_fn(run, batch)
+    run.query_fn = lambda batch: (np.nan * type(run).query_fn(run, batch)[0], None)
     ranker = UserRanker(run)
     with pytest.raises(ValueError, match="query vectors at step 7 hold NaN"):
         ranker.rank(ranker.rows("test", rows_per_batch=8))

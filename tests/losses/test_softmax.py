@@ -11,14 +11,18 @@ from hypothesis import strategies as st
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
+from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.embedding.table import TableSpec, from_logical, init_table, to_logical
 from jaxrec.losses.softmax import full_softmax
 
 NUM_ROWS, DIM = 37, 8
 
 
-def dense_twin(queries, vectors, bias, targets, weights):
-    logits = (queries @ vectors.T + bias).at[:, 0].set(-jnp.inf)
+def dense_twin(queries, vectors, bias, targets, weights, extra=None):
+    logits = queries @ vectors.T + bias
+    if extra is not None:
+        logits = logits.at[jnp.arange(len(targets))[:, None], extra.item_ids].add(extra.values)
+    logits = logits.at[:, 0].set(-jnp.inf)
     losses = -jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets]
     return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
 
@@ -64,6 +68,43 @@ def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits):
     np.testing.assert_allclose(
         jax.jit(loss)(arguments[0], table, physical_bias(bias, NUM_ROWS)), expected, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("chunk_logits", [30, 300, 10**9])  # 30: four tiles of items a shard
+def test_logits_of_a_few_items_are_added(mesh, chunk_logits):
+    table, bias, queries, targets, weights = problem(mesh, 32)
+    rng = np.random.default_rng(0)
+    item_ids = rng.integers(0, NUM_ROWS, (32, 6))  # 0 = an empty place
+    item_ids[:, 1] = item_ids[:, 0]  # named twice: both count
+    item_ids[::2, 2] = np.asarray(targets)[::2]
+    extra = SparseLogits(jnp.asarray(item_ids, jnp.int32), jnp.asarray(rng.normal(size=(32, 6)), jnp.float32))
+    split = jax.device_put((queries, targets, weights, extra), sharding(mesh, "batch"))
+
+    def loss(queries, vectors, bias, values):
+        added = SparseLogits(split[3].item_ids, values)
+        return full_softmax(
+            queries,
+            split[1],
+            split[2],
+            vectors,
+            bias,
+            num_rows=NUM_ROWS,
+            extra=added,
+            chunk_logits=chunk_logits,
+        )
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(
+        split[0], table, physical_bias(bias, NUM_ROWS), split[3].values
+    )
+    logical = lambda x: np.asarray(jax.jit(lambda t: to_logical(t, NUM_ROWS))(x))[:NUM_ROWS]  # noqa: E731
+    expected, expected_gradients = jax.value_and_grad(
+        lambda q, v, b, e: dense_twin(q, v, b, targets, weights, SparseLogits(extra.item_ids, e)),
+        (0, 1, 2, 3),
+    )(queries, jnp.asarray(logical(table)), bias, extra.values)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    found = [gradients[0], logical(gradients[1]), logical(gradients[2]), gradients[3]]
+    for one, other in zip(found, expected_gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @settings(max_examples=10)

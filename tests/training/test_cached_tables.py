@@ -87,7 +87,7 @@ def test_training_from_the_host_equals_training_in_memory(setup_of, many_users, 
 
         def validate(state, setup=setup, seen=seen):
             rows = EvaluationRows.make(many_users, "validation", history_length=16, rows_per_batch=64)
-            seen.append(np.asarray(Inference(setup, state).queries(rows.build(0))))
+            seen.append(np.asarray(Inference(setup, state).queries(rows.build(0))[0]))
             return {"ndcg@10": 0.1 * len(seen)}
 
         train(setup, many_users, LOOP, tmp_path / name, validate)

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32
 
 from jaxrec.data.dataset import Histories
 
@@ -18,7 +18,6 @@ __all__ = [
     "Fitted",
     "ItemScores",
     "ItemWeights",
-    "ages",
     "interactions",
     "pad_column",
 ]
@@ -92,12 +91,6 @@ def interactions(histories: Histories, num_items: int) -> sparse.csr_array:
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
     return matrix
-
-
-def ages(histories: Histories) -> Int64[np.ndarray, " e"]:
-    """How many events of the same history follow each event: 0 for the last one."""
-    lengths = np.diff(histories.offsets)
-    return np.repeat(histories.offsets[1:], lengths) - 1 - np.arange(len(histories.item_ids))
 
 
 def pad_column(scores: Float32[np.ndarray, "q v"]) -> Float32[np.ndarray, "q v"]:

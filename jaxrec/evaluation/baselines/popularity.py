@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 
 from jaxrec.data.dataset import UNKNOWN_TIME, Histories
-from jaxrec.evaluation.baselines.base import ItemScores, ages
+from jaxrec.data.transitions import ages
+from jaxrec.evaluation.baselines.base import ItemScores
 
 __all__ = ["Popularity", "RecentPopularity"]
 

@@ -10,7 +10,8 @@ import scipy.sparse as sparse
 from jaxtyping import Float32
 
 from jaxrec.data.dataset import Histories
-from jaxrec.evaluation.baselines.base import ages, product, select
+from jaxrec.data.transitions import ages, count_transitions
+from jaxrec.evaluation.baselines.base import product, select
 
 __all__ = ["FittedTransition", "Transition"]
 
@@ -19,7 +20,7 @@ __all__ = ["FittedTransition", "Transition"]
 class Transition:
     """Decayed counts of item j after item i, as shrunken rates, summed over the end of the query.
 
-    `C_ij = sum over pairs (i at t, j at t + g), g = 1 .. window, of decay^(g - 1)`;
+    C are the counts of `data.transitions`;
     `score_j = sum over the last events of the query, of age a < window, of decay^a C_ij / (C_i + shrinkage)`
     where `C_i` is the sum of row i. Without the division popular items drown the others; without the
     shrinkage an item seen once speaks as loudly as one seen a thousand times.
@@ -42,14 +43,8 @@ class Transition:
             )
 
     def fit(self, train: Histories, num_items: int) -> "FittedTransition":
-        """Counts the pairs, one gap after the other, so that memory holds one gap's pairs at a time."""
-        counts = sparse.csr_array((num_items + 1, num_items + 1), dtype=np.float32)
-        followers = ages(train)
-        for gap in range(1, self.window + 1):
-            sources = np.flatnonzero(followers >= gap)
-            pairs = (train.item_ids[sources], train.item_ids[sources + gap])
-            weights = np.full(len(sources), self.decay ** (gap - 1), np.float32)
-            counts = counts + sparse.coo_array((weights, pairs), shape=counts.shape).tocsr()
+        """Counts, and divides each row by its sum."""
+        counts = count_transitions(train, num_items, window=self.window, decay=self.decay)
         totals = np.asarray(counts.sum(axis=1)).ravel() + self.shrinkage
         scale = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
         counts.data *= np.repeat(scale, np.diff(counts.indptr)).astype(np.float32)

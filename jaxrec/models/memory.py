@@ -1,0 +1,133 @@
+"""The memory of transitions: what followed the latest events in other histories, as logits beside the towers'.
+
+Counting alone ranks above many trained models where histories are short. Here the counts are a frozen table, a few
+successors an item, and what they are worth is learned together with the encoder, which is left to learn what counting
+cannot. An event that is being predicted is counted out of the rows that it went into: else training would trust the
+counts more than serving can.
+
+T = queries, W = window, K = successors, E = encoder width.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.nn.layers import parameter
+
+SHRINKAGE, LIFT, WEIGHT = 50.0, 200.0, 0.3  # where the learned weights start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransitionMemory:
+    """What is kept of the training events, and how far it reaches.
+
+    Attributes:
+      num_successors: kept of each item, the most frequent ones.
+      window: events over which a transition is counted, and latest events whose successors are asked.
+      decay: weight of a gap between two events, relative to the gap before.
+    """
+
+    num_successors: int = 64
+    window: int = 10
+    decay: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.num_successors < 1 or self.window < 1 or not 0.0 < self.decay <= 1.0:
+            raise ValueError(
+                f"memory.num_successors={self.num_successors}, window={self.window}, decay={self.decay}: say "
+                "num_successors >= 1, window >= 1 and 0 < decay <= 1."
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MemoryRows:
+    """The memory's rows of the latest events of each query, newest first.
+
+    Attributes:
+      event_ids: the items of the events; 0 = no such event.
+      item_ids: their successors; 0 = none.
+      counts: of the successors, and of the whole row in the last place.
+    """
+
+    event_ids: Int[Array, "*t W"]
+    item_ids: Int[Array, "*t W K"]
+    counts: Float[Array, "*t W K_plus_1"]
+
+    @classmethod
+    def of_events(
+        cls,
+        event_ids: Int[Array, "B L"],
+        item_ids: Int[Array, "B L K"],
+        counts: Float[Array, "B L K_plus_1"],
+        segment_ids: Int[Array, "B L"],
+        window: int,
+    ) -> "MemoryRows":
+        """At every event, the rows of it and of the `window - 1` events before it in its history."""
+        length = segment_ids.shape[1]
+
+        def aged(x: jax.Array, age: int) -> jax.Array:
+            return jnp.pad(x, ((0, 0), (age, 0), *((0, 0) for _ in x.shape[2:])))[:, :length]
+
+        def latest(x: jax.Array) -> jax.Array:
+            mask = [same.reshape(*same.shape, *(1,) * (x.ndim - 2)) for same in sames]
+            return jnp.stack([jnp.where(same, aged(x, age), 0) for age, same in enumerate(mask)], 2)
+
+        sames: list[Bool[Array, "B L"]] = [
+            (aged(segment_ids, age) == segment_ids) & (segment_ids > 0) for age in range(window)
+        ]
+        return cls(latest(event_ids), latest(item_ids), latest(counts))
+
+
+class MemoryHead(nnx.Module):
+    """What the counts are worth: a weight for each age of an event, a gate by the query, and how counts become rates.
+
+    The logit that item y gets is `g(x) sum over ages a of w_a log(1 + lift C_iy / (C_i + shrinkage))`, where i is the
+    item of the event of age a. All its weights are learned.
+    """
+
+    def __init__(self, config: TransitionMemory, width: int):
+        self.config = config
+        ages = jnp.arange(config.window, dtype=jnp.float32)
+        self.log_weights = parameter(math.log(WEIGHT) + ages * math.log(config.decay), None)
+        self.log_shrinkage = parameter(jnp.float32(math.log(SHRINKAGE)))
+        self.log_lift = parameter(jnp.float32(math.log(LIFT)))
+        self.gate = parameter(jnp.zeros(width, jnp.float32), "embed")
+
+    def __call__(
+        self,
+        states: Float[Array, "*t E"],
+        rows: MemoryRows,
+        target_ids: Int[Array, "*t"] | None = None,
+    ) -> SparseLogits:
+        """The logits of the successors.
+
+        Args:
+          states: M(x) of the queries; their gate starts at 1.
+          target_ids: the item of the event after the query, which the rows have counted; 0 = none. None = not in
+            training: nothing is counted out.
+        """
+        counts, totals = rows.counts[..., :-1], rows.counts[..., -1:]
+        if target_ids is not None:
+            own = self._counted(rows.event_ids, target_ids)[..., None]
+            counts = jnp.maximum(
+                counts - jnp.where(rows.item_ids == target_ids[..., None, None], own, 0.0), 0.0
+            )
+            totals = jnp.maximum(totals - own, 0.0)
+        rates = counts / (totals + jnp.exp(self.log_shrinkage[...]))
+        evidence = jnp.log1p(jnp.exp(self.log_lift[...]) * rates)
+        gate = 2.0 * jax.nn.sigmoid(states.astype(jnp.float32) @ self.gate[...])
+        values = evidence * jnp.exp(self.log_weights[...])[:, None] * gate[..., None, None]
+        flat = (*values.shape[:-2], values.shape[-2] * values.shape[-1])
+        return SparseLogits(rows.item_ids.reshape(flat), values.reshape(flat))
+
+    def _counted(self, event_ids: Int[Array, "*t W"], target_ids: Int[Array, "*t"]) -> Float[Array, "*t W"]:
+        """What the target's event has added to the rows of these items; an item may be there more than once."""
+        share = self.config.decay ** jnp.arange(self.config.window, dtype=jnp.float32)
+        same = event_ids[..., :, None] == event_ids[..., None, :]
+        return jnp.where(target_ids[..., None] > 0, same.astype(jnp.float32) @ share, 0.0)
