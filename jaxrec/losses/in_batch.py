@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrec.losses.sampled import CHUNK_LOGITS, sampled_softmax
+from jaxrec.losses.chunks import CHUNK_LOGITS
+from jaxrec.losses.sampled import sampled_softmax
 
 
 def in_batch_softmax(

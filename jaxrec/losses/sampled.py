@@ -3,20 +3,12 @@
 T = targets, S = shared negatives, D = embed dim, C = targets in a chunk.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.core.partition import spec
-from jaxrec.core.placement import num_shards
+from jaxrec.losses.chunks import CHUNK_LOGITS, Arrays, sum_over_targets
 
-Targets = tuple[jax.Array, ...]  # queries, ids, logits, weights: what a chunk has of its own
-Negatives = tuple[jax.Array, ...]  # ids, vectors, offsets, mask: what all chunks share
-# Logits of one chunk on one device; past it the targets go through in chunks that are computed twice.
-CHUNK_LOGITS = 1 << 24
 MASKED = -1e9  # finite, so that a target without a single negative has a loss and a gradient of 0, not NaN
 
 
@@ -68,7 +60,7 @@ def sampled_softmax(
     if target_log_q is not None:
         target_logits = target_logits - target_log_q.astype(jnp.float32) - log_draws
 
-    def chunk_loss(part: Targets, shared: Negatives) -> jax.Array:
+    def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
         query, ids, target_logit, weight = part
         candidate_ids, vectors, offset, mask = shared
         # Its gradient is summed over the chunks: in float32, whatever the operands of the product are.
@@ -81,51 +73,6 @@ def sampled_softmax(
     weights = weights.astype(jnp.float32)
     targets = (queries, target_ids, target_logits, weights)
     negatives = (negative_ids, negative_vectors.astype(jnp.float32), offset, negative_mask)
-    chunk_targets = max(1, chunk_logits // len(negative_ids))
-    return _sum_over_targets(chunk_loss, targets, negatives, chunk_targets), jnp.sum(weights)
-
-
-def _sum_over_targets(
-    loss: Callable[[Targets, Negatives], jax.Array],
-    targets: Targets,
-    negatives: Negatives,
-    chunk_targets: int,
-) -> jax.Array:
-    """Sums `loss` over the targets, each device over its own.
-
-    Left to the compiler's partitioning, the chunks of targets that lie over many devices are gathered whole on each.
-    """
-    if num_shards() == 1:
-        return _sum_over_chunks(loss, targets, negatives, chunk_targets)
-    batch = spec("batch")
-    local_sums = jax.shard_map(
-        lambda own, shared: _sum_over_chunks(loss, own, shared, chunk_targets)[None],
-        in_specs=(batch, PartitionSpec()),
-        out_specs=batch,
-        check_vma=False,
-    )(_padded(targets, num_shards()), negatives)
-    return jnp.sum(local_sums)
-
-
-def _sum_over_chunks(
-    loss: Callable[[Targets, Negatives], jax.Array],
-    targets: Targets,
-    negatives: Negatives,
-    chunk_targets: int,
-) -> jax.Array:
-    """Sums `loss` over parts of at most `chunk_targets` targets; each is computed again in the backward pass."""
-    num_chunks = -(-len(targets[0]) // chunk_targets)
-    if num_chunks <= 1:
-        return loss(targets, negatives)
-    parts = tuple(x.reshape(num_chunks, -1, *x.shape[1:]) for x in _padded(targets, num_chunks))
-
-    def add(total: jax.Array, part: Targets) -> tuple[jax.Array, None]:
-        return total + jax.checkpoint(loss)(part, negatives), None
-
-    return jax.lax.scan(add, jnp.zeros((), jnp.float32), parts)[0]
-
-
-def _padded(targets: Targets, multiple: int) -> Targets:
-    """Fills the targets up to a multiple of a number, with weight 0."""
-    missing = -len(targets[0]) % multiple
-    return tuple(jnp.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:]))) for x in targets)
+    return sum_over_targets(chunk_loss, targets, negatives, chunk_logits // len(negative_ids)), jnp.sum(
+        weights
+    )

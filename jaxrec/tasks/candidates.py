@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.losses.generalised_bce import generalised_bce
 from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
 from jaxrec.losses.sampled import sampled_softmax
 from jaxrec.losses.samplers import LogUniformSampler, Sampler, UniformSampler
@@ -117,6 +118,40 @@ class SampledSoftmax(Candidates):
             negative_ids,
             forward.item_vectors("negatives"),
             self.sampler.log_q(negative_ids, forward.facts.num_items, forward.facts.item_counts),
+            target_bias=_flat(forward.item_bias("targets")),
+            negative_bias=_flat(forward.item_bias("negatives")),
+        )
+        return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampledBinary(SampledSoftmax):
+    """Each target against shared uniform draws, as yes or no: gSASRec's loss.
+
+    Attributes:
+      sampler: uniform draws.
+      calibration: 0 = plain binary cross-entropy, whose probabilities are too high; 1 = calibrated ones.
+    """
+
+    sampler: UniformSampler = UniformSampler(num_samples=256)
+    calibration: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.calibration <= 1.0:
+            raise ValueError(f"SampledBinary.calibration={self.calibration} must lie in [0, 1].")
+
+    def loss(self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan) -> jax.Array:
+        """See `losses.generalised_bce`."""
+        dim = queries.shape[-1]
+        total, _ = generalised_bce(
+            queries.reshape(-1, dim),
+            plan.arrays["target_ids"].reshape(-1),
+            forward.item_vectors("targets").reshape(-1, dim),
+            plan.arrays["weights"].reshape(-1),
+            plan.shared_lookups["negatives"],
+            forward.item_vectors("negatives"),
+            num_items=forward.facts.num_items,
+            calibration=self.calibration,
             target_bias=_flat(forward.item_bias("targets")),
             negative_bias=_flat(forward.item_bias("negatives")),
         )

@@ -16,7 +16,7 @@ from jaxrec.embedding.table import to_logical
 from jaxrec.losses.samplers import UniformSampler
 from jaxrec.models.two_tower import ITEM, TwoTowerConfig
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.tasks.candidates import InBatch, SampledSoftmax
+from jaxrec.tasks.candidates import InBatch, SampledBinary, SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training import step as step_module
 from jaxrec.training.optimizer import OptimizerConfig, decay_mask, schedule_factor
@@ -141,7 +141,9 @@ def test_sparse_tasks_touch_the_rows_of_the_batch_only(make, row_optimizer):
     with jax.set_mesh(mesh):
         # 19 draws do not divide over 8 devices.
         sampled = NextItem(candidates=SampledSoftmax(sampler=UniformSampler(num_samples=19)))
-        tasks = {"sampled": sampled, "in_batch": NextItem(candidates=InBatch()), "behaviour": Behaviour()}
+        binary = NextItem(candidates=SampledBinary(sampler=UniformSampler(num_samples=5)))
+        in_batch = NextItem(candidates=InBatch())
+        tasks = {"sampled": sampled, "binary": binary, "in_batch": in_batch, "behaviour": Behaviour()}
         setup = make(mesh, tasks=tasks, row_optimizer=row_optimizer)
         before = setup.init_state()
         old = logical(before.tables[ITEM])
@@ -149,7 +151,8 @@ def test_sparse_tasks_touch_the_rows_of_the_batch_only(make, row_optimizer):
         changed = np.flatnonzero((logical(after.tables[ITEM]) != old).any(1))
         batch = batches(setup, 1)[0]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), 0)
-        draws = step_module._plans(setup.step, batch, key)["sampled"].shared_lookups["negatives"]
+        plans = step_module._plans(setup.step, batch, key)
+        draws = np.concatenate([plans[name].shared_lookups["negatives"] for name in ("sampled", "binary")])
     assert len(changed)
     assert set(changed) <= (set(np.unique(batch.item_ids)) | set(np.unique(draws))) - {0}
     assert_no_table_gathered(text, after.tables[ITEM].shape[0])
