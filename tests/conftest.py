@@ -5,6 +5,7 @@ module is imported, and asserted: on one device every sharding test would pass w
 """
 
 import atexit
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -15,11 +16,12 @@ import tempfile
 # The environment is set before jax, tensorflow and transformers read it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: the emitters of fusions and LLVM's passes are not worth their wait here, and
-# two workers have no cores for a kernel compiled in many parts. Benchmarks run what users run.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+# two workers have no cores for a kernel compiled in many parts. Benchmarks run what users run. XLA ends the process
+# at a flag that it does not know, and from jaxlib 0.11 on there are only emitters.
+_flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
 # What one test compiled, no other test, worker or process that a test starts compiles again. Made by the first process.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxrec-compiled-")

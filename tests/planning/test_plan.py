@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import jax
 import pytest
@@ -70,7 +71,8 @@ def test_the_abstract_state_is_the_state(config, mesh):
 
 def test_exchange_bytes_of_a_step_are_those_worked_by_hand(config, monkeypatch):
     # As users compile it: without emitters (tests/conftest.py) a scatter is a loop, which the replay takes for copies.
-    options = {"xla_cpu_use_fusion_emitters": True}
+    flag = "xla_cpu_use_fusion_emitters"
+    options = {flag: True} if flag in os.environ["XLA_FLAGS"] else None
     monkeypatch.setattr(Exchange, "compiler_options", lambda exchange, platform: options)
     program = compile_step(case_of(config))
     work = measure_work(program)
