@@ -1,4 +1,4 @@
-"""The quickstart: MovieLens-latest-small (embedded), next item and like prediction, minutes on two cores.
+"""The quickstart: MovieLens-latest-small (embedded), next item with a memory of transitions and like prediction.
 
 python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -9,6 +9,7 @@ from jaxrec.config import TrainConfig
 from jaxrec.data.config import DataConfig
 from jaxrec.embedding.row_optimizer import Adam
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.models.memory import TransitionMemory
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.behaviour import Behaviour
@@ -37,6 +38,7 @@ def get_config() -> TrainConfig:
             item_dim=64,
             projection=False,
             item_bias=True,
+            memory=TransitionMemory(),
         ),
         tasks={"next_item": NextItem(), "behaviour": Behaviour(weight=0.1)},
         optimizer=OptimizerConfig(

@@ -4,6 +4,7 @@ Gradients are multiples of 2^-8, so that sums are exact in any order: SGD must a
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.embedding.engine import (
     Exchange,
+    Located,
     add_to,
     collect,
     look_up,
@@ -255,6 +257,33 @@ def test_no_table_is_gathered_and_memory_does_not_see_its_rows(mesh):
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8 * 1024) == temporaries(8 * 4096)
+
+
+def test_more_rows_than_32_bits_number_compile(mesh):
+    """Five billion rows of 16 floats, 320 GB: a row is (owner, row there), so a device numbers its own alone."""
+    per_shard, optimizer = 625_000_000, RowAdagrad()
+    num_rows = per_shard * mesh.size
+    assert num_rows > 2**32
+    row, batch = sharding(mesh, "row"), sharding(mesh, "batch")
+    table = jax.ShapeDtypeStruct((num_rows, 16), jnp.float32, sharding=row)
+    slots = {"accumulator": jax.ShapeDtypeStruct((num_rows,), jnp.float32, sharding=row)}
+    where = Located(*(jax.ShapeDtypeStruct((16, 4), jnp.int32, sharding=batch) for _ in range(2)))
+
+    def step(table, slots, where):
+        rows, route, _ = look_up({"t": table}, {"x": where})
+        sparse = collect(route, {"x": rows["t"]["x"]}, rows_per_shard=per_shard)
+        return update(optimizer, table, slots, sparse, rate=0.5)[:2]
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(table, slots, where).compile()
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes > per_shard * 4 * 17
+    assert memory.temp_size_in_bytes < 1e6
+    assert gathered_rows(compiled.as_text()) < 2**16
+
+
+def gathered_rows(text):
+    """Rows of the largest array that is gathered from all devices."""
+    return max((int(rows) for rows in re.findall(r"= \w+\[(\d+)[\d,]*\]\S* all-gather\(", text)), default=0)
 
 
 def test_ids_that_do_not_divide_are_refused(mesh):
