@@ -103,7 +103,7 @@ def draw(path: Path, plans: dict[str, dict[str, Any]], whole: dict[str, Any]) ->
         xlabel="chips",
         ylabel="MB that a chip sends in a step",
         xscale="log",
-        ylim=(0, None),
+        ylim=(0, 1.35 * whole["work"]["dense_bytes"] / 1e6),  # room for the legend
     )
 
 

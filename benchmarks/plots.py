@@ -26,7 +26,7 @@ def draw_lines(
       level: the name and height of a dashed line across.
       **labels: for `Axes.set`: xlabel, ylabel, xscale and so on.
     """
-    figure, axes = _new(title, labels)
+    figure, axes = _new(title)
     for name, points in lines.items():
         heights: dict[float, list[float]] = {}
         for x, y in points:
@@ -35,24 +35,25 @@ def draw_lines(
         axes.plot(*zip(*means, strict=True), marker="o", label=name)
     if level:
         axes.axhline(level[1], color="0.4", linestyle="--", label=level[0])
+    axes.set(**labels)  # last: limits that are set before anything is drawn do not grow with it
     axes.legend(frameon=False)
     _save(figure, path)
 
 
 def draw_bars(path: Path, title: str, bars: Mapping[str, float], **labels: Any) -> None:
     """A horizontal bar a name, the first on top, with its value."""
-    figure, axes = _new(title, labels)
+    figure, axes = _new(title)
     drawn = axes.barh(list(bars), list(bars.values()))
     axes.bar_label(drawn, fmt="%.3g", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.1)
+    axes.set(**labels)
     _save(figure, path)
 
 
-def _new(title: str, labels: Mapping[str, Any]) -> tuple[Figure, Axes]:
+def _new(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    axes.set(**labels)
     figure.suptitle(title, fontsize=10)
     axes.grid(alpha=0.3)
     return figure, axes
