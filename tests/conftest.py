@@ -35,6 +35,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 
+import coverage
 import hypothesis
 import jax
 import jaxtyping
@@ -146,6 +147,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A skipped test fails the run: here every test runs, or is left out aloud in the header."""
     if _skipped and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    # A worker that takes more than ten seconds to end is killed, and what it covered would be lost.
+    if (measured := coverage.Coverage.current()) is not None:
+        measured.save()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
