@@ -87,8 +87,8 @@ class Table:
 
     def logical(self) -> dict[str, Any]:
         """Everything in a checkpoint's order: bucket by bucket."""
-        buckets = padded_buckets_on(self.config, self.mesh)
         with jax.set_mesh(self.mesh):
+            buckets = padded_buckets(self.config)
             order = jax.jit(lambda x: to_logical(x.reshape(buckets, -1), self.config.buckets))
             state = {"live": self.live, "waiting": self.waiting, "rows": self.rows}
             return jax.tree.map(lambda x: np.asarray(order(x)), state)
@@ -107,12 +107,6 @@ class Table:
 
             state = jax.tree.map(place, stored, state)
         self.live, self.waiting, self.rows = state["live"], state["waiting"], state["rows"]
-
-
-def padded_buckets_on(config: DynamicIds, mesh: Any) -> int:
-    """See `dynamic.padded_buckets`."""
-    with jax.set_mesh(mesh):
-        return padded_buckets(config)
 
 
 @dataclasses.dataclass

@@ -210,6 +210,10 @@ class PreparedDataset:
         """The events of each window, in the order asked for."""
         return self._events.take(windows.users, windows.starts, windows.lengths)
 
+    def prefixes(self, users: Int[np.ndarray, " n"], ends: Int[np.ndarray, " n"]) -> Histories:
+        """The first `ends[i]` events of each user."""
+        return self.windows(Windows(users=users, starts=np.zeros_like(users), lengths=ends))
+
     def history_blocks(
         self, users_per_block: int = 4096
     ) -> Iterator[tuple[Int64[np.ndarray, " n"], Histories]]:

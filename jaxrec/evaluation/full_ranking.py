@@ -215,7 +215,12 @@ def _rank_on_shard(
 
     chunks = jax.tree.map(in_chunks, catalogue)
     chunk_ids = (jnp.arange(num_chunks * chunk) * num_shards + shard).reshape(num_chunks, chunk)
-    seen_rows = jnp.where((seen_items > 0) & (seen_items % num_shards == shard), seen_items // num_shards, -1)
+
+    def own_rows(item_ids: jax.Array) -> jax.Array:
+        """Rows on this shard, -1 for padding and for other shards' items."""
+        return jnp.where((item_ids > 0) & (item_ids % num_shards == shard), item_ids // num_shards, -1)
+
+    seen_rows = own_rows(seen_items)
 
     def rank_block(args: tuple[jax.Array, jax.Array, jax.Array, SparseLogits | None]) -> Ranking:
         first, block_queries, block_targets, block_extra = args
@@ -225,8 +230,7 @@ def _rank_on_shard(
         target_scores = _target_scores(catalogue, query, block_targets, shard, num_shards)
         added = None
         if block_extra is not None:
-            own = block_extra.item_ids % num_shards == shard
-            added = _added_scores(block_extra, jnp.where(own, block_extra.item_ids // num_shards, -1), cells)
+            added = _added_scores(block_extra.values, own_rows(block_extra.item_ids), cells)
             named = block_extra.item_ids == block_targets[:, None]
             target_scores += _from_fixed_point(jnp.sum(jnp.where(named, block_extra.values, 0), axis=1))
         beaten_by, best = _scan_chunks(
@@ -380,13 +384,13 @@ def _from_fixed_point(values: Int[jax.Array, "*q"]) -> Float[jax.Array, "*q"]:
 
 
 def _added_scores(
-    extra: SparseLogits, rows: Int[jax.Array, "q m"], shape: tuple[int, int, int]
+    values: Int[jax.Array, "q m"], rows: Int[jax.Array, "q m"], shape: tuple[int, int, int]
 ) -> Int[jax.Array, "chunks q c"]:
     """What is added to each score of this shard (`rows` below 0 are other shards'), in fixed point."""
     num_chunks, num_queries, chunk = shape
     outside = jnp.where(rows >= 0, rows // chunk, num_chunks)
     query = jnp.broadcast_to(jnp.arange(num_queries)[:, None], rows.shape)
-    return jnp.zeros(shape, jnp.int32).at[outside, query, rows % chunk].add(extra.values, mode="drop")
+    return jnp.zeros(shape, jnp.int32).at[outside, query, rows % chunk].add(values, mode="drop")
 
 
 def _keep_best(

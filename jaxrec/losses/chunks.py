@@ -1,6 +1,6 @@
 """Losses over many targets and shared negatives, in chunks that stay on the targets' own devices.
 
-T = targets.
+T = targets, S = shared negatives, D = embed dim, C = targets in a chunk.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.partition import spec
 from jaxrec.core.placement import num_shards
@@ -17,7 +18,54 @@ Arrays = tuple[jax.Array, ...]
 CHUNK_LOGITS = 1 << 24
 
 
-def sum_over_targets(
+def pair_logits(
+    queries: Float[Array, "T D"], vectors: Float[Array, "T D"], bias: Float[Array, "T"] | None
+) -> Float[Array, "T"]:
+    """Each query's logit of its own target, in float32."""
+    logits = jnp.sum(queries.astype(jnp.float32) * vectors.astype(jnp.float32), axis=-1)
+    return logits if bias is None else logits + bias.astype(jnp.float32)
+
+
+def sum_against_negatives(
+    loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    queries: Float[Array, "T D"],
+    target_ids: Int[Array, "T"],
+    target_logits: Float[Array, "T"],
+    weights: Float[Array, "T"],
+    negative_ids: Int[Array, "S"],
+    negative_vectors: Float[Array, "S D"],
+    negative_offset: Float[Array, "S"],
+    *,
+    negative_mask: Bool[Array, "S"],
+    chunk_logits: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sum of each target's `loss` against shared negatives, and the sum of weights.
+
+    Args:
+      loss: of target logits `[C]`, negatives' logits `[C, S]`, and which of these count (a draw of the target itself
+        does not); gives `[C]`.
+      weights: 0 leaves a target out.
+      negative_offset: added to the logits.
+      negative_mask: True = counts.
+    """
+
+    def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
+        query, ids, target_logit, weight = part
+        candidate_ids, vectors, offset, mask = shared
+        # Its gradient is summed over the chunks: in float32, whatever the operands of the product are.
+        vectors = vectors.astype(negative_vectors.dtype)
+        logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + offset
+        counts = (ids[:, None] != candidate_ids[None, :]) & mask[None, :]
+        return jnp.sum(jnp.where(weight > 0, weight * loss(target_logit, logits, counts), 0.0))
+
+    weights = weights.astype(jnp.float32)
+    targets = (queries, target_ids, target_logits, weights)
+    negatives = (negative_ids, negative_vectors.astype(jnp.float32), negative_offset, negative_mask)
+    total = _sum_over_targets(chunk_loss, targets, negatives, max(1, chunk_logits // len(negative_ids)))
+    return total, jnp.sum(weights)
+
+
+def _sum_over_targets(
     loss: Callable[[Arrays, Arrays], jax.Array],
     targets: Arrays,
     negatives: Arrays,
@@ -26,14 +74,8 @@ def sum_over_targets(
     """Sums `loss(targets, negatives)` over the targets, each device over its own, a chunk at a time.
 
     Left to the compiler's partitioning, the chunks of targets that lie over many devices are gathered whole on each.
-
-    Args:
-      loss: the sum over some targets; those of weight 0 must add nothing.
-      targets: arrays `[T, ...]`; filled up with zeros where T does not divide, so one of them must be a weight.
-      negatives: what every target meets.
-      chunk_targets: of a chunk on one device; more go through in chunks, each computed again in the backward pass.
+    More than `chunk_targets` on a device go through in chunks, each computed again in the backward pass.
     """
-    chunk_targets = max(1, chunk_targets)
     if num_shards() == 1:
         return _sum_over_chunks(loss, targets, negatives, chunk_targets)
     batch = spec("batch")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxrec.losses.chunks import CHUNK_LOGITS, Arrays, sum_over_targets
+from jaxrec.losses.chunks import CHUNK_LOGITS, pair_logits, sum_against_negatives
 
 
 def generalised_bce(
@@ -41,24 +41,14 @@ def generalised_bce(
     num_negatives = len(negative_ids)
     share = min(1.0, num_negatives / max(1, num_items - 1))
     beta = 1.0 - calibration * (1.0 - share)
-    target_logits = jnp.sum(queries.astype(jnp.float32) * target_vectors.astype(jnp.float32), axis=-1)
-    if target_bias is not None:
-        target_logits = target_logits + target_bias.astype(jnp.float32)
-    if negative_bias is None:
-        negative_bias = jnp.zeros(num_negatives, jnp.float32)
+    offset = jnp.zeros(num_negatives, jnp.float32) if negative_bias is None else negative_bias
 
-    def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
-        query, ids, target_logit, weight = part
-        candidate_ids, vectors, bias = shared
-        # Its gradient is summed over the chunks: in float32, whatever the operands of the product are.
-        vectors = vectors.astype(negative_vectors.dtype)
-        logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + bias
-        hit = ids[:, None] == candidate_ids[None, :]
-        negatives = jnp.sum(jnp.where(hit, 0.0, jax.nn.softplus(logits)), axis=-1)
-        loss = (beta * jax.nn.softplus(-target_logit) + negatives) / (num_negatives + 1)
-        return jnp.sum(jnp.where(weight > 0, weight * loss, 0.0))
+    def loss(target: jax.Array, logits: jax.Array, counts: jax.Array) -> jax.Array:
+        negatives = jnp.sum(jnp.where(counts, jax.nn.softplus(logits), 0.0), axis=-1)
+        return (beta * jax.nn.softplus(-target) + negatives) / (num_negatives + 1)
 
-    weights = weights.astype(jnp.float32)
-    targets = (queries, target_ids, target_logits, weights)
-    shared = (negative_ids, negative_vectors.astype(jnp.float32), negative_bias.astype(jnp.float32))
-    return sum_over_targets(chunk_loss, targets, shared, chunk_logits // num_negatives), jnp.sum(weights)
+    return sum_against_negatives(
+        loss, queries, target_ids, pair_logits(queries, target_vectors, target_bias), weights,
+        negative_ids, negative_vectors, offset.astype(jnp.float32),
+        negative_mask=jnp.ones(num_negatives, bool), chunk_logits=chunk_logits,
+    )  # fmt: skip

@@ -1,13 +1,13 @@
 """Softmax over a sample of the catalogue, for catalogues past a full softmax. In nats.
 
-T = targets, S = shared negatives, D = embed dim, C = targets in a chunk.
+T = targets, S = shared negatives, D = embed dim.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.losses.chunks import CHUNK_LOGITS, Arrays, sum_over_targets
+from jaxrec.losses.chunks import CHUNK_LOGITS, pair_logits, sum_against_negatives
 
 MASKED = -1e9  # finite, so that a target without a single negative has a loss and a gradient of 0, not NaN
 
@@ -54,25 +54,15 @@ def sampled_softmax(
     offset = -negative_log_q.astype(jnp.float32) - log_draws
     if negative_bias is not None:
         offset = offset + negative_bias.astype(jnp.float32)
-    target_logits = jnp.sum(queries.astype(jnp.float32) * target_vectors.astype(jnp.float32), axis=-1)
-    if target_bias is not None:
-        target_logits = target_logits + target_bias.astype(jnp.float32)
+    target_logits = pair_logits(queries, target_vectors, target_bias)
     if target_log_q is not None:
         target_logits = target_logits - target_log_q.astype(jnp.float32) - log_draws
 
-    def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
-        query, ids, target_logit, weight = part
-        candidate_ids, vectors, offset, mask = shared
-        # Its gradient is summed over the chunks: in float32, whatever the operands of the product are.
-        vectors = vectors.astype(negative_vectors.dtype)
-        logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + offset
-        hit = ids[:, None] == candidate_ids[None, :]
-        rest = jax.nn.logsumexp(jnp.where(hit | ~mask[None, :], MASKED, logits), axis=-1)
-        return jnp.sum(jnp.where(weight > 0, weight * jax.nn.softplus(rest - target_logit), 0.0))
+    def loss(target: jax.Array, logits: jax.Array, counts: jax.Array) -> jax.Array:
+        rest = jax.nn.logsumexp(jnp.where(counts, logits, MASKED), axis=-1)
+        return jax.nn.softplus(rest - target)
 
-    weights = weights.astype(jnp.float32)
-    targets = (queries, target_ids, target_logits, weights)
-    negatives = (negative_ids, negative_vectors.astype(jnp.float32), offset, negative_mask)
-    return sum_over_targets(chunk_loss, targets, negatives, chunk_logits // len(negative_ids)), jnp.sum(
-        weights
-    )
+    return sum_against_negatives(
+        loss, queries, target_ids, target_logits, weights, negative_ids, negative_vectors, offset,
+        negative_mask=negative_mask, chunk_logits=chunk_logits,
+    )  # fmt: skip

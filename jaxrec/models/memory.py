@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.nn.layers import parameter
 
+SUCCESSORS, COUNTS = "successors", "counts"  # the arrays of the memory, by name
 SHRINKAGE, LIFT, WEIGHT = 50.0, 200.0, 0.3  # where the learned weights start
 
 

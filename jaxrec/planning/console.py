@@ -152,10 +152,10 @@ def print_scaling(console: Console, plans: Sequence[Plan]) -> None:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
     )
-    for name in SCALING_HEAD:
-        width = max(len(scaling_row(plan)[SCALING_HEAD.index(name)]) for plan in plans)
+    rows = [scaling_row(plan) for plan in plans]
+    for name, cells in zip(SCALING_HEAD, zip(*rows, strict=True), strict=True):
         justify: Any = "left" if name in ("topology", "bound") else "right"
-        table.add_column(name, justify=justify, width=max(width, *map(len, name.split())))
-    for plan in plans:
-        table.add_row(*(escape(cell) for cell in scaling_row(plan)))
+        table.add_column(name, justify=justify, width=max(map(len, (*cells, *name.split()))))
+    for row in rows:
+        table.add_row(*map(escape, row))
     console.print(table)

@@ -8,16 +8,18 @@ B = packed rows, L = positions, T = targets, D = item dim, R = physical rows.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch
 from jaxrec.core.sparse_logits import SparseLogits
-from jaxrec.models.memory import MemoryRows
+from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
 
 
@@ -71,7 +73,7 @@ class Forward:
       users: rows of the user table for the events, or None.
       rows: rows of a task's `lookups` and `shared_lookups`, by table and name.
       catalogue: the whole tables in physical row order, or None where no task asked for them.
-      memory: the memory's rows at every event, or None where the model has none.
+      memory: the memory's rows of the events, by array, or None where the model has none.
     """
 
     def __init__(
@@ -83,27 +85,33 @@ class Forward:
         catalogue: Mapping[str, jax.Array] | None,
         key: jax.Array | None,
         users: Float[Array, "B L U"] | None = None,
-        memory: MemoryRows | None = None,
+        memory: Mapping[str, jax.Array] | None = None,
     ):
         self.model, self.batch, self.facts, self.events = model, batch, facts, events
         self.catalogue, self.key, self.users, self.memory = catalogue, key, users, memory
         self.rows: dict[str, dict[str, jax.Array]] = {}
-        self._causal: jax.Array | None = None
 
     def causal_queries(self) -> Float[Array, "B L D"]:
         """M(x) W at every event, from the events up to and including it."""
-        return self.model.queries(self._causal_states())
+        return self._causal_queries
 
     def memory_logits(self, target_ids: Int[Array, "B L"]) -> SparseLogits | None:
         """What the memory says at every event, these targets counted out; None where the model has none."""
         if self.memory is None:
             return None
-        return self.model.memory(self._causal_states(), self.memory, target_ids)
+        rows = MemoryRows.of_events(
+            jnp.asarray(self.batch.item_ids), self.memory[SUCCESSORS], self.memory[COUNTS],
+            jnp.asarray(self.batch.segment_ids), self.model.memory.config.window,
+        )  # fmt: skip
+        return self.model.memory(self._causal_states, rows, target_ids)
 
+    @functools.cached_property
     def _causal_states(self) -> Float[Array, "B L E"]:
-        if self._causal is None:
-            self._causal = self.encode(self.events, causal=True, key=self.key)
-        return self._causal
+        return self.encode(self.events, causal=True, key=self.key)
+
+    @functools.cached_property
+    def _causal_queries(self) -> Float[Array, "B L D"]:
+        return self.model.queries(self._causal_states)
 
     def encode(self, events: Float[Array, "B L D"], **options: Any) -> Float[Array, "B S E"]:
         """M(x) before W, of these events by these users; see `TwoTower.encode`."""

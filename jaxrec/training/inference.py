@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.evaluation_batches import EvaluationBatch
-from jaxrec.embedding.engine import in_rows, lookup, lookup_shared
-from jaxrec.models.memory import MemoryRows
+from jaxrec.embedding.engine import in_rows, join_shared, look_up, lookup, lookup_shared, split_shared
+from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
 from jaxrec.nn.layers import whole_parameters
-from jaxrec.training.memory import COUNTS, SUCCESSORS
 from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
 from jaxrec.training.state import TrainState, merge_model
 
@@ -116,15 +115,16 @@ class Inference:
         placed: dict[str, Any],
     ) -> SparseLogits:
         """From the rows of each user's latest events, newest first."""
-        batch, window = placed["batch"], self.setup.step.memory_window
+        batch, window = placed["batch"], model.memory.config.window
         rows, columns = placed["rows"][:, None], placed["columns"][:, None] - jnp.arange(window)
         there = (columns >= 0) & (batch.segment_ids[rows, columns] == batch.segment_ids[rows, columns[:, :1]])
         event_ids = jnp.where(there, batch.item_ids[rows, columns], 0)
-        found = {
-            name: lookup_shared(array, event_ids.reshape(-1)).reshape(*event_ids.shape, -1)
-            for name, array in memory.items()
-        }
-        return model.memory(states, MemoryRows(event_ids, found[SUCCESSORS], found[COUNTS]))
+        found, _, _ = look_up(memory, {"": split_shared(event_ids.reshape(-1))})
+        successors, counts = (
+            join_shared(found[name][""], event_ids.size).reshape(*event_ids.shape, -1)
+            for name in (SUCCESSORS, COUNTS)
+        )
+        return model.memory(states, MemoryRows(event_ids, successors, counts))
 
     def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]

@@ -74,11 +74,11 @@ def train(
         # Resume: one rule -- the newest complete checkpoint wins.
         state = restore(setup, state, checkpoints)
         start = int(jax.device_get(state.step))
-        if not start and setup.model.memory is not None:
-            counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
-            state = dataclasses.replace(state, memory=counted)
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
+        elif setup.model.memory is not None:
+            counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
+            state = dataclasses.replace(state, memory=counted)
         best_value = _best_value(best, config.metric)
         cached = CachedTables(setup.cache_rows, state, setup.mesh)
         state = cached.enter(state)

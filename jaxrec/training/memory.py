@@ -12,12 +12,10 @@ from jax.sharding import Mesh
 
 from jaxrec.core.partition import sharding
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.data.packing import Windows
 from jaxrec.data.transitions import count_transitions, top_successors
 from jaxrec.embedding.table import TableSpec, from_logical
-from jaxrec.models.memory import TransitionMemory
+from jaxrec.models.memory import COUNTS, SUCCESSORS, TransitionMemory
 
-SUCCESSORS, COUNTS = "successors", "counts"
 Arrays = dict[str, jax.Array]
 
 
@@ -46,10 +44,7 @@ def empty_memory(config: TransitionMemory | None, items: TableSpec, mesh: Mesh) 
 
 def count_memory(config: TransitionMemory, items: TableSpec, dataset: PreparedDataset, mesh: Mesh) -> Arrays:
     """The transitions of the training part of `dataset`, the same on every process."""
-    users = np.arange(len(dataset.train_end))
-    train = dataset.windows(
-        Windows(users=users, starts=np.zeros_like(users), lengths=np.asarray(dataset.train_end))
-    )
+    train = dataset.prefixes(np.arange(len(dataset.train_end)), dataset.train_end)
     counts = count_transitions(train, dataset.metadata.num_items, window=config.window, decay=config.decay)
     place = jax.jit(lambda rows: from_logical(rows, items.num_rows), out_shardings=sharding(mesh, "row"))
     found = top_successors(counts, config.num_successors)

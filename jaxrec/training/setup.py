@@ -148,7 +148,6 @@ def make_setup(
         num_train_steps=num_train_steps,
         accumulation_steps=accumulation_steps,
         seed=seed,
-        memory_window=model.memory.window if model.memory is not None else 0,
     )
     return Setup(
         mesh=mesh,

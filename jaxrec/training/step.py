@@ -33,11 +33,9 @@ from jaxrec.embedding.engine import (
 from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
 from jaxrec.embedding.table import TableSpec
-from jaxrec.models.memory import MemoryRows
 from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
-from jaxrec.training.memory import COUNTS, SUCCESSORS
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
 from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
 
@@ -65,7 +63,6 @@ class StepConfig:
     num_train_steps: int
     accumulation_steps: int
     seed: int
-    memory_window: int = 0
 
 
 def make_train_step(
@@ -209,14 +206,12 @@ def _catalogue(config: StepConfig, state: TrainState) -> dict[str, jax.Array]:
     return {name: state.tables[name] for name in whole_tables(config.tables, config.tasks)}
 
 
-def _memory_rows(config: StepConfig, state: TrainState, batch: Batch) -> MemoryRows | None:
-    """What the memory holds of the latest events, at every event."""
+def _memory_of_events(config: StepConfig, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+    """The memory's rows of the batch's events, by array; {} without a memory."""
     if not state.memory:
-        return None
-    item_ids, segment_ids = jnp.asarray(batch.item_ids), jnp.asarray(batch.segment_ids)
-    found, _, _ = look_up(state.memory, {EVENTS: item_ids}, exchange=config.exchange)
-    successors, counts = found[SUCCESSORS][EVENTS], found[COUNTS][EVENTS]
-    return MemoryRows.of_events(item_ids, successors, counts, segment_ids, config.memory_window)
+        return {}
+    found, _, _ = look_up(state.memory, {EVENTS: jnp.asarray(batch.item_ids)}, exchange=config.exchange)
+    return {name: rows[EVENTS] for name, rows in found.items()}
 
 
 def _plans(config: StepConfig, batch: Batch, key: jax.Array) -> dict[str, Plan]:
@@ -243,7 +238,7 @@ def _microbatch(
         routes |= dict.fromkeys(together, route)
         extra_rounds += rounds
     catalogue = _catalogue(config, state)
-    memory = _memory_rows(config, state, batch)
+    memory = _memory_of_events(config, state, batch)
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
         whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
@@ -256,7 +251,7 @@ def _microbatch(
             catalogue or None,
             jax.random.fold_in(key, 0),
             rows[USER][EVENTS] if USER in rows else None,
-            memory,
+            memory or None,
         )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):

@@ -28,10 +28,9 @@ LENGTH, ROWS = 16, 16
 @pytest.fixture
 def with_memory(make, dataset):
     """Setup and fresh state on a mesh."""
-    from tests.training.conftest import ENCODER
 
     def on(mesh):
-        model = TwoTowerConfig(encoder=ENCODER, item_dim=8, memory=MEMORY)
+        model = TwoTowerConfig(encoder=make(mesh).model.encoder, item_dim=8, memory=MEMORY)
         setup = make(mesh, model=model, tasks={"next_item": NextItem()})
         memory = count_memory(MEMORY, setup.tables[ITEM], dataset, mesh)
         return setup, dataclasses.replace(setup.init_state(), memory=memory)

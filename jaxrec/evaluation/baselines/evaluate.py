@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from jaxrec.data.dataset import Histories, PreparedDataset
-from jaxrec.data.packing import Windows
 from jaxrec.evaluation.baselines.base import Baseline, BaselineRefusedError, Fitted
 from jaxrec.evaluation.baselines.ease import EASE
 from jaxrec.evaluation.baselines.ials import IALS
@@ -66,7 +65,7 @@ class Queries:
         """Stretches of users and their histories."""
         for first in range(0, len(self.user_indices), size):
             part = slice(first, first + size)
-            yield part, prefixes(self.dataset, self.user_indices[part], self.ends[part])
+            yield part, self.dataset.prefixes(self.user_indices[part], self.ends[part])
 
 
 def evaluate_baselines(
@@ -99,7 +98,7 @@ def evaluate_baselines(
         raise ValueError(f'fit_with_validation shows the targets of split={split!r} to the fit; say "test".')
     queries = split_queries(dataset, split, user_indices)
     fit_ends = dataset.validation_end if fit_with_validation else dataset.train_end
-    train = prefixes(dataset, np.arange(len(fit_ends)), fit_ends)
+    train = dataset.prefixes(np.arange(len(fit_ends)), fit_ends)
     if not len(train.item_ids) or not len(queries.user_indices):
         raise ValueError(
             f"dataset {dataset.metadata.name!r} has {len(train.item_ids)} training events and "
@@ -146,16 +145,9 @@ def split_queries(
         raise ValueError(f'split={split!r} is unknown; say "validation" or "test".')
     asked = np.arange(len(ends)) if user_indices is None else np.unique(user_indices)
     users = asked[(ends[asked] > 0) & (stops[asked] > ends[asked])].astype(np.int64)
-    with_target = prefixes(dataset, users, ends[users] + 1)
+    with_target = dataset.prefixes(users, ends[users] + 1)
     targets = with_target.item_ids[with_target.offsets[1:] - 1]
     return Queries(dataset=dataset, user_indices=users, ends=ends[users], targets=targets)
-
-
-def prefixes(
-    dataset: PreparedDataset, users: Int64[np.ndarray, " u"], ends: Int64[np.ndarray, " u"]
-) -> Histories:
-    """The first `ends[i]` events of each user."""
-    return dataset.windows(Windows(users=users, starts=np.zeros_like(users), lengths=ends))
 
 
 @dataclasses.dataclass(frozen=True)
