@@ -68,6 +68,15 @@ PROOFS = (
         transition=(0.1597, 0.002),
     ),
     Proof(
+        name="ml1m",
+        config="configs/ml1m.py",
+        data=ML1M,
+        seeds=3,
+        at_least=((METRIC, 0.1857),),
+        train_minutes=45,
+        transition=(0.1597, 0.002),
+    ),
+    Proof(
         name="ml1m_bert4rec",
         config="configs/ml1m_bert4rec.py",
         data=ML1M,

@@ -9,7 +9,7 @@ normaliser is known and divided after, which saves the second computation of the
 work. With more rows the items go through in tiles as well (`_tiled_rows`), twice: once for the normaliser, once for
 the gradient, which is written into one buffer. The peak is a tile and that buffer.
 
-T = tokens, R = physical rows, D = embed dim, N = shards, I = items of a tile, M = items with logits of their own.
+T = tokens, R = physical rows, D = embed dim, N = shards, I = items of a tile.
 """
 
 import functools
@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, Int
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import spec
 from jaxrec.core.placement import all_gather, local_index, num_shards, own_ids, psum_scatter
-from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.core.sparse_logits import MixedLogits
+from jaxrec.losses.mixture import mix, places_of, unmix
 
 # Logits of one chunk on one device: 1.5 M floats = 6 MB, what stays near a core's cache.
 CHUNK_LOGITS = 1_500_000
@@ -41,30 +42,32 @@ def full_softmax(
     bias: Float[Array, "R"],
     *,
     num_rows: int,
-    extra: SparseLogits | None = None,
+    mixed: MixedLogits | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Float[Array, ""]:
-    """Weighted sum of `-log softmax(queries . vectors + bias + extra)[target]` over all rows but padding.
+    """Weighted sum of `-log softmax(queries . vectors + bias + mixed)[target]` over all rows but padding.
 
     Args:
       queries: split over the devices by tokens.
       weights: 0 leaves a token out. Not differentiated.
       vectors, bias: item vectors in physical row order (see `embedding.table`).
       num_rows: logical rows, row 0 (padding) included.
-      extra: logits of a few items of each token, `[T, M]`; differentiated.
+      mixed: logits of a few items of each token, tokens in the order of its blocks; differentiated.
       chunk_logits: bound on the logits of a chunk on one device.
 
     Returns:
       The sum in nats, float32; divide by the sum of weights of the whole batch.
     """
-    if extra is None:
-        none = (len(target_ids), 0)
-        extra = SparseLogits(jnp.zeros(none, jnp.int32), jnp.zeros(none, jnp.float32))
-    arrays = (queries, target_ids, weights, vectors, bias, extra.item_ids, extra.values)
-    return _full_softmax(*arrays, num_rows, chunk_logits)
+    if mixed is None:  # blocks of one token, without lists
+        num = len(target_ids)
+        ids, values, mixing = ((num, 0, 0), jnp.int32), ((num, 0, 0), jnp.float32), ((num, 1, 0), jnp.float32)
+        arrays = (*(jnp.zeros(*kind) for kind in (ids, values, mixing)), jnp.zeros((num, 1), jnp.float32))
+    else:
+        arrays = (mixed.item_ids, mixed.values, mixed.mixing, mixed.at_target)
+    return _full_softmax(queries, target_ids, weights, vectors, bias, *arrays, num_rows, chunk_logits)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
 def _full_softmax(*arguments):  # type: ignore[no-untyped-def]
     loss, _ = _forward(*arguments, with_gradient=False)
     return loss
@@ -75,16 +78,17 @@ def _forward_rule(*arguments):  # type: ignore[no-untyped-def]
 
 
 def _backward_rule(num_rows, chunk_logits, gradients, cotangent):  # type: ignore[no-untyped-def]
-    d_queries, d_vectors, d_bias, d_extra = (gradient * cotangent for gradient in gradients)
-    return d_queries, None, None, d_vectors, d_bias, None, d_extra
+    d_queries, d_vectors, d_bias, *d_mixed = (gradient * cotangent for gradient in gradients)
+    return d_queries, None, None, d_vectors, d_bias, None, *d_mixed
 
 
 _full_softmax.defvjp(_forward_rule, _backward_rule)
 
 
 def _forward(  # type: ignore[no-untyped-def]
-    queries, target_ids, weights, vectors, bias, extra_ids, extra, num_rows, chunk_logits, *, with_gradient
-):
+    queries, target_ids, weights, vectors, bias, list_ids, values, mixing, at_target, num_rows, chunk_logits,
+    *, with_gradient,
+):  # fmt: skip
     rows_per_shard = vectors.shape[0] // num_shards()
     enough = min(MIN_CHUNK_TOKENS, queries.shape[0])
     local = functools.partial(
@@ -94,15 +98,19 @@ def _forward(  # type: ignore[no-untyped-def]
         with_gradient=with_gradient,
     )
     batch, row = spec("batch"), spec("row")
+    # Tokens travel by blocks, which no chunk and no device may cut.
+    blocks = lambda x: x.reshape(*mixing.shape[:2], *x.shape[1:])  # noqa: E731
+    tokens = (blocks(queries), blocks(target_ids), blocks(weights.astype(jnp.float32)))
     loss, gradients = jax.shard_map(
         local,
-        in_specs=((batch,) * 5, row, row),
-        out_specs=(P(), (batch, row, row, batch) if with_gradient else ()),
+        in_specs=((batch,) * 7, row, row),
+        out_specs=(P(), ((batch,) * 4, row, row) if with_gradient else ()),
         check_vma=False,
-    )((queries, target_ids, weights.astype(jnp.float32), extra_ids, extra), vectors, bias)
+    )((*tokens, list_ids, values, mixing, at_target), vectors, bias)
     if with_gradient:
-        wanted = (queries, vectors, bias, extra)
-        gradients = tuple(x.astype(like.dtype) for x, like in zip(gradients, wanted, strict=True))
+        (d_queries, *d_mixed), d_vectors, d_bias = gradients
+        d_queries = d_queries.reshape(queries.shape).astype(queries.dtype)
+        gradients = (d_queries, d_vectors.astype(vectors.dtype), d_bias.astype(bias.dtype), *d_mixed)
     return loss, gradients
 
 
@@ -116,15 +124,14 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
 
     def chunk(carry, part):  # type: ignore[no-untyped-def]
         d_with_ones, total = carry
-        q, target, weight, extra_ids, extra = part
-        q, target, weight, extra_ids, extra = (
-            all_gather(x) for x in (q.astype(jnp.float32), target, weight, extra_ids, extra)
-        )
-        places = _places(extra_ids, rows)
-        logits = _add_extra(q @ vectors.T + valid_bias, places, extra)
+        q, target, weight, at_target, places, values, mixing = _gathered(part, rows)
+        index, mine = _own_targets(target, rows)
+        logits = q @ vectors.T + valid_bias
+        if places.size:
+            logits, dense = mix(logits, places, values, mixing)
+            logits = _add_at(logits, index, jnp.where(mine, at_target, 0.0))
         peak = _max(jnp.max(logits, -1))
         unnormalised = jnp.exp(logits - peak[:, None])
-        index, mine = _own_targets(target, rows)
         target_logit = _sum(jnp.where(mine, jnp.take_along_axis(logits, index[:, None], 1)[:, 0], 0.0))
         if not with_gradient:
             log_z = jnp.log(_sum(jnp.sum(unnormalised, -1))) + peak
@@ -139,16 +146,19 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
             unnormalised, jnp.concatenate([q * scale, scale], 1), (((0,), (0,)), ((), ()))
         )
         d_with_ones = d_with_ones.at[index].add(-own * jnp.concatenate([q, jnp.ones_like(scale)], 1))
-        d_extra = _at_places(unnormalised, places) * scale - own * _is_target(places, index)
-        return (d_with_ones, total), (psum_scatter(d_query), psum_scatter(d_extra))
+        if places.size:
+            d_logits = _add_at(unnormalised * scale, index, -own[:, 0])
+            d_mixed = *unmix(d_logits, dense, places, mixing), _at(d_logits, index, mine)
+        else:
+            d_mixed = jnp.zeros_like(values), jnp.zeros_like(mixing), jnp.zeros_like(at_target)
+        return (d_with_ones, total), _scattered(mixing.shape[1], d_query, *d_mixed)
 
-    parts, num_tokens = _chunks(tokens, chunk_logits // rows)
+    parts, cut_off = _chunks(tokens, chunk_logits // rows)
     start = (jnp.zeros((rows, dim + 1) if with_gradient else (0,), jnp.float32), jnp.float32(0))
     (d_with_ones, total), of_tokens = jax.lax.scan(chunk, start, parts)
     if not with_gradient:
         return total, ()
-    d_queries, d_extra = (jax.lax.collapse(x, 0, 2)[:num_tokens] for x in of_tokens)
-    return total, (d_queries, d_with_ones[:, :dim], d_with_ones[:, dim], d_extra)
+    return total, (cut_off(of_tokens), d_with_ones[:, :dim], d_with_ones[:, dim])
 
 
 def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient):  # type: ignore[no-untyped-def]
@@ -170,55 +180,75 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
 
     def chunk(carry, part):  # type: ignore[no-untyped-def]
         (d_vectors, d_bias), total = carry
-        q, target, weight, extra_ids, extra = (all_gather(x) for x in part)
-        q = q.astype(jnp.float32)
-        places = _places(extra_ids, rows)
+        q, target, weight, at_target, places, values, mixing = _gathered(part, rows)
+        index, mine = _own_targets(target, rows)
 
-        def scan_sums(index, sums):  # type: ignore[no-untyped-def]
-            peak, normaliser = sums
-            vector, valid_bias, start = tile(index)
-            logits = _add_extra(q @ vector.T + valid_bias, places - start, extra)
+        def score(number):  # type: ignore[no-untyped-def]
+            """A tile's logits and lists; each token's target in it and whether it is there; its vectors and start."""
+            vector, valid_bias, start = tile(number)
+            here = mine & (index >= number * items) & (index < start + items)
+            column = jnp.where(here, index - start, 0)
+            logits, dense = q @ vector.T + valid_bias, None
+            if places.size:
+                logits, dense = mix(logits, places - start, values, mixing)
+                logits = _add_at(logits, column, jnp.where(here, at_target, 0.0))
+            return logits, dense, column, here, vector, start
+
+        def scan_sums(number, sums):  # type: ignore[no-untyped-def]
+            peak, normaliser, target_logit = sums
+            logits, _, column, here, _, _ = score(number)
             # Finite even where every item so far is masked: exp(-inf - peak) must be 0, not NaN.
             new_peak = jnp.maximum(peak, jnp.maximum(jnp.max(logits, -1), LOWEST))
             scaled = normaliser * jnp.exp(peak - new_peak)
-            return new_peak, scaled + jnp.sum(jnp.exp(logits - new_peak[:, None]), -1)
+            normaliser = scaled + jnp.sum(jnp.exp(logits - new_peak[:, None]), -1)
+            return new_peak, normaliser, target_logit + _at(logits, column, here)
 
-        start = (jnp.full(q.shape[0], LOWEST, jnp.float32), jnp.zeros(q.shape[0], jnp.float32))
-        own_peak, own_sum = jax.lax.fori_loop(0, num_tiles, scan_sums, start)
+        zeros = jnp.zeros(q.shape[0], jnp.float32)
+        found = jax.lax.fori_loop(0, num_tiles, scan_sums, (jnp.full_like(zeros, LOWEST), zeros, zeros))
+        own_peak, own_sum, target_logit = found
         peak = _max(own_peak)
         log_z = jnp.log(_sum(own_sum * jnp.exp(own_peak - peak))) + peak
-        index, mine = _own_targets(target, rows)
-        target_vectors = vectors[index].astype(jnp.float32)
-        is_target = _is_target(places, index)
-        added = jnp.sum(extra * is_target, -1)
-        target_logit = _sum(jnp.where(mine, jnp.sum(q * target_vectors, -1) + bias[index] + added, 0.0))
-        total += jnp.sum(_masked(weight, log_z - target_logit))
+        total += jnp.sum(_masked(weight, log_z - _sum(target_logit)))
         if not with_gradient:
             return ((d_vectors, d_bias), total), ()
 
-        def gradient(index, sums):  # type: ignore[no-untyped-def]
-            d_vectors, d_bias, d_query, d_extra = sums
-            vector, valid_bias, start = tile(index)
-            logits = _add_extra(q @ vector.T + valid_bias, places - start, extra)
+        def gradient(number, sums):  # type: ignore[no-untyped-def]
+            d_vectors, d_bias, d_query, d_mixed = sums
+            logits, dense, column, here, vector, start = score(number)
             share = jnp.exp(logits - log_z[:, None]) * weight[:, None]
+            share = _add_at(share, column, jnp.where(here, -weight, 0.0))
             d_vectors = _add_slice(d_vectors, share.T @ q, start)
             d_bias = _add_slice(d_bias, jnp.sum(share, 0), start)
-            return d_vectors, d_bias, d_query + share @ vector, d_extra + _at_places(share, places - start)
+            if places.size:
+                found = *unmix(share, dense, places - start, mixing), _at(share, column, here)
+                d_mixed = jax.tree.map(jnp.add, d_mixed, found)
+            return d_vectors, d_bias, d_query + share @ vector, d_mixed
 
-        own = (weight * mine)[:, None]
-        sums = (d_vectors, d_bias, -own * target_vectors, -own * is_target)
-        d_vectors, d_bias, d_query, d_extra = jax.lax.fori_loop(0, num_tiles, gradient, sums)
-        d_vectors = d_vectors.at[index].add(-own * q)
-        d_bias = d_bias.at[index].add(-own[:, 0])
-        return ((d_vectors, d_bias), total), (psum_scatter(d_query), psum_scatter(d_extra))
+        none = jax.tree.map(jnp.zeros_like, (values, mixing, at_target))
+        sums = (d_vectors, d_bias, jnp.zeros_like(q), none)
+        d_vectors, d_bias, d_query, d_mixed = jax.lax.fori_loop(0, num_tiles, gradient, sums)
+        return ((d_vectors, d_bias), total), _scattered(mixing.shape[1], d_query, *d_mixed)
 
-    parts, num_tokens = _chunks(tokens, side)
+    parts, cut_off = _chunks(tokens, side)
     empty = (jnp.zeros((rows, dim) if with_gradient else (0,)), jnp.zeros(rows if with_gradient else 0))
     ((d_vectors, d_bias), total), of_tokens = jax.lax.scan(chunk, (empty, jnp.float32(0)), parts)
     if not with_gradient:
         return total, ()
-    d_queries, d_extra = (jax.lax.collapse(x, 0, 2)[:num_tokens] for x in of_tokens)
-    return total, (d_queries, d_vectors, d_bias, d_extra)
+    return total, (cut_off(of_tokens), d_vectors, d_bias)
+
+
+def _gathered(part, rows):  # type: ignore[no-untyped-def]
+    """A chunk of every device: tokens one after the other, lists by block with the local rows of their items."""
+    q, target, weight, list_ids, values, mixing, at_target = (all_gather(x) for x in part)
+    flat = functools.partial(jax.lax.collapse, start_dimension=0, stop_dimension=2)
+    tokens = (flat(x) for x in (q.astype(jnp.float32), target, weight, at_target))
+    return *tokens, places_of(list_ids, rows), values, mixing
+
+
+def _scattered(block, d_query, d_values, d_mixing, d_at_target):  # type: ignore[no-untyped-def]
+    """Each device's part of the sums over devices, by blocks."""
+    blocks = lambda x: x.reshape(-1, block, *x.shape[1:])  # noqa: E731
+    return tuple(psum_scatter(x) for x in (blocks(d_query), d_values, d_mixing, blocks(d_at_target)))
 
 
 def _own_targets(target_ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
@@ -227,28 +257,14 @@ def _own_targets(target_ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array
     return jnp.where(index < rows, index, 0), index < rows
 
 
-def _places(extra_ids: jax.Array, rows: int) -> jax.Array:
-    """Local rows of the items with a logit of their own; below 0 = another device's, or none."""
-    index = local_index(extra_ids, rows)
-    return jnp.where((index < rows) & (extra_ids > 0), index, -rows - 1)
+def _at(values: jax.Array, columns: jax.Array, mask: jax.Array) -> jax.Array:
+    """Each token's value in its column, 0 where `mask` is False."""
+    return jnp.where(mask, jnp.take_along_axis(values, columns[:, None], 1)[:, 0], 0.0)
 
 
-def _add_extra(logits: jax.Array, places: jax.Array, extra: jax.Array) -> jax.Array:
-    """Adds to the logits of these columns; those that lie outside are other tiles'."""
-    if not places.shape[1]:
-        return logits
-    outside = jnp.where(places < 0, logits.shape[1], places)
-    return logits.at[jnp.arange(len(logits))[:, None], outside].add(extra, mode="drop")
-
-
-def _at_places(values: jax.Array, places: jax.Array) -> jax.Array:
-    """The values at these columns, 0 outside."""
-    inside = (places >= 0) & (places < values.shape[1])
-    return jnp.where(inside, jnp.take_along_axis(values, jnp.where(inside, places, 0), 1), 0.0)
-
-
-def _is_target(places: jax.Array, index: jax.Array) -> jax.Array:
-    return (places == index[:, None]).astype(jnp.float32)
+def _add_at(values: jax.Array, columns: jax.Array, added: jax.Array) -> jax.Array:
+    """Adds to one column of each token."""
+    return values.at[jnp.arange(len(values)), columns].add(added)
 
 
 def _add_slice(array, part, start):  # type: ignore[no-untyped-def]
@@ -257,14 +273,18 @@ def _add_slice(array, part, start):  # type: ignore[no-untyped-def]
 
 
 def _chunks(arrays, chunk_tokens):  # type: ignore[no-untyped-def]
-    """Cuts the local tokens into equal chunks of at most `chunk_tokens` over all devices, padded with weight 0."""
-    num_tokens = arrays[0].shape[0]
-    size = max(1, min(num_tokens, chunk_tokens // num_shards()))
-    num_chunks = max(1, -(-num_tokens // size))
-    size = -(-num_tokens // num_chunks)
-    pad = num_chunks * size - num_tokens
+    """Cuts the local blocks into equal chunks of at most `chunk_tokens` over all devices, padded with weight 0.
+
+    Returns the chunks, and the function that puts arrays of chunks together again.
+    """
+    num_blocks, block = arrays[1].shape
+    size = max(1, min(num_blocks, chunk_tokens // (num_shards() * block)))
+    num_chunks = max(1, -(-num_blocks // size))
+    size = -(-num_blocks // num_chunks)
+    pad = num_chunks * size - num_blocks
     cut = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(num_chunks, size, *x.shape[1:])  # noqa: E731
-    return jax.tree.map(cut, arrays), num_tokens
+    join = lambda x: jax.lax.collapse(x, 0, 2)[:num_blocks]  # noqa: E731
+    return jax.tree.map(cut, arrays), functools.partial(jax.tree.map, join)
 
 
 def _masked(weight: jax.Array, value: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ successors an item, and what they are worth is learned together with the encoder
 cannot. An event that is being predicted is counted out of the rows that it went into: else training would trust the
 counts more than serving can.
 
-T = queries, W = window, K = successors, E = encoder width.
+B = packed rows, L = positions, W = window, K = successors, E = encoder width.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.core.sparse_logits import MixedLogits, SparseLogits
 from jaxrec.nn.layers import parameter
 
 SUCCESSORS, COUNTS = "successors", "counts"  # the arrays of the memory, by name
@@ -48,7 +48,7 @@ class TransitionMemory:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemoryRows:
-    """The memory's rows of the latest events of each query, newest first.
+    """The memory's rows of some events.
 
     Attributes:
       event_ids: the items of the events; 0 = no such event.
@@ -56,33 +56,9 @@ class MemoryRows:
       counts: of the successors, and of the whole row in the last place.
     """
 
-    event_ids: Int[Array, "*t W"]
-    item_ids: Int[Array, "*t W K"]
-    counts: Float[Array, "*t W K_plus_1"]
-
-    @classmethod
-    def of_events(
-        cls,
-        event_ids: Int[Array, "B L"],
-        item_ids: Int[Array, "B L K"],
-        counts: Float[Array, "B L K_plus_1"],
-        segment_ids: Int[Array, "B L"],
-        window: int,
-    ) -> "MemoryRows":
-        """At every event, the rows of it and of the `window - 1` events before it in its history."""
-        length = segment_ids.shape[1]
-
-        def aged(x: jax.Array, age: int) -> jax.Array:
-            return jnp.pad(x, ((0, 0), (age, 0), *((0, 0) for _ in x.shape[2:])))[:, :length]
-
-        def latest(x: jax.Array) -> jax.Array:
-            mask = [same.reshape(*same.shape, *(1,) * (x.ndim - 2)) for same in sames]
-            return jnp.stack([jnp.where(same, aged(x, age), 0) for age, same in enumerate(mask)], 2)
-
-        sames: list[Bool[Array, "B L"]] = [
-            (aged(segment_ids, age) == segment_ids) & (segment_ids > 0) for age in range(window)
-        ]
-        return cls(latest(event_ids), latest(item_ids), latest(counts))
+    event_ids: Int[Array, "*e"]
+    item_ids: Int[Array, "*e K"]
+    counts: Float[Array, "*e K_plus_1"]
 
 
 class MemoryHead(nnx.Module):
@@ -100,32 +76,65 @@ class MemoryHead(nnx.Module):
         self.log_lift = parameter(jnp.float32(math.log(LIFT)))
         self.gate = parameter(jnp.zeros(width, jnp.float32), "embed")
 
-    def __call__(
-        self,
-        states: Float[Array, "*t E"],
-        rows: MemoryRows,
-        target_ids: Int[Array, "*t"] | None = None,
-    ) -> SparseLogits:
-        """The logits of the successors.
+    def __call__(self, states: Float[Array, "*t E"], rows: MemoryRows) -> SparseLogits:
+        """The logits of the successors of each query's latest events.
 
         Args:
           states: M(x) of the queries; their gate starts at 1.
-          target_ids: the item of the event after the query, which the rows have counted; 0 = none. None = not in
-            training: nothing is counted out.
+          rows: of the latest `window` events of each query, `[*t, W]`, newest first.
         """
-        counts, totals = rows.counts[..., :-1], rows.counts[..., -1:]
-        if target_ids is not None:
-            own = self._counted(rows.event_ids, target_ids)[..., None]
-            counts = jnp.maximum(
-                counts - jnp.where(rows.item_ids == target_ids[..., None, None], own, 0.0), 0.0
-            )
-            totals = jnp.maximum(totals - own, 0.0)
-        rates = counts / (totals + jnp.exp(self.log_shrinkage[...]))
-        evidence = jnp.log1p(jnp.exp(self.log_lift[...]) * rates)
-        gate = 2.0 * jax.nn.sigmoid(states.astype(jnp.float32) @ self.gate[...])
-        values = evidence * jnp.exp(self.log_weights[...])[:, None] * gate[..., None, None]
+        values = self._evidence(rows.counts[..., :-1], rows.counts[..., -1:])
+        values = values * self._weights()[:, None] * self._gate(states)[..., None, None]
         flat = (*values.shape[:-2], values.shape[-2] * values.shape[-1])
         return SparseLogits(rows.item_ids.reshape(flat), values.reshape(flat))
+
+    def of_histories(
+        self,
+        states: Float[Array, "B L E"],
+        rows: MemoryRows,
+        segment_ids: Int[Array, "B L"],
+        target_ids: Int[Array, "B L"],
+    ) -> MixedLogits:
+        """The same at every event of whole histories, the targets counted out.
+
+        Args:
+          rows: of the events, `[B, L]`.
+          segment_ids: 1, 2, ... inside a row, 0 = padding: histories that must not see each other.
+          target_ids: the item of the event after each, which the rows have counted; 0 = none.
+        """
+        length, counts, totals = segment_ids.shape[1], rows.counts[..., :-1], rows.counts[..., -1]
+
+        def aged(x: jax.Array, age: int) -> jax.Array:
+            return jnp.pad(x, ((0, 0), (age, 0), *((0, 0) for _ in x.shape[2:])))[:, :length]
+
+        sames = [
+            (aged(segment_ids, age) == segment_ids) & (segment_ids > 0) for age in range(self.config.window)
+        ]
+        there = jnp.stack(sames, -1)
+        latest = jnp.where(there, jnp.stack([aged(rows.event_ids, age) for age in range(len(sames))], -1), 0)
+        own = self._counted(latest, target_ids)
+        mixing = jnp.where(there, self._weights() * self._gate(states)[..., None], 0.0)
+        at_target = jnp.zeros(segment_ids.shape, jnp.float32)
+        for age in range(len(sames)):
+            # A target that is among the successors of this event: what it should get, less what it gets.
+            named = aged(rows.item_ids, age) == target_ids[..., None]
+            count, total = jnp.sum(jnp.where(named, aged(counts, age), 0.0), -1), aged(totals, age)
+            left = jnp.maximum(count - own[..., age], 0.0), jnp.maximum(total - own[..., age], 0.0)
+            change = self._evidence(*left) - self._evidence(count, total)
+            at_target += mixing[..., age] * jnp.where((count > 0) & (target_ids > 0), change, 0.0)
+        return MixedLogits.of_events(
+            rows.item_ids, self._evidence(counts, totals[..., None]), mixing, at_target
+        )
+
+    def _evidence(self, counts: Float[Array, "*e"], totals: Float[Array, "*e"]) -> Float[Array, "*e"]:
+        rates = counts / (totals + jnp.exp(self.log_shrinkage[...]))
+        return jnp.log1p(jnp.exp(self.log_lift[...]) * rates)
+
+    def _weights(self) -> Float[Array, " W"]:
+        return jnp.exp(self.log_weights[...])
+
+    def _gate(self, states: Float[Array, "*t E"]) -> Float[Array, "*t"]:
+        return 2.0 * jax.nn.sigmoid(states.astype(jnp.float32) @ self.gate[...])
 
     def _counted(self, event_ids: Int[Array, "*t W"], target_ids: Int[Array, "*t"]) -> Float[Array, "*t W"]:
         """What the target's event has added to the rows of these items; an item may be there more than once."""

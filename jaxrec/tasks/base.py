@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch
-from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
 
@@ -95,15 +95,13 @@ class Forward:
         """M(x) W at every event, from the events up to and including it."""
         return self._causal_queries
 
-    def memory_logits(self, target_ids: Int[Array, "B L"]) -> SparseLogits | None:
+    def memory_logits(self, target_ids: Int[Array, "B L"]) -> MixedLogits | None:
         """What the memory says at every event, these targets counted out; None where the model has none."""
         if self.memory is None:
             return None
-        rows = MemoryRows.of_events(
-            jnp.asarray(self.batch.item_ids), self.memory[SUCCESSORS], self.memory[COUNTS],
-            jnp.asarray(self.batch.segment_ids), self.model.memory.config.window,
-        )  # fmt: skip
-        return self.model.memory(self._causal_states, rows, target_ids)
+        rows = MemoryRows(jnp.asarray(self.batch.item_ids), self.memory[SUCCESSORS], self.memory[COUNTS])
+        segments = jnp.asarray(self.batch.segment_ids)
+        return self.model.memory.of_histories(self._causal_states, rows, segments, target_ids)
 
     @functools.cached_property
     def _causal_states(self) -> Float[Array, "B L E"]:

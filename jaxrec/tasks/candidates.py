@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.core.sparse_logits import MixedLogits, in_blocks
 from jaxrec.losses.generalised_bce import generalised_bce
 from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
 from jaxrec.losses.sampled import sampled_softmax
@@ -65,20 +65,25 @@ class FullSoftmax(Candidates):
         return float(num_items)
 
     def loss(
-        self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan, extra: SparseLogits | None = None
+        self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan, mixed: MixedLogits | None = None
     ) -> jax.Array:
         """See `losses.softmax`."""
         assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
         vectors = forward.model.item_vectors(forward.catalogue[ITEM])
         bias = forward.catalogue.get(ITEM_BIAS)
+        tokens = (queries, plan.arrays["target_ids"], plan.arrays["weights"])
+        target_dims = tokens[1].ndim
+        if mixed is not None:
+            tokens = jax.tree.map(lambda x: jax.lax.collapse(in_blocks(x, mixed.block), 1, 3), tokens)
+        queries, target_ids, weights = (jax.lax.collapse(x, 0, target_dims) for x in tokens)
         return full_softmax(
-            queries.reshape(-1, queries.shape[-1]),
-            plan.arrays["target_ids"].reshape(-1),
-            plan.arrays["weights"].reshape(-1),
+            queries,
+            target_ids,
+            weights,
             vectors,
             jnp.zeros(vectors.shape[0], jnp.float32) if bias is None else bias[:, 0],
             num_rows=forward.facts.num_items + 1,
-            extra=None if extra is None else extra.flat(),
+            mixed=mixed,
             chunk_logits=self.chunk_logits,
         )
 

@@ -41,11 +41,11 @@ class NextItem(RankingTask):
     def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
         """Softmax over the candidates at every event that has a next one."""
         queries = forward.causal_queries() / self.temperature
-        extra = forward.memory_logits(plan.arrays["target_ids"])
-        if extra is None:
+        mixed = forward.memory_logits(plan.arrays["target_ids"])
+        if mixed is None:
             return TaskLoss(self.candidates.loss(queries, forward, plan))
         assert isinstance(self.candidates, FullSoftmax), "checked with the config"
-        return TaskLoss(self.candidates.loss(queries, forward, plan, extra))
+        return TaskLoss(self.candidates.loss(queries, forward, plan, mixed))
 
 
 def next_events(batch: Batch) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:

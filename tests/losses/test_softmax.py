@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
-from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.core.sparse_logits import MixedLogits, SparseLogits, in_blocks
 from jaxrec.embedding.table import TableSpec, from_logical, init_table, to_logical
 from jaxrec.losses.softmax import full_softmax
 
@@ -72,39 +72,56 @@ def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits):
 
 @pytest.mark.parametrize("chunk_logits", [30, 300, 10**9])  # 30: four tiles of items a shard
 def test_logits_of_a_few_items_are_added(mesh, chunk_logits):
-    table, bias, queries, targets, weights = problem(mesh, 32)
+    rows, length, window = 8, 20, 4  # a row is two blocks, the second one not full
+    table, bias, queries, targets, weights = problem(mesh, rows * length)
     rng = np.random.default_rng(0)
-    item_ids = rng.integers(0, NUM_ROWS, (32, 6))  # 0 = an empty place
-    item_ids[:, 1] = item_ids[:, 0]  # named twice: both count
-    item_ids[::2, 2] = np.asarray(targets)[::2]
-    extra = SparseLogits(jnp.asarray(item_ids, jnp.int32), jnp.asarray(rng.normal(size=(32, 6)), jnp.float32))
-    split = jax.device_put((queries, targets, weights, extra), sharding(mesh, "batch"))
+    item_ids = rng.integers(0, NUM_ROWS, (rows, length, 6))  # 0 = an empty place
+    item_ids[..., 1] = item_ids[..., 0]  # named twice: both count
+    item_ids[:, ::2, 2] = np.asarray(targets).reshape(rows, length)[:, ::2]
+    ages = np.arange(window) <= np.arange(length)[:, None]
+    arrays = (
+        jnp.asarray(rng.normal(size=item_ids.shape), jnp.float32),
+        jnp.asarray(rng.normal(size=(rows, length, window)) * ages, jnp.float32),
+        jnp.asarray(rng.normal(size=(rows, length)), jnp.float32),
+    )
+    ids = jnp.asarray(item_ids, jnp.int32)
 
-    def loss(queries, vectors, bias, values):
-        added = SparseLogits(split[3].item_ids, values)
-        return full_softmax(
-            queries,
-            split[1],
-            split[2],
-            vectors,
-            bias,
-            num_rows=NUM_ROWS,
-            extra=added,
-            chunk_logits=chunk_logits,
+    def twin(queries, vectors, bias, values, mixing, at_target):
+        """What each token gets, worked out list by list."""
+        named = jax.nn.one_hot(ids, NUM_ROWS) * (ids > 0)[..., None]
+        lists = jnp.einsum("rlmv,rlm->rlv", named, values)
+        added = sum(
+            mixing[..., age, None] * jnp.pad(lists, ((0, 0), (age, 0), (0, 0)))[:, :length]
+            for age in range(window)
+        ).reshape(rows * length, NUM_ROWS)
+        added = added.at[jnp.arange(rows * length), targets].add(at_target.reshape(-1))
+        every = jnp.broadcast_to(jnp.arange(NUM_ROWS), added.shape)
+        return dense_twin(queries, vectors, bias, targets, weights, SparseLogits(every, added))
+
+    split = jax.device_put((queries, targets, weights, ids, arrays), sharding(mesh, "batch"))
+
+    def loss(queries, vectors, bias, *arrays):
+        mixed = MixedLogits.of_events(split[3], *arrays)
+        tokens = (
+            jax.lax.collapse(in_blocks(x.reshape(rows, length, *x.shape[1:]), mixed.block), 0, 3)
+            for x in (queries, split[1], split[2])
         )
+        return full_softmax(*tokens, vectors, bias, num_rows=NUM_ROWS, mixed=mixed, chunk_logits=chunk_logits)
 
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(
-        split[0], table, physical_bias(bias, NUM_ROWS), split[3].values
+    places = (0, 1, 2, 3, 4, 5)
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=places))(
+        split[0], table, physical_bias(bias, NUM_ROWS), *split[4]
     )
     logical = lambda x: np.asarray(jax.jit(lambda t: to_logical(t, NUM_ROWS))(x))[:NUM_ROWS]  # noqa: E731
-    expected, expected_gradients = jax.value_and_grad(
-        lambda q, v, b, e: dense_twin(q, v, b, targets, weights, SparseLogits(extra.item_ids, e)),
-        (0, 1, 2, 3),
-    )(queries, jnp.asarray(logical(table)), bias, extra.values)
+    expected, expected_gradients = jax.value_and_grad(twin, places)(
+        queries, jnp.asarray(logical(table)), bias, *arrays
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    found = [gradients[0], logical(gradients[1]), logical(gradients[2]), gradients[3]]
+    found = [gradients[0], logical(gradients[1]), logical(gradients[2]), *gradients[3:]]
     for one, other in zip(found, expected_gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(one, other, atol=2e-4)
+    only_value = jax.jit(loss)(split[0], table, physical_bias(bias, NUM_ROWS), *split[4])
+    np.testing.assert_allclose(only_value, expected, rtol=1e-5)
 
 
 @settings(max_examples=10)

@@ -1,0 +1,20 @@
+"""Next item on ML-1M (protocol A): the encoder of `ml1m_sasrec` with a memory of transitions.
+
+    python -m jaxrec.train --config=configs/ml1m.py --workdir=runs/ml1m --config.data.path=DIR
+
+where DIR holds the ML-1M events in the order of the SASRec file. Not yet trained to its end: no figures are known.
+python benchmarks/quality.py ml1m trains three seeds and checks them.
+"""
+
+import dataclasses
+
+from configs import ml1m_sasrec
+from jaxrec.config import TrainConfig
+from jaxrec.models.memory import TransitionMemory
+
+
+def get_config() -> TrainConfig:
+    """`ml1m_sasrec` and the memory, nothing else: what differs between the two is what the memory gives."""
+    base = ml1m_sasrec.get_config()
+    memory = TransitionMemory(num_successors=128)
+    return dataclasses.replace(base, name="ml1m", model=dataclasses.replace(base.model, memory=memory))
