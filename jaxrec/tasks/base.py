@@ -149,6 +149,11 @@ class Task:
         """Whether `loss` asks the model for behaviour logits."""
         return False
 
+    @property
+    def encodings(self) -> frozenset[str]:
+        """Passes of the encoder that the loss asks for, by name; tasks share those of the same name."""
+        return frozenset({"causal"})
+
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """(query, item) pairs that a batch scores, for the count of operations."""
         return 0.0

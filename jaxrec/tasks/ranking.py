@@ -32,6 +32,11 @@ class RankingTask(Task):
         raise TypeError(f"{type(self).__name__} must define query_mode")
 
     @property
+    def encodings(self) -> frozenset[str]:
+        """One, of the task's mode."""
+        return frozenset({self.query_mode})
+
+    @property
     def takes_memory(self) -> bool:
         """Whether the loss adds the logits of the memory of transitions."""
         return False

@@ -13,7 +13,6 @@ from jaxrec.losses import sampled, softmax
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
-from jaxrec.tasks.ranking import RankingTask
 
 
 def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
@@ -28,7 +27,7 @@ def step_flops(
     model: TwoTowerConfig, tasks: dict[str, Task], num_items: int, batch_rows: int, length: int
 ) -> float:
     """Operations of one training step over `batch_rows` rows; each task says how many queries it scores."""
-    modes = {task.query_mode if isinstance(task, RankingTask) else "causal" for task in tasks.values()}
+    modes = {name for task in tasks.values() for name in task.encodings}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)
     scored = sum(task.scored_pairs(batch_rows, length, num_items) for task in tasks.values())
     return 3.0 * (encoder + 2.0 * model.item_dim * scored)
@@ -53,7 +52,7 @@ def recomputed_flops(
     config = model.encoder
     again = 0.0
     if config.remat:
-        modes = {task.query_mode if isinstance(task, RankingTask) else "causal" for task in tasks.values()}
+        modes = {name for task in tasks.values() for name in task.encodings}
         last = 2.0 * config.num_layers * length * config.embed_dim * config.mlp_dim
         again = len(modes) * batch_rows * (encoder_flops_per_row(config, length) - last)
     for task in tasks.values():
