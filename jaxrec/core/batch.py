@@ -44,6 +44,12 @@ class Batch:
         """True = real event."""
         return self.segment_ids > 0
 
+    @property
+    def last_mask(self) -> Bool[Array, "b l"]:
+        """True = the last event of its history in the row."""
+        segments = jnp.asarray(self.segment_ids)
+        return (segments > 0) & (jnp.pad(segments[:, 1:], ((0, 0), (0, 1))) != segments)
+
 
 def abstract_batch(
     num_rows: int, length: int, num_behaviours: int, where: jax.sharding.Sharding | None = None

@@ -20,6 +20,11 @@ def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*dims"
     return hashed_rows(key, jnp.arange(shape[0], dtype=jnp.uint32), shape[1:])
 
 
+def hashed_uniform(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*dims"]:
+    """Uniform float32 in [0, 1) from 24 bits, a pure function as `hashed_bits`."""
+    return (hashed_bits(key, shape) >> 8).astype(jnp.float32) * (1.0 / 2**24)
+
+
 def hashed_rows(
     key: jax.Array,
     rows: UInt32[Array, "r"],

@@ -58,7 +58,7 @@ class MixedLogits:
         block of a row is filled with queries that get nothing: see `in_blocks`.
         """
         before = mixing.shape[2] - 1
-        block = block_size(before + 1)
+        block = max(BLOCK, before)  # so that a block reaches into the block before it at most
 
         def windows(x: jax.Array) -> jax.Array:
             x = in_blocks(x, block)
@@ -76,11 +76,6 @@ class MixedLogits:
     def block(self) -> int:
         """B."""
         return self.mixing.shape[1]
-
-
-def block_size(window: int) -> int:
-    """B for this many events a query: a block reaches into the block before it at most."""
-    return max(BLOCK, window - 1)
 
 
 def in_blocks(x: jax.Array, block: int) -> jax.Array:

@@ -132,7 +132,7 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
             logits = _add_at(logits, index, jnp.where(mine, at_target, 0.0))
         peak = _max(jnp.max(logits, -1))
         unnormalised = jnp.exp(logits - peak[:, None])
-        target_logit = _sum(jnp.where(mine, jnp.take_along_axis(logits, index[:, None], 1)[:, 0], 0.0))
+        target_logit = _sum(_at(logits, index, mine))
         if not with_gradient:
             log_z = jnp.log(_sum(jnp.sum(unnormalised, -1))) + peak
             return (d_with_ones, total + jnp.sum(_masked(weight, log_z - target_logit))), ()

@@ -10,10 +10,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jaxrec.core.batch import Batch
-from jaxrec.core.hashing import hashed_bits
+from jaxrec.core.hashing import hashed_bits, hashed_uniform
 from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
 from jaxrec.tasks.ranking import QueryMode, RankingTask
 
@@ -59,13 +59,13 @@ class MaskedItem(RankingTask):
         shape = batch.item_ids.shape
         hide = self._hidden(batch, key)
         # Positions that are hidden come first, in a random order, so that the bound M is fair where it binds.
-        order = _uniform(jax.random.fold_in(key, 2), shape)
+        order = hashed_uniform(jax.random.fold_in(key, 2), shape)
         bound = self.bound(shape[1])
         priority, columns = jax.lax.top_k(jnp.where(hide, 1.0 + order, 0.0), bound)
         weights = (priority > 0).astype(jnp.float32)
         hidden = jnp.zeros(shape, bool).at[jnp.arange(shape[0])[:, None], columns].set(priority > 0)
 
-        fate = _uniform(jax.random.fold_in(key, 3), shape)
+        fate = hashed_uniform(jax.random.fold_in(key, 3), shape)
         random_ids = 1 + (
             hashed_bits(jax.random.fold_in(key, 4), shape) % jnp.uint32(facts.num_items)
         ).astype(jnp.int32)
@@ -85,13 +85,11 @@ class MaskedItem(RankingTask):
 
     def _hidden(self, batch: Batch, key: jax.Array) -> Bool[Array, "B L"]:
         segments = jnp.asarray(batch.segment_ids)
-        following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
-        last = (segments > 0) & (following != segments)
         # One draw a history: every event of a segment reads the draw at its segment's number.
-        draws = _uniform(key, segments.shape)
+        draws = hashed_uniform(key, segments.shape)
         only_last = jnp.take_along_axis(draws, segments, 1) < self.last_item_rate
-        chance = _uniform(jax.random.fold_in(key, 1), segments.shape) < self.mask_rate
-        return (segments > 0) & jnp.where(only_last, last, chance)
+        chance = hashed_uniform(jax.random.fold_in(key, 1), segments.shape) < self.mask_rate
+        return (segments > 0) & jnp.where(only_last, batch.last_mask, chance)
 
     def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
         """Softmax over the candidates at the hidden positions only."""
@@ -101,8 +99,3 @@ class MaskedItem(RankingTask):
         )  # fmt: skip
         queries = forward.model.queries(states) / self.temperature
         return TaskLoss(self.candidates.loss(queries, forward, plan))
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*dims"]:
-    """Uniform in [0, 1), by global position, from 24 bits."""
-    return (hashed_bits(key, shape) >> 8).astype(jnp.float32) * (1.0 / 2**24)

@@ -9,18 +9,19 @@ Source: Xie et al., ICDE 2022 (CL4SRec: crop, mask, reorder); Qiu et al., WSDM 2
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.batch import Batch
-from jaxrec.core.hashing import hashed_bits
-from jaxrec.losses.in_batch import in_batch_softmax
+from jaxrec.core.hashing import hashed_uniform
+from jaxrec.losses.sampled import sampled_softmax
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task, TaskLoss
 
 View = Literal["crop", "mask", "reorder"]
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +53,7 @@ class SequenceContrast(Task):
       max_histories: of a packed row that take part, the first ones; a static bound.
     """
 
-    views: tuple[View, ...] = ("crop", "mask", "reorder")
+    views: tuple[View, ...] = VIEWS
     crop_rate: float = 0.6
     mask_rate: float = 0.3
     reorder_rate: float = 0.3
@@ -64,7 +65,7 @@ class SequenceContrast(Task):
         for name in ("crop_rate", "mask_rate", "reorder_rate"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"SequenceContrast.{name}={getattr(self, name)} must lie in (0, 1].")
-        if unknown := [view for view in self.views if view not in ("crop", "mask", "reorder")]:
+        if unknown := [view for view in self.views if view not in VIEWS]:
             raise ValueError(
                 f"SequenceContrast.views has {unknown[0]!r}; choose among crop, mask and reorder."
             )
@@ -97,14 +98,15 @@ class SequenceContrast(Task):
             for i, view in enumerate(plan.arrays["views"])
         )
         weights, users = plan.arrays["weights"].reshape(-1), plan.arrays["users"].reshape(-1)
-        # As many draws as there are others, each as likely: the correction for sampling is none.
-        others = jnp.maximum(jnp.sum((weights > 0).astype(jnp.float32)) - 1.0, 1.0)
-        log_q = jnp.broadcast_to(-jnp.log(others), weights.shape)
-        totals = [
-            in_batch_softmax(a / self.temperature, users, b, weights, log_q)[0]
-            for a, b in ((one, other), (other, one))
-        ]
-        return TaskLoss(0.5 * (totals[0] + totals[1]))
+
+        def told(a: jax.Array, b: jax.Array) -> jax.Array:
+            # The other histories are what they are, no draws that stand for more: log_q = 0 of one draw.
+            return sampled_softmax(
+                a / self.temperature, users, b, weights, users, b, jnp.zeros_like(weights),
+                negative_mask=weights > 0, num_draws=1.0,
+            )[0]  # fmt: skip
+
+        return TaskLoss(0.5 * (told(one, other) + told(other, one)))
 
     def _encode(self, forward: Forward, view: ViewPlan, key: jax.Array) -> Float[Array, "BS D"]:
         """Unit vectors of the views' histories."""
@@ -124,13 +126,13 @@ class SequenceContrast(Task):
         shape = batch.item_ids.shape
         columns = jnp.broadcast_to(jnp.arange(shape[1]), shape)
         positions = jnp.asarray(batch.positions)
-        kind, place, chance = (_uniform(jax.random.fold_in(key, i), shape) for i in range(3))
+        kind, place, chance = (hashed_uniform(jax.random.fold_in(key, i), shape) for i in range(3))
         # One draw a history: its events read the draw at its first column.
         kind, place = (jnp.take_along_axis(x, columns - positions, 1) for x in (kind, place))
         chosen = jnp.minimum((kind * len(self.views)).astype(jnp.int32), len(self.views) - 1)
         is_view = {
             name: (chosen == self.views.index(name)) if name in self.views else jnp.zeros(shape, bool)
-            for name in ("crop", "mask", "reorder")
+            for name in VIEWS
         }
 
         def inside(rate: float) -> tuple[Bool[Array, "B L"], Int[Array, "B L"], Int[Array, "B L"]]:
@@ -164,8 +166,7 @@ class _Ends:
 
 
 def _ends(batch: Batch) -> _Ends:
-    segments = jnp.asarray(batch.segment_ids)
-    is_last = (segments > 0) & (jnp.pad(segments[:, 1:], ((0, 0), (0, 1))) != segments)
+    segments, is_last = jnp.asarray(batch.segment_ids), jnp.asarray(batch.last_mask)
     columns = jnp.arange(segments.shape[1])
     # The nearest end to the right; padding has none, and reads its own column.
     nearest = jax.lax.cummin(jnp.where(is_last, columns, segments.shape[1]), axis=1, reverse=True)
@@ -178,8 +179,3 @@ def _first(chosen: Bool[Array, "B L"], bound: int) -> tuple[Int[Array, "B S"], F
     length = chosen.shape[1]
     rank, columns = jax.lax.top_k(jnp.where(chosen, length - jnp.arange(length), 0), min(bound, length))
     return columns, (rank > 0).astype(jnp.float32)
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*dims"]:
-    """Uniform in [0, 1), by global position, from 24 bits."""
-    return (hashed_bits(key, shape) >> 8).astype(jnp.float32) * (1.0 / 2**24)
