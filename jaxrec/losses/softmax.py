@@ -26,6 +26,7 @@ from jaxrec.core.partition import spec
 from jaxrec.core.placement import all_gather, local_index, num_shards, own_ids, psum_scatter
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.losses.mixture import mix, places_of, unmix
+from jaxrec.losses.target_trust import TargetTrust
 
 # Logits of one chunk on one device: 1.5 M floats = 6 MB, what stays near a core's cache.
 CHUNK_LOGITS = 1_500_000
@@ -43,6 +44,7 @@ def full_softmax(
     *,
     num_rows: int,
     mixed: MixedLogits | None = None,
+    trust: TargetTrust = TargetTrust(),
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Float[Array, ""]:
     """Weighted sum of `-log softmax(queries . vectors + bias + mixed)[target]` over all rows but padding.
@@ -53,6 +55,7 @@ def full_softmax(
       vectors, bias: item vectors in physical row order (see `embedding.table`).
       num_rows: logical rows, row 0 (padding) included.
       mixed: logits of a few items of each token, tokens in the order of its blocks; differentiated.
+      trust: changes the loss where targets are not to be believed outright.
       chunk_logits: bound on the logits of a chunk on one device.
 
     Returns:
@@ -64,10 +67,10 @@ def full_softmax(
         arrays = (*(jnp.zeros(*kind) for kind in (ids, values, mixing)), jnp.zeros((num, 1), jnp.float32))
     else:
         arrays = (mixed.item_ids, mixed.values, mixed.mixing, mixed.at_target)
-    return _full_softmax(queries, target_ids, weights, vectors, bias, *arrays, num_rows, chunk_logits)
+    return _full_softmax(queries, target_ids, weights, vectors, bias, *arrays, num_rows, chunk_logits, trust)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10, 11))
 def _full_softmax(*arguments):  # type: ignore[no-untyped-def]
     loss, _ = _forward(*arguments, with_gradient=False)
     return loss
@@ -77,7 +80,7 @@ def _forward_rule(*arguments):  # type: ignore[no-untyped-def]
     return _forward(*arguments, with_gradient=True)
 
 
-def _backward_rule(num_rows, chunk_logits, gradients, cotangent):  # type: ignore[no-untyped-def]
+def _backward_rule(num_rows, chunk_logits, trust, gradients, cotangent):  # type: ignore[no-untyped-def]
     d_queries, d_vectors, d_bias, *d_mixed = (gradient * cotangent for gradient in gradients)
     return d_queries, None, None, d_vectors, d_bias, None, *d_mixed
 
@@ -87,7 +90,7 @@ _full_softmax.defvjp(_forward_rule, _backward_rule)
 
 def _forward(  # type: ignore[no-untyped-def]
     queries, target_ids, weights, vectors, bias, list_ids, values, mixing, at_target, num_rows, chunk_logits,
-    *, with_gradient,
+    trust, *, with_gradient,
 ):  # fmt: skip
     rows_per_shard = vectors.shape[0] // num_shards()
     enough = min(MIN_CHUNK_TOKENS, queries.shape[0])
@@ -95,6 +98,7 @@ def _forward(  # type: ignore[no-untyped-def]
         _whole_rows if chunk_logits >= enough * rows_per_shard else _tiled_rows,
         num_rows=num_rows,
         chunk_logits=chunk_logits,
+        trust=trust,
         with_gradient=with_gradient,
     )
     batch, row = spec("batch"), spec("row")
@@ -114,12 +118,14 @@ def _forward(  # type: ignore[no-untyped-def]
     return loss, gradients
 
 
-def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient):  # type: ignore[no-untyped-def]
+def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gradient):  # type: ignore[no-untyped-def]
     """One device's part. A column of ones beside the vectors makes the GEMMs deliver the sums as well."""
     rows, dim = vectors.shape
     vectors = vectors.astype(jnp.float32)
     ids = own_ids(jnp.arange(rows, dtype=jnp.int32))
-    valid_bias = jnp.where((ids > 0) & (ids < num_rows), bias.astype(jnp.float32), -jnp.inf)
+    valid = (ids > 0) & (ids < num_rows)
+    valid_bias = jnp.where(valid, bias.astype(jnp.float32), -jnp.inf)
+    spread = trust.smoothing / max(1, num_rows - 1)
     with_ones = jnp.concatenate([vectors, jnp.ones((rows, 1), jnp.float32)], 1)
 
     def chunk(carry, part):  # type: ignore[no-untyped-def]
@@ -133,21 +139,28 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
         peak = _max(jnp.max(logits, -1))
         unnormalised = jnp.exp(logits - peak[:, None])
         target_logit = _sum(_at(logits, index, mine))
+        mean_logit = _sum(_row_sums(logits)) / (num_rows - 1) if spread else None
         if not with_gradient:
             log_z = jnp.log(_sum(jnp.sum(unnormalised, -1))) + peak
-            return (d_with_ones, total + jnp.sum(_masked(weight, log_z - target_logit))), ()
+            loss, _ = trust.of(log_z, target_logit, mean_logit)
+            return (d_with_ones, total + jnp.sum(_masked(weight, loss))), ()
         weighted = unnormalised @ with_ones
         normaliser = _sum(weighted[:, dim])
-        total += jnp.sum(_masked(weight, jnp.log(normaliser) + peak - target_logit))
+        loss, trusted = trust.of(jnp.log(normaliser) + peak, target_logit, mean_logit)
+        total += jnp.sum(_masked(weight, loss))
+        weight = _masked(weight, trusted)
         scale = (weight / normaliser)[:, None]
-        own = (weight * mine)[:, None]
+        own = ((1.0 - trust.smoothing) * weight * mine)[:, None]
         d_query = weighted[:, :dim] * scale - own * vectors[index]
         d_with_ones += jax.lax.dot_general(
             unnormalised, jnp.concatenate([q * scale, scale], 1), (((0,), (0,)), ((), ()))
         )
         d_with_ones = d_with_ones.at[index].add(-own * jnp.concatenate([q, jnp.ones_like(scale)], 1))
+        if spread:
+            d_query -= spread * weight[:, None] * (valid @ vectors)
+            d_with_ones -= spread * valid[:, None] * (weight @ jnp.concatenate([q, jnp.ones_like(scale)], 1))
         if places.size:
-            d_logits = _add_at(unnormalised * scale, index, -own[:, 0])
+            d_logits = _add_at(unnormalised * scale, index, -own[:, 0]) - spread * weight[:, None] * valid
             d_mixed = *unmix(d_logits, dense, places, mixing), _at(d_logits, index, mine)
         else:
             d_mixed = jnp.zeros_like(values), jnp.zeros_like(mixing), jnp.zeros_like(at_target)
@@ -161,12 +174,13 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
     return total, (cut_off(of_tokens), d_with_ones[:, :dim], d_with_ones[:, dim])
 
 
-def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient):  # type: ignore[no-untyped-def]
+def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gradient):  # type: ignore[no-untyped-def]
     """One device's part where its rows are many: a tile is about square in tokens and items."""
     rows, dim = vectors.shape
     side = max(1, math.isqrt(chunk_logits))
     items = min(rows, side)
     num_tiles = -(-rows // items)
+    spread = trust.smoothing / max(1, num_rows - 1)
 
     def tile(index):  # type: ignore[no-untyped-def]
         """Rows, biases and first row of a tile; the last tile reaches back, its repeated rows are masked."""
@@ -195,28 +209,31 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, with_gradient)
             return logits, dense, column, here, vector, start
 
         def scan_sums(number, sums):  # type: ignore[no-untyped-def]
-            peak, normaliser, target_logit = sums
+            peak, normaliser, target_logit, mean_logit = sums
             logits, _, column, here, _, _ = score(number)
             # Finite even where every item so far is masked: exp(-inf - peak) must be 0, not NaN.
             new_peak = jnp.maximum(peak, jnp.maximum(jnp.max(logits, -1), LOWEST))
             scaled = normaliser * jnp.exp(peak - new_peak)
             normaliser = scaled + jnp.sum(jnp.exp(logits - new_peak[:, None]), -1)
-            return new_peak, normaliser, target_logit + _at(logits, column, here)
+            mean_logit += _row_sums(logits) / (num_rows - 1) if spread else 0.0
+            return new_peak, normaliser, target_logit + _at(logits, column, here), mean_logit
 
         zeros = jnp.zeros(q.shape[0], jnp.float32)
-        found = jax.lax.fori_loop(0, num_tiles, scan_sums, (jnp.full_like(zeros, LOWEST), zeros, zeros))
-        own_peak, own_sum, target_logit = found
+        start = (jnp.full_like(zeros, LOWEST), zeros, zeros, zeros)
+        own_peak, own_sum, target_logit, mean_logit = jax.lax.fori_loop(0, num_tiles, scan_sums, start)
         peak = _max(own_peak)
         log_z = jnp.log(_sum(own_sum * jnp.exp(own_peak - peak))) + peak
-        total += jnp.sum(_masked(weight, log_z - _sum(target_logit)))
+        loss, trusted = trust.of(log_z, _sum(target_logit), _sum(mean_logit) if spread else None)
+        total += jnp.sum(_masked(weight, loss))
         if not with_gradient:
             return ((d_vectors, d_bias), total), ()
+        weight = _masked(weight, trusted)
 
         def gradient(number, sums):  # type: ignore[no-untyped-def]
             d_vectors, d_bias, d_query, d_mixed = sums
             logits, dense, column, here, vector, start = score(number)
-            share = jnp.exp(logits - log_z[:, None]) * weight[:, None]
-            share = _add_at(share, column, jnp.where(here, -weight, 0.0))
+            share = (jnp.exp(logits - log_z[:, None]) - spread * ~jnp.isneginf(logits)) * weight[:, None]
+            share = _add_at(share, column, jnp.where(here, -(1.0 - trust.smoothing) * weight, 0.0))
             d_vectors = _add_slice(d_vectors, share.T @ q, start)
             d_bias = _add_slice(d_bias, jnp.sum(share, 0), start)
             if places.size:
@@ -260,6 +277,11 @@ def _own_targets(target_ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array
 def _at(values: jax.Array, columns: jax.Array, mask: jax.Array) -> jax.Array:
     """Each token's value in its column, 0 where `mask` is False."""
     return jnp.where(mask, jnp.take_along_axis(values, columns[:, None], 1)[:, 0], 0.0)
+
+
+def _row_sums(logits: jax.Array) -> jax.Array:
+    """Sum of each token's logits, rows that are no items left out."""
+    return jnp.sum(jnp.where(jnp.isneginf(logits), 0.0, logits), -1)
 
 
 def _add_at(values: jax.Array, columns: jax.Array, added: jax.Array) -> jax.Array:

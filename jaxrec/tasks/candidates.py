@@ -17,6 +17,7 @@ from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
 from jaxrec.losses.sampled import sampled_softmax
 from jaxrec.losses.samplers import LogUniformSampler, Sampler, UniformSampler
 from jaxrec.losses.softmax import CHUNK_LOGITS, full_softmax
+from jaxrec.losses.target_trust import TargetTrust
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS
 from jaxrec.tasks.base import DataFacts, Forward, Plan
 
@@ -50,9 +51,11 @@ class FullSoftmax(Candidates):
     """Every item of the catalogue, over the sharded table.
 
     Attributes:
+      trust: how far targets are believed, where some events are noise.
       chunk_logits: bound on the logits that one device holds at a time.
     """
 
+    trust: TargetTrust = TargetTrust()
     chunk_logits: int = CHUNK_LOGITS
 
     @property
@@ -84,6 +87,7 @@ class FullSoftmax(Candidates):
             jnp.zeros(vectors.shape[0], jnp.float32) if bias is None else bias[:, 0],
             num_rows=forward.facts.num_items + 1,
             mixed=mixed,
+            trust=self.trust,
             chunk_logits=self.chunk_logits,
         )
 

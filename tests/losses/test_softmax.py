@@ -14,16 +14,22 @@ from jaxrec.core.partition import sharding
 from jaxrec.core.sparse_logits import MixedLogits, SparseLogits, in_blocks
 from jaxrec.embedding.table import TableSpec, from_logical, init_table, to_logical
 from jaxrec.losses.softmax import full_softmax
+from jaxrec.losses.target_trust import TargetTrust
 
 NUM_ROWS, DIM = 37, 8
 
 
-def dense_twin(queries, vectors, bias, targets, weights, extra=None):
+def dense_twin(queries, vectors, bias, targets, weights, extra=None, trust=TargetTrust()):
     logits = queries @ vectors.T + bias
     if extra is not None:
         logits = logits.at[jnp.arange(len(targets))[:, None], extra.item_ids].add(extra.values)
     logits = logits.at[:, 0].set(-jnp.inf)
-    losses = -jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets]
+    log_p = jax.nn.log_softmax(logits)
+    losses = -log_p[jnp.arange(len(targets)), jnp.where(weights > 0, targets, 1)]  # padding has p = 0
+    if trust.smoothing:  # cross-entropy against the smoothed target
+        losses = (1 - trust.smoothing) * losses - trust.smoothing * jnp.mean(log_p[:, 1:], -1)
+    if trust.power:
+        losses = (1 - jnp.exp(-losses) ** trust.power) / trust.power
     return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
 
 
@@ -70,8 +76,15 @@ def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits):
     )
 
 
-@pytest.mark.parametrize("chunk_logits", [30, 300, 10**9])  # 30: four tiles of items a shard
-def test_logits_of_a_few_items_are_added(mesh, chunk_logits):
+TRUSTS = [TargetTrust(smoothing=0.3), TargetTrust(power=0.4)]
+
+
+@pytest.mark.parametrize(
+    ("chunk_logits", "trust"),  # 30: four tiles of items a shard
+    [(size, TargetTrust()) for size in (30, 300, 10**9)]
+    + [(size, t) for size in (30, 10**9) for t in TRUSTS],
+)
+def test_logits_of_a_few_items_are_added(mesh, chunk_logits, trust):
     rows, length, window = 8, 20, 4  # a row is two blocks, the second one not full
     table, bias, queries, targets, weights = problem(mesh, rows * length)
     rng = np.random.default_rng(0)
@@ -96,7 +109,7 @@ def test_logits_of_a_few_items_are_added(mesh, chunk_logits):
         ).reshape(rows * length, NUM_ROWS)
         added = added.at[jnp.arange(rows * length), targets].add(at_target.reshape(-1))
         every = jnp.broadcast_to(jnp.arange(NUM_ROWS), added.shape)
-        return dense_twin(queries, vectors, bias, targets, weights, SparseLogits(every, added))
+        return dense_twin(queries, vectors, bias, targets, weights, SparseLogits(every, added), trust)
 
     split = jax.device_put((queries, targets, weights, ids, arrays), sharding(mesh, "batch"))
 
@@ -106,7 +119,9 @@ def test_logits_of_a_few_items_are_added(mesh, chunk_logits):
             jax.lax.collapse(in_blocks(x.reshape(rows, length, *x.shape[1:]), mixed.block), 0, 3)
             for x in (queries, split[1], split[2])
         )
-        return full_softmax(*tokens, vectors, bias, num_rows=NUM_ROWS, mixed=mixed, chunk_logits=chunk_logits)
+        return full_softmax(
+            *tokens, vectors, bias, num_rows=NUM_ROWS, mixed=mixed, trust=trust, chunk_logits=chunk_logits
+        )
 
     places = (0, 1, 2, 3, 4, 5)
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=places))(
@@ -135,6 +150,12 @@ def test_any_size_on_one_device(num_tokens, num_rows, chunk_logits):
         np.testing.assert_allclose(
             value, dense_twin(queries, table, bias, targets, weights), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("settings", [{"smoothing": 1.0}, {"power": -0.1}, {"smoothing": 0.1, "power": 0.1}])
+def test_trust_names_what_is_wrong(settings):
+    with pytest.raises(ValueError, match="trust.smoothing|trust.power"):
+        TargetTrust(**settings)
 
 
 def test_large_scores_do_not_overflow(mesh):
