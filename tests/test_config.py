@@ -34,6 +34,7 @@ from jaxrec.config.overrides import format_value, parse_value
 from jaxrec.config.run import MAY_CHANGE
 from jaxrec.data.config import DataConfig, GlobalTime, LeaveOneOut
 from jaxrec.embedding.row_optimizer import RowAdagrad
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
@@ -267,7 +268,8 @@ toys = st.builds(
     mode=st.sampled_from(["a", "b"]),
     level=st.sampled_from([1, 2]),
     shape=st.builds(Circle, radius=finite) | st.builds(Square, side=st.integers(max_value=2)),
-    split=st.builds(LeaveOneOut, min_events=st.integers(3, 9)) | st.just(GlobalTime()),
+    split=st.builds(LeaveOneOut, min_events=st.integers(3, 9), validation=st.booleans())
+    | st.just(GlobalTime()),
     maybe=st.none() | st.builds(Unrelated, scale=finite),
     shapes=st.dictionaries(words, st.builds(Circle, radius=finite), max_size=3),
     weights=st.dictionaries(words, finite, max_size=3),
@@ -658,6 +660,10 @@ def with_encoder(**changes):
         ({"tasks": {"a": NextItem(weight=0)}}, r"weights of all tasks \(a\) are 0"),
         ({"tasks": {"a b": NextItem()}}, "task name 'a b'"),
         ({"model": with_encoder(max_positions=64)}, "history_length=200 is more than model.encoder.max_positions=64"),
+        (
+            {"data": DataConfig(split=LeaveOneOut(validation=False)), "evaluation": EvaluationConfig(every_steps=5)},
+            "every_steps=5, but data.split.validation=false",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_config_names_value_constraint_and_remedy(changes, message):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jaxrec.data.config import DataConfig
+from jaxrec.data.config import DataConfig, LeaveOneOut
 from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import Adam, RowOptimizer
@@ -66,7 +66,9 @@ def validate(config: TrainConfig, num_devices: int) -> None:
     Raises:
         ValueError: every problem, each with the value, the constraint and the remedy.
     """
-    problems = [*_size_problems(config), *_task_problems(config), *_mesh_problems(config, num_devices)]
+    checks = (_size_problems, _data_problems, _task_problems)
+    problems = [problem for check in checks for problem in check(config)]
+    problems += _mesh_problems(config, num_devices)
     if len(problems) == 1:
         raise ValueError(problems[0])
     if problems:
@@ -89,11 +91,20 @@ def _size_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name}={getattr(config, name)} must be at least 1."
     if not 0 <= config.seed < 2**31:
         yield f"seed={config.seed} must be at least 0 and below 2**31."
+
+
+def _data_problems(config: TrainConfig) -> Iterator[str]:
     positions = config.model.encoder.max_positions
     if config.data.history_length > positions:
         yield (
             f"data.history_length={config.data.history_length} is more than model.encoder.max_positions={positions};"
             f" set model.encoder.max_positions={config.data.history_length} or shorten the histories."
+        )
+    split, interval = config.data.split, config.evaluation.every_steps
+    if isinstance(split, LeaveOneOut) and not split.validation and interval:
+        yield (
+            f"evaluation.every_steps={interval}, but data.split.validation=false leaves nothing to validate on; set "
+            "evaluation.every_steps=0."
         )
 
 

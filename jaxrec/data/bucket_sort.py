@@ -143,7 +143,8 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
     """
     state, lengths = histories.state, histories.lengths
     if isinstance(split, LeaveOneOut):
-        histories.train_end, histories.validation_end = leave_one_out_cuts(lengths, split.min_events)
+        cuts = leave_one_out_cuts(lengths, split.min_events, validation=split.validation)
+        histories.train_end, histories.validation_end = cuts
     else:
         quantiles = (split.validation_quantile, split.test_quantile)
         histories.cut_times = streaming_quantiles(lambda: _times(histories), quantiles)

@@ -18,9 +18,12 @@ class LeaveOneOut:
 
     Attributes:
       min_events: a user with fewer is kept for training alone
+      validation: False = no validation target, one event more to train on: for the last training of a setup that was
+        chosen before
     """
 
     min_events: int = 3
+    validation: bool = True
 
     def __post_init__(self) -> None:
         if self.min_events < 3:

@@ -17,10 +17,12 @@ Cuts = tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " u"]]
 _BINS = 1 << 16
 
 
-def leave_one_out_cuts(lengths: Int64[np.ndarray, " u"], min_events: int = 3) -> Cuts:
-    """`(train_end, validation_end)`: the last event is the test target, the one before it validation."""
+def leave_one_out_cuts(
+    lengths: Int64[np.ndarray, " u"], min_events: int = 3, *, validation: bool = True
+) -> Cuts:
+    """`(train_end, validation_end)`: the last event is the test target, the one before it validation, if any."""
     long_enough = lengths >= min_events
-    return lengths - 2 * long_enough, lengths - long_enough
+    return lengths - (1 + validation) * long_enough, lengths - long_enough
 
 
 def global_time_cuts(

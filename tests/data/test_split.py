@@ -18,6 +18,8 @@ def test_leave_one_out_takes_the_last_two_events_of_those_who_have_three():
     assert validation_end.tolist() == [0, 1, 2, 2, 9]
     train_end, _ = leave_one_out_cuts(np.array([4, 5]), min_events=5)
     assert train_end.tolist() == [4, 3]
+    train_end, validation_end = leave_one_out_cuts(np.array([2, 3, 10]), validation=False)
+    assert train_end.tolist() == validation_end.tolist() == [2, 2, 9]
 
 
 @given(
