@@ -2,8 +2,8 @@
 
     python -m jaxrec.train --config=configs/ml1m.py --workdir=runs/ml1m --config.data.path=DIR
 
-where DIR holds the ML-1M events in the order of the SASRec file. Not yet trained to its end: no figures are known.
-python benchmarks/quality.py ml1m trains three seeds and checks them.
+where DIR holds the ML-1M events in the order of the SASRec file. python benchmarks/quality/ml1m.py trains three seeds
+and checks them.
 """
 
 import dataclasses

@@ -7,6 +7,8 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxrec.embedding.table import TableSpec
@@ -17,6 +19,7 @@ from jaxrec.training.checkpoint import Checkpoints
 def module(monkeypatch, repository):
     """Imports a module of `benchmarks/`, which is a directory of scripts and no package."""
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
     return importlib.import_module
 
 
@@ -108,14 +111,54 @@ def test_missing_steps_are_an_infinite_difference(module):
     assert compare({}, {}) == float("inf")
 
 
-def test_quality_bars_hold_for_the_worst_seed(module):
-    quality = module("quality")
-    proof = next(proof for proof in quality.PROOFS if proof.name == "ml1m_sasrec")
+def test_promises_hold_for_the_worst_seed(module):
+    promises, suite = module("promises"), module("suite")
+    promise = next(one for one in promises.PROMISES if one.variant.name == "ml1m_sasrec")
 
-    def seed(ndcg: float, transition: float = 0.1597) -> dict:
+    def seed(ndcg: float, transition: float = 0.1597):
         baselines = {"transition": {"ndcg@10": transition}}
-        return {"metrics": {"ndcg@10": ndcg, "hr@10": 0.31}, "baselines": baselines, "train_minutes": 30.0}
+        figures = {
+            "metrics": {"ndcg@10": ndcg, "hr@10": 0.31}, "baselines": baselines, "train_minutes": 30.0
+        }  # fmt: skip
+        return suite.Seed(figures, np.zeros(0, np.int64))
 
-    assert all(bar.met for bar in quality.check(proof, [seed(0.176), seed(0.18)]))
-    assert not all(bar.met for bar in quality.check(proof, [seed(0.176), seed(0.174)]))
-    assert not all(bar.met for bar in quality.check(proof, [seed(0.176, transition=0.163)]))
+    assert all(bar.met for bar in promises.check(promise, [seed(0.176), seed(0.18)]))
+    assert not all(bar.met for bar in promises.check(promise, [seed(0.176), seed(0.174)]))
+    assert not all(bar.met for bar in promises.check(promise, [seed(0.176, transition=0.163)]))
+
+
+def test_variants_are_compared_on_the_mean_of_their_seeds(module):
+    suite, random = module("suite"), np.random.default_rng(0)
+    worse = [suite.Seed({}, random.integers(0, 20, 500)) for _ in range(3)]
+    better = [suite.Seed({}, np.maximum(seed.ranks - 4, 0)) for seed in worse]
+    found = suite.compare_variants(worse, better)
+    assert found.low > 0
+    assert suite.paired_bar("x", found).met
+    assert not suite.paired_bar("x", suite.compare_variants(worse, worse)).met
+
+
+def test_a_kept_seed_is_read_until_its_config_changes(module, tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    suite, trained = module("suite"), []
+
+    def train(run, name):
+        trained.append(name)
+        (run.workdir).mkdir(parents=True, exist_ok=True)
+        evaluation = {
+            "metrics": dict.fromkeys(suite.SHOWN, 0.1),
+            "intervals": {},
+            "baselines": {},
+            "paired": {},
+        }
+        (run.workdir / "evaluation.json").write_text(json.dumps(evaluation))
+        (run.workdir / "train_seconds.json").write_text('[{"seconds": 60.0}]')
+        pq.write_table(pa.table({"rank": [0, 3]}), run.workdir / "ranks.parquet")
+
+    monkeypatch.setattr(suite, "_train_and_evaluate", train)
+    results = tmp_path / "results"
+    for overrides in ((), (), ("num_train_steps=7",)):
+        variant = suite.Variant(name="v", config="configs/debug.py", overrides=overrides, data="set")
+        # The data may lie elsewhere the next time.
+        seeds = suite.run_seeds(variant, 2, tmp_path / str(len(trained)), tmp_path / "runs", results)
+        assert [seed.ranks.tolist() for seed in seeds] == [[0, 3]] * 2
+    assert trained == ["v, seed 0", "v, seed 1"] * 2

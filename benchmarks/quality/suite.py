@@ -1,0 +1,213 @@
+"""What the quality programs share: variants trained seed by seed, kept with their ranks, compared user by user.
+
+A seed of a variant is trained and evaluated by the entries, in a workdir of its own under `runs/quality/`, and what is
+to be kept of it is written to `benchmarks/results/quality/`: figures, command, commit, machine, config, and every
+user's rank. A seed that is there is read, not run again, unless its config has changed since; an interrupted training
+goes on from its checkpoint. Training time is the wall clock of the training processes, start-up, compilation and
+validation included, over all sittings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where record.py and training_runs.py are
+
+import record
+import training_runs
+
+from jaxrec.config import TrainConfig, apply_overrides, from_json, load_config, to_json
+from jaxrec.evaluation.comparison import RANKS_FILE
+from jaxrec.evaluation.significance import Comparison, paired_comparison
+from jaxrec.metrics.ranking import per_user_metrics
+
+METRIC = "ndcg@10"
+SHOWN = ("hr@10", METRIC)
+RESULTS = record.RESULTS / "quality"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A config with overrides, under a name.
+
+    Attributes:
+        data: the data set's directory in the shared data; "" = as the config says.
+    """
+
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    data: str = ""
+
+    def run(self, seed: int, data: Path, base: Path) -> training_runs.Run:
+        """The training run of a seed."""
+        overrides = [*self.overrides, f"seed={seed}"]
+        if self.data:
+            overrides.append(f"data.path={data / self.data}")
+        return training_runs.Run(
+            config=self.config, workdir=base / f"{self.name}-seed-{seed}", overrides=overrides
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """What one seed of a variant has shown.
+
+    Attributes:
+        figures: the kept JSON.
+        ranks: of every user's target, from 0; users in the order of the data set.
+    """
+
+    figures: dict[str, Any]
+    ranks: np.ndarray
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means over users."""
+        return self.figures["metrics"]
+
+    @property
+    def minutes(self) -> float:
+        """Of training."""
+        return self.figures["train_minutes"]
+
+
+def run_seeds(variant: Variant, seeds: int, data: Path, base: Path, results: Path = RESULTS) -> list[Seed]:
+    """Every seed of a variant: what is missing is trained; prints a line a seed."""
+    found = []
+    for seed in range(seeds):
+        found.append(_run_seed(variant, seed, data, base, results))
+        values = " ".join(f"{name} {found[-1].metrics[name]:.4f}" for name in SHOWN)
+        print(f"{variant.name}, seed {seed}: {values}, {found[-1].minutes:.1f} min", flush=True)
+    return found
+
+
+def _run_seed(variant: Variant, seed: int, data: Path, base: Path, results: Path) -> Seed:
+    run = variant.run(seed, data, base)
+    kept = results / f"{run.workdir.name}.json"
+    overrides = [f"--config.{text}" for text in run.overrides]
+    config = json.loads(to_json(apply_overrides(load_config(variant.config), overrides)))
+    if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
+        _train_and_evaluate(run, f"{variant.name}, seed {seed}")
+        _keep(run, config, kept)
+    return Seed(json.loads(kept.read_text()), pq.read_table(kept.with_suffix(".parquet"))["rank"].to_numpy())
+
+
+def _without_place(config: dict[str, Any]) -> TrainConfig:
+    """The config but for where the data lie; a field that is newer than the result has its default."""
+    read = from_json(json.dumps(config), TrainConfig)
+    return dataclasses.replace(read, data=dataclasses.replace(read.data, path=""))
+
+
+def _train_and_evaluate(run: training_runs.Run, name: str) -> None:
+    clock = run.workdir / "train_seconds.json"
+    print(f"{name}: training", flush=True)
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    spent = json.loads(clock.read_text()) if clock.exists() else []
+    started = time.monotonic()
+    try:
+        run.finish("train")
+    finally:
+        spent.append({"seconds": round(time.monotonic() - started, 1), "load_average": record.load_average()})
+        clock.write_text(json.dumps(spent) + "\n")
+    run.finish("evaluate")
+
+
+def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path) -> None:
+    """Copies what counts out of the workdir; the figures come last, so that they never lack their ranks."""
+    evaluation = json.loads((run.workdir / "evaluation.json").read_text())
+    sittings = json.loads((run.workdir / "train_seconds.json").read_text())
+    figures = {name: evaluation[name] for name in ("metrics", "intervals", "baselines", "paired")}
+    figures |= {
+        "train_minutes": sum(sitting["seconds"] for sitting in sittings) / 60,
+        "sittings": sittings,
+        "command": run.shown_command("train"),
+        "commit": record.commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": record.machine(),
+        "config": config,
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.workdir / RANKS_FILE, kept.with_suffix(".parquet"))
+    temporary = kept.with_suffix(".tmp")
+    temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    os.replace(temporary, kept)
+
+
+def summary(seeds: Sequence[Seed]) -> dict[str, Any]:
+    """Mean and spread over the seeds, and what each of them shows."""
+    over: dict[str, Any] = {}
+    for name in SHOWN:
+        values = [seed.metrics[name] for seed in seeds]
+        over[name] = {
+            "mean": statistics.mean(values),
+            "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "seeds": values,
+        }
+    return over | {
+        "train_minutes": [seed.minutes for seed in seeds],
+        "baselines": {name: values[METRIC] for name, values in seeds[0].figures["baselines"].items()},
+        "commands": [seed.figures["command"] for seed in seeds],
+        "commits": [seed.figures["commit"] for seed in seeds],
+    }
+
+
+def compare_variants(a: Sequence[Seed], b: Sequence[Seed], metric: str = METRIC) -> Comparison:
+    """B against A over the same users, each user's metric averaged over the seeds."""
+    means = [
+        np.mean([per_user_metrics(seed.ranks, (10,))[metric] for seed in seeds], axis=0) for seeds in (a, b)
+    ]
+    return paired_comparison(*means)
+
+
+def mean_bar(name: str, seeds: Sequence[Seed], limit: float, metric: str = METRIC) -> record.Bar:
+    """The mean over seeds lies above a published or simple figure."""
+    value = statistics.mean(seed.metrics[metric] for seed in seeds)
+    return record.Bar(
+        name=f"{name}: {metric}, mean of {len(seeds)} seeds", value=value, limit=limit, strict=True
+    )
+
+
+def paired_bar(name: str, comparison: Comparison) -> record.Bar:
+    """B lies above A by more than luck: the lower end of the paired interval."""
+    print(
+        f"  {name}: {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}], "
+        f"p = {comparison.p_value:.4f}"
+    )
+    return record.Bar(name=f"{name}, lower end", value=comparison.low, limit=0, strict=True)
+
+
+def minutes_bar(name: str, seeds: Sequence[Seed], limit: float) -> record.Bar:
+    """The slowest seed trains within the limit."""
+    value = max(seed.minutes for seed in seeds)
+    return record.Bar(name=f"{name}: minutes of training", value=value, limit=limit, at_most=True)
+
+
+def argument_parser(
+    description: str | None, *, seeds: int = 3, seeds_help: str = "of each variant"
+) -> argparse.ArgumentParser:
+    """The command line that the quality programs share."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = Path(os.environ.get("JAXREC_DATA") or record.SHARED_DATA)
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"{seeds_help} (default: {seeds})")
+    parser.add_argument("--data", type=Path, default=data, help=f"the shared data sets (default: {data})")
+    parser.add_argument(
+        "--base", type=Path, default=record.ROOT / "runs" / "quality", help="where the runs lie"
+    )
+    return parser
