@@ -18,7 +18,7 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan"}
+ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": EVALUATION_MAY,
     "config": CONFIG_MAY,
     "planning": {"config"} | CONFIG_MAY,
+    "tuning": {"config"} | CONFIG_MAY,
     "runs": {"config"} | CONFIG_MAY,
-} | {entry: {"config", "runs", "planning"} | CONFIG_MAY for entry in ENTRIES}
+} | {entry: {"config", "runs", "planning", "tuning"} | CONFIG_MAY for entry in ENTRIES}
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {
