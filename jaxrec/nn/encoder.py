@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 
@@ -40,10 +41,12 @@ class EncoderConfig:
     Attributes:
       embed_dim: width of the model.
       mlp_dim: width of the hidden layer of each block's MLP.
+      mlp: "dense" = one hidden layer (BERT); "gated" = the hidden layer multiplied with the activation of a second
+        one, a third kernel of the same size: SwiGLU with activation "silu", GEGLU with "gelu".
       max_positions: rows of the position table.
       norm_position: "post" = normalise after each residual sum (BERT); "pre" = before each sub-layer, and once
         more at the end when `final_norm`.
-      activation: of the MLP; "gelu" is the exact form, "gelu_tanh" the tanh approximation.
+      activation: of the MLP; "gelu" is the exact form, "gelu_tanh" the tanh approximation, "silu" is x sigmoid(x).
       dropout_rate: on what each sub-layer adds to the residual stream.
       attention_dropout_rate: on the attention weights.
       mlp_dropout_rate: on the hidden layer of the MLP.
@@ -65,10 +68,11 @@ class EncoderConfig:
     num_layers: int = 2
     num_heads: int = 1
     mlp_dim: int = 256
+    mlp: Literal["dense", "gated"] = "dense"
     max_positions: int = 512
     norm_position: Literal["pre", "post"] = "post"
     final_norm: bool = True
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
     mlp_dropout_rate: float = 0.0
@@ -96,6 +100,8 @@ class EncoderConfig:
             )
         if self.norm_position not in ("pre", "post"):
             raise ValueError(f"norm_position={self.norm_position!r} must be 'pre' or 'post'.")
+        if self.mlp not in ("dense", "gated"):
+            raise ValueError(f"mlp={self.mlp!r} must be 'dense' or 'gated'.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}.")
         if self.layer_norm_epsilon <= 0:
@@ -132,6 +138,8 @@ class Block(nnx.Module):
         )
         self.attention_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
         self.mlp_in = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
+        if config.mlp == "gated":
+            self.mlp_gate = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
         self.mlp_out = Dense(config.mlp_dim, config.embed_dim, ("mlp", "embed"), rngs=rngs)
         self.mlp_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
 
@@ -155,9 +163,19 @@ class Block(nnx.Module):
         x = x if pre else self.attention_norm(x)
 
         inner = self.mlp_norm(x) if pre else x
-        inner = dropout(ACTIVATIONS[config.activation](self.mlp_in(inner)), config.mlp_dropout_rate, keys[2])
+        inner = dropout(self._hidden(inner), config.mlp_dropout_rate, keys[2])
         x = x + dropout(self.mlp_out(inner), config.dropout_rate, keys[3])
         return x if pre else self.mlp_norm(x)
+
+    def _hidden(self, x: Float[Array, "b q d"]) -> Float[Array, "b q f"]:
+        """The hidden layer of the MLP.
+
+        Source: Shazeer, arXiv 2020 (gated linear units in the Transformer's MLP).
+        """
+        activate = ACTIVATIONS[self.config.activation]
+        if self.config.mlp == "gated":
+            return activate(self.mlp_gate(x)) * self.mlp_in(x)
+        return activate(self.mlp_in(x))
 
 
 class Encoder(nnx.Module):

@@ -107,6 +107,7 @@ def read_config(
     try:
         return EncoderConfig(
             **sizes,
+            mlp="dense",
             norm_position="post",
             activation=HIDDEN_ACTS[activation],
             dropout_rate=float(fields.get("hidden_dropout_prob", 0.1)),

@@ -74,15 +74,23 @@ def naive_attention(layer, x, segments, causal):
     return out
 
 
-def naive_mlp(block, x, activation):
-    hidden = x @ np.asarray(block.mlp_in.kernel[...], np.float64) + np.asarray(block.mlp_in.bias[...])
-    if activation == "gelu":
-        hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
-    elif activation == "gelu_tanh":
-        hidden = hidden * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-    else:
-        hidden = np.maximum(hidden, 0)
-    return hidden @ np.asarray(block.mlp_out.kernel[...], np.float64) + np.asarray(block.mlp_out.bias[...])
+NAIVE_ACTIVATIONS = {
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+}
+
+
+def naive_dense(layer, x):
+    return x @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...])
+
+
+def naive_mlp(block, x, config):
+    activate, hidden = NAIVE_ACTIVATIONS[config.activation], naive_dense(block.mlp_in, x)
+    gated = config.mlp == "gated"
+    hidden = activate(naive_dense(block.mlp_gate, x)) * hidden if gated else activate(hidden)
+    return naive_dense(block.mlp_out, hidden)
 
 
 def naive_encoder(model, x, segments, positions, causal):
@@ -96,11 +104,11 @@ def naive_encoder(model, x, segments, positions, causal):
             x = naive_norm(
                 x + naive_attention(block.attention, x, segments, causal), block.attention_norm, epsilon
             )
-            x = naive_norm(x + naive_mlp(block, x, config.activation), block.mlp_norm, epsilon)
+            x = naive_norm(x + naive_mlp(block, x, config), block.mlp_norm, epsilon)
         else:
             inner = naive_norm(x, block.attention_norm, epsilon)
             x = x + naive_attention(block.attention, inner, segments, causal)
-            x = x + naive_mlp(block, naive_norm(x, block.mlp_norm, epsilon), config.activation)
+            x = x + naive_mlp(block, naive_norm(x, block.mlp_norm, epsilon), config)
     if config.norm_position == "pre" and config.final_norm:
         x = naive_norm(x, model.final_norm, epsilon)
     return x
@@ -114,6 +122,7 @@ def naive_encoder(model, x, segments, positions, causal):
         {"norm_position": "pre"},
         {"norm_position": "pre", "final_norm": False, "activation": "relu"},
         {"activation": "gelu_tanh", "num_heads": 1},
+        {"activation": "silu", "mlp": "gated"},
     ],
 )
 def test_equals_the_naive_reference(changes, causal):
@@ -270,10 +279,20 @@ def masked_loss(graphdef, state, x, segment_ids, positions):
     return jnp.sum(jnp.sin(out) * (segment_ids > 0)[..., None])
 
 
-@pytest.mark.parametrize("layout", ["replicated", "fsdp", "tensor"])
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 2)])
-def test_every_layout_gives_the_same(layout, shape):
-    sizes = {"num_heads": 4, "num_layers": 3}
+LAYOUT_CASES = [
+    *(
+        ({}, layout, shape)
+        for layout in ("replicated", "fsdp", "tensor")
+        for shape in ((8, 1), (2, 4), (4, 2))
+    ),
+    ({"mlp": "gated", "scan_layers": True, "remat": True}, "fsdp", (2, 4)),
+    ({"mlp": "gated", "scan_layers": True, "remat": True}, "tensor", (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("options", "layout", "shape"), LAYOUT_CASES)
+def test_every_layout_gives_the_same(options, layout, shape):
+    sizes = {"num_heads": 4, "num_layers": 3, **options}
     graphdef, state = nnx.split(build(**sizes))
     twin = jax.jit(jax.value_and_grad(functools.partial(masked_loss, graphdef)))(
         state, X, SEGMENT_IDS, POSITIONS
@@ -315,6 +334,7 @@ def test_every_parameter_names_its_axes():
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
         ({"num_layers": 0}, "num_layers=0"),
         ({"activation": "swish"}, "activation='swish'"),
+        ({"mlp": "glu"}, "mlp='glu' must be 'dense' or 'gated'"),
         ({"norm_position": "middle"}, "norm_position='middle'"),
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"layout": "pipeline"}, "layout='pipeline' must be one of replicated, fsdp, tensor"),
