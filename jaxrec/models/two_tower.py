@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.core.batch import NUM_TIME_GAPS, Batch
+from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
@@ -139,8 +139,14 @@ class TwoTower(nnx.Module):
             positions=jnp.asarray(batch.positions),
             causal=causal,
             key=key,
+            times=self._times(batch, masked),
             last_positions=last_positions,
         )
+
+    def _times(self, batch: Batch, masked: Bool[Array, "B L"] | None) -> Int[Array, "B L"]:
+        """A masked event hides its time with its item: when the model is asked, the time of the target is unknown."""
+        times = jnp.asarray(batch.times)
+        return times if masked is None else jnp.where(masked, UNKNOWN_SECONDS, times)
 
     def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
         """M(x) W: the vectors that are multiplied with v(y)."""

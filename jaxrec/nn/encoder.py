@@ -1,4 +1,4 @@
-"""The BERT encoder: learned positions and a stack of attention and MLP blocks over packed rows.
+"""The encoder, by default BERT's: learned positions and a stack of attention and MLP blocks over packed rows.
 
 B = rows, L = positions in a row, S = positions asked of the last block, D = embed_dim, F = mlp_dim.
 """
@@ -23,6 +23,7 @@ from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_columns
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.layers import Dense, LayerNorm, parameter
+from jaxrec.nn.positions import RelativeBias
 from jaxrec.nn.visibility import Visibility
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -43,7 +44,11 @@ class EncoderConfig:
       mlp_dim: width of the hidden layer of each block's MLP.
       mlp: "dense" = one hidden layer (BERT); "gated" = the hidden layer multiplied with the activation of a second
         one, a third kernel of the same size: SwiGLU with activation "silu", GEGLU with "gelu".
-      max_positions: rows of the position table.
+      max_positions: places in the longest history; rows of the position table where there is one.
+      positions: how the order of the events enters. "learned" = a vector for each place, added to the event; "rotary" =
+        queries and keys turned by their places; "relative" = a learned bias a head and layer on the scores, by
+        buckets of the distance; "none" = not at all.
+      time_bias: add a learned bias a head and layer to the scores, by log2 buckets of the time between two events.
       norm_position: "post" = normalise after each residual sum (BERT); "pre" = before each sub-layer, and once
         more at the end when `final_norm`.
       activation: of the MLP; "gelu" is the exact form, "gelu_tanh" the tanh approximation, "silu" is x sigmoid(x).
@@ -59,7 +64,7 @@ class EncoderConfig:
         gradients summed over the devices in it. A device's own sum, over its positions, is float32 before that.
       attention: how it is computed (`nn.attention`): "full" holds all scores of a row; "chunked" and "fused" need
         memory in proportion to the length, in plain JAX and by the kernel of the platform (TPU, GPU), which drops
-        no weights; "auto" = full up to 512 positions, else fused where it can be, else chunked.
+        no weights and adds no bias; "auto" = full up to 512 positions, else fused where it can be, else chunked.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
       vocab_size, type_vocab_size: rows of the token and token-type tables; for the text encoder only.
     """
@@ -70,6 +75,8 @@ class EncoderConfig:
     mlp_dim: int = 256
     mlp: Literal["dense", "gated"] = "dense"
     max_positions: int = 512
+    positions: Literal["learned", "rotary", "relative", "none"] = "learned"
+    time_bias: bool = False
     norm_position: Literal["pre", "post"] = "post"
     final_norm: bool = True
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
@@ -94,10 +101,6 @@ class EncoderConfig:
         for name in ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "embedding_dropout_rate"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one of them."
-            )
         if self.norm_position not in ("pre", "post"):
             raise ValueError(f"norm_position={self.norm_position!r} must be 'pre' or 'post'.")
         if self.mlp not in ("dense", "gated"):
@@ -108,13 +111,7 @@ class EncoderConfig:
             raise ValueError(f"layer_norm_epsilon={self.layer_norm_epsilon} must be above 0.")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r} must be one of {', '.join(LAYOUTS)}.")
-        if self.attention not in (paths := typing.get_args(AskedPath)):
-            raise ValueError(f"attention={self.attention!r} must be one of {', '.join(paths)}.")
-        if self.attention == "fused" and self.attention_dropout_rate:
-            raise ValueError(
-                f"attention='fused' drops no attention weights, but attention_dropout_rate="
-                f"{self.attention_dropout_rate}; set it to 0, or attention to 'auto' or 'chunked'."
-            )
+        self._check_attention()
         compute_dtype(self.dtype)
         compute_dtype(self.gather_dtype)
         if self.layout == "tensor" and self.gather_dtype != "float32":
@@ -122,6 +119,39 @@ class EncoderConfig:
                 f"gather_dtype={self.gather_dtype!r}: layout='tensor' gathers no kernels; use 'float32', or "
                 "layout='fsdp'."
             )
+
+    def _check_attention(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one of them."
+            )
+        if self.positions not in ("learned", "rotary", "relative", "none"):
+            raise ValueError(
+                f"positions={self.positions!r} must be 'learned', 'rotary', 'relative' or 'none'."
+            )
+        head_dim = self.embed_dim // self.num_heads
+        if self.positions == "rotary" and head_dim % 2:
+            raise ValueError(
+                f"positions='rotary' turns pairs, but a head of embed_dim={self.embed_dim} over num_heads="
+                f"{self.num_heads} is {head_dim} wide; make it even."
+            )
+        if self.attention not in (paths := typing.get_args(AskedPath)):
+            raise ValueError(f"attention={self.attention!r} must be one of {', '.join(paths)}.")
+        if self.attention == "fused" and self.attention_dropout_rate:
+            raise ValueError(
+                f"attention='fused' drops no attention weights, but attention_dropout_rate="
+                f"{self.attention_dropout_rate}; set it to 0, or attention to 'auto' or 'chunked'."
+            )
+        if self.attention == "fused" and self.past_kernels:
+            raise ValueError(
+                f"attention='fused' adds no bias to the scores, but positions={self.positions!r} and time_bias="
+                f"{self.time_bias}; set attention to 'auto' or 'chunked', or leave the biases out."
+            )
+
+    @property
+    def past_kernels(self) -> bool:
+        """Whether the attention is one that no kernel computes, dropout aside."""
+        return self.positions == "relative" or self.time_bias
 
 
 class Block(nnx.Module):
@@ -133,6 +163,10 @@ class Block(nnx.Module):
             config.embed_dim,
             config.num_heads,
             config.attention_dropout_rate,
+            rotary=config.positions == "rotary",
+            relative_bias=RelativeBias(
+                config.num_heads, distance=config.positions == "relative", time=config.time_bias
+            ),
             layout=config.layout,
             rngs=rngs,
         )
@@ -186,8 +220,10 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        table = 0.02 * jax.random.normal(rngs.params(), (config.max_positions, config.embed_dim), jnp.float32)
-        self.position_table = parameter(table, "position", "embed")
+        if config.positions == "learned":
+            shape = (config.max_positions, config.embed_dim)
+            table = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+            self.position_table = parameter(table, "position", "embed")
         if config.norm_position == "post":
             self.embedding_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
         elif config.final_norm:
@@ -202,6 +238,7 @@ class Encoder(nnx.Module):
         positions: Int[Array, "b l"],
         causal: bool,
         key: jax.Array | None,
+        times: Int[Array, "b l"] | None = None,
         last_positions: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b s d"]:
         """Encodes packed rows.
@@ -209,20 +246,23 @@ class Encoder(nnx.Module):
         Args:
           segment_ids: positions see their own segment only; 0 = padding, whose output means nothing.
           positions: place of each event in its segment, an index of the position table; larger ones use its
-            last row.
+            last row. The other kinds of positions see the columns, which differ as places in a segment do.
           causal: see only oneself and what is before.
           key: of the dropout masks; None = evaluation, no dropout.
+          times: of the events, as `Batch.times`; for `time_bias`.
           last_positions: columns at which the last block computes its queries and MLP; equals gathering these
             columns of the full output, for less work.
 
         Returns:
           `[b, l, d]`, or `[b, s, d]` with `last_positions`.
+
+        Raises:
+          ValueError: the config has a `time_bias` and there are no times.
         """
         config = self.config
-        x = x + jnp.take(self.position_table[...], positions, axis=0, mode="clip")
-        if config.norm_position == "post":
-            x = self.embedding_norm(x)
-        x = x.astype(compute_dtype(config.dtype))
+        if config.time_bias and times is None:
+            raise ValueError("time_bias=True needs the times of the events; give them, or set it to False.")
+        x = self._embedded(x, positions)
         keys: list[jax.Array | None] = [None] * (config.num_layers + 1)
         if key is not None:
             keys = [jax.random.fold_in(key, i) for i in range(config.num_layers + 1)]
@@ -232,9 +272,11 @@ class Encoder(nnx.Module):
         path = choose_path(
             config.attention,
             length=x.shape[1],
-            drops_weights=key is not None and config.attention_dropout_rate > 0,
+            past_kernels=config.past_kernels or (key is not None and config.attention_dropout_rate > 0),
         )
-        look = functools.partial(Visibility.of, segment_ids, causal=causal, path=path)
+        look = functools.partial(
+            Visibility.of, segment_ids, causal=causal, path=path, times=times if config.time_bias else None
+        )
         seen = look()
         if config.layout == "tensor":  # the devices along `model` share the work on a row instead of the rows
             x = jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))
@@ -251,6 +293,14 @@ class Encoder(nnx.Module):
         if config.layout == "tensor":
             x = jax.lax.with_sharding_constraint(x, partition.spec("batch"))
         return x
+
+    def _embedded(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """What the first block sees, but for the dropout."""
+        if self.config.positions == "learned":
+            x = x + jnp.take(self.position_table[...], positions, axis=0, mode="clip")
+        if self.config.norm_position == "post":
+            x = self.embedding_norm(x)
+        return x.astype(compute_dtype(self.config.dtype))
 
     def _scan(
         self, run: Callable[..., jax.Array], x: jax.Array, seen: Visibility, keys: list[jax.Array | None]

@@ -108,6 +108,8 @@ def read_config(
         return EncoderConfig(
             **sizes,
             mlp="dense",
+            positions="learned",
+            time_bias=False,
             norm_position="post",
             activation=HIDDEN_ACTS[activation],
             dropout_rate=float(fields.get("hidden_dropout_prob", 0.1)),

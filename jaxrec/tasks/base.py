@@ -31,6 +31,7 @@ class DataFacts:
       num_items, num_users: ids are 1 .. n; 0 = padding.
       item_counts: training events of each id, `[num_items + 1]`; for sampling corrections. None where there are no
         data to count (the planner), and then tasks that need counts say so.
+      has_timestamps: whether the time of any event is known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DataFacts:
     num_users: int
     behaviours: tuple[str, ...]
     item_counts: Float[np.ndarray, "n"] | None
+    has_timestamps: bool = True
 
 
 @jax.tree_util.register_dataclass

@@ -19,6 +19,7 @@ BATCH = Batch(
     segment_ids=np.array([[1, 1, 1, 2, 0, 0]], np.int32),
     positions=np.array([[0, 1, 2, 0, 0, 0]], np.int32),
     time_gaps=np.array([[0, 5, 9, 0, 0, 0]], np.int32),
+    times=np.array([[0, 10, 300, 0, -1, -1]], np.int32),
     labels=np.full((1, 6, 2), -1, np.int8),
 )
 ROWS = jax.random.normal(jax.random.key(0), (1, 6, 4))
@@ -51,6 +52,24 @@ def test_a_masked_event_hides_its_item():
         for mask in (None, masked)
     )
     assert (np.asarray(shown[0]) != np.asarray(shown[1])).any()
+    np.testing.assert_array_equal(hidden[0], hidden[1])
+
+
+def test_a_masked_event_hides_its_time():
+    config = TwoTowerConfig(encoder=dataclasses.replace(ENCODER, time_bias=True), item_dim=4)
+    model = make_model(config, 0, 0)
+    table = model.encoder.blocks[0].attention.relative_bias.time
+    table[...] = jax.random.normal(jax.random.key(1), table.shape)
+    masked = jnp.asarray(BATCH.item_ids == 2)
+    later = dataclasses.replace(BATCH, times=BATCH.times + 40 * np.asarray(masked))
+    shown, hidden = (
+        [
+            np.asarray(model.encode(ROWS, batch, causal=False, key=None, masked=mask))
+            for batch in (BATCH, later)
+        ]
+        for mask in (None, masked)
+    )
+    assert (shown[0] != shown[1]).any()
     np.testing.assert_array_equal(hidden[0], hidden[1])
 
 

@@ -19,6 +19,9 @@ from jaxrec.nn.layers import parameter_shardings
 B, L, D = 8, 12, 16
 SEGMENT_IDS = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12] * (B // 2), np.int32)
 POSITIONS = np.array([[*range(5), *range(4), 0, 0, 0], [*range(12)]] * (B // 2), np.int32)
+TIMES = np.array(
+    [[0, 3, -1, 90, 4000, 0, 0, 7, 2**31 - 1, -1, -1, -1], [*range(0, 240, 20)]] * (B // 2), np.int32
+)
 X = np.random.default_rng(0).normal(size=(B, L, D)).astype(np.float32)
 SMALL = EncoderConfig(
     embed_dim=D,
@@ -44,15 +47,15 @@ def build(**changes) -> Encoder:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="causal")
-def apply(graphdef, state, x, segment_ids, positions, key, last_positions, *, causal):
-    model = nnx.merge(graphdef, state)
-    return model(
-        x, segment_ids=segment_ids, positions=positions, causal=causal, key=key, last_positions=last_positions
-    )
+def apply(graphdef, state, x, segment_ids, positions, times, key, last_positions, *, causal):
+    options = {"causal": causal, "key": key, "times": times, "last_positions": last_positions}
+    return nnx.merge(graphdef, state)(x, segment_ids=segment_ids, positions=positions, **options)
 
 
-def encode(model, x=X, *, segment_ids=SEGMENT_IDS, positions=POSITIONS, causal=True, key=None, last=None):
-    return apply(*nnx.split(model), x, segment_ids, positions, key, last, causal=causal)
+def encode(
+    model, x=X, *, segment_ids=SEGMENT_IDS, positions=POSITIONS, times=TIMES, causal=True, key=None, last=None
+):
+    return apply(*nnx.split(model), x, segment_ids, positions, times, key, last, causal=causal)
 
 
 def naive_norm(x, norm, epsilon):
@@ -60,14 +63,39 @@ def naive_norm(x, norm, epsilon):
     return scaled * np.asarray(norm.scale[...], np.float64) + np.asarray(norm.bias[...], np.float64)
 
 
-def naive_attention(layer, x, segments, causal):
+def naive_turn(x, place):
+    """Pairs of entries as complex numbers."""
+    half = len(x) // 2
+    turned = (x[:half] + 1j * x[half:]) * np.exp(1j * place * 10_000.0 ** (-np.arange(half) / half))
+    return np.concatenate([turned.real, turned.imag])
+
+
+def naive_bias(layer, head, places, times):
+    """By the places of a query and a key, and by their times."""
+    tables = {name: np.asarray(table[0, head]) for name, table in layer.tables(1).items()}
+    bias = 0.0
+    if "distance" in tables:
+        distance, half = abs(places[0] - places[1]), len(tables["distance"]) // 2
+        bucket = distance if distance < 16 else 16 + int(4 * (math.log2(distance) - 4))
+        bias += tables["distance"][bucket + half * (places[1] > places[0])]
+    if "time" in tables:
+        seconds, half = int(times[0]) - int(times[1]), len(tables["time"]) // 2
+        bucket = min(abs(seconds).bit_length() + 1, half - 1) + half * (seconds < 0)
+        bias += tables["time"][0 if min(times) < 0 else bucket]
+    return bias
+
+
+def naive_attention(layer, x, segments, causal, places, times):
     kernel, bias = np.asarray(layer.qkv_kernel[...], np.float64), np.asarray(layer.qkv_bias[...], np.float64)
     out = np.tile(np.asarray(layer.out_bias[...], np.float64), (len(x), 1))
     for head in range(kernel.shape[2]):
         query, key, value = (x @ kernel[:, i, head] + bias[i, head] for i in range(3))
         for i in range(len(x)):
             seen = [j for j in range(len(x)) if segments[j] == segments[i] and (j <= i or not causal)]
-            scores = np.array([query[i] @ key[j] / math.sqrt(kernel.shape[3]) for j in seen])
+            turn = naive_turn if layer.rotary else lambda x, place: x
+            products = [turn(query[i], places[i]) @ turn(key[j], places[j]) for j in seen]
+            scores = np.array(products) / math.sqrt(kernel.shape[3])
+            scores += [naive_bias(layer.relative_bias, head, places[[i, j]], times[[i, j]]) for j in seen]
             weights = np.exp(scores) / np.exp(scores).sum()
             mixed = sum(w * value[j] for w, j in zip(weights, seen, strict=True))
             out[i] += mixed @ np.asarray(layer.out_kernel[...], np.float64)[head]
@@ -93,21 +121,24 @@ def naive_mlp(block, x, config):
     return naive_dense(block.mlp_out, hidden)
 
 
-def naive_encoder(model, x, segments, positions, causal):
+def naive_encoder(model, x, segments, positions, times, causal):
     """One row, float64, loops over queries."""
     config, epsilon = model.config, model.config.layer_norm_epsilon
-    x = x.astype(np.float64) + np.asarray(model.position_table[...])[positions]
+    x = x.astype(np.float64)
+    if config.positions == "learned":
+        x = x + np.asarray(model.position_table[...])[positions]
+    attend = functools.partial(
+        naive_attention, segments=segments, causal=causal, places=positions, times=times
+    )
     if config.norm_position == "post":
         x = naive_norm(x, model.embedding_norm, epsilon)
     for block in model.blocks:
         if config.norm_position == "post":
-            x = naive_norm(
-                x + naive_attention(block.attention, x, segments, causal), block.attention_norm, epsilon
-            )
+            x = naive_norm(x + attend(block.attention, x), block.attention_norm, epsilon)
             x = naive_norm(x + naive_mlp(block, x, config), block.mlp_norm, epsilon)
         else:
             inner = naive_norm(x, block.attention_norm, epsilon)
-            x = x + naive_attention(block.attention, inner, segments, causal)
+            x = x + attend(block.attention, inner)
             x = x + naive_mlp(block, naive_norm(x, block.mlp_norm, epsilon), config)
     if config.norm_position == "pre" and config.final_norm:
         x = naive_norm(x, model.final_norm, epsilon)
@@ -122,20 +153,26 @@ def naive_encoder(model, x, segments, positions, causal):
         {"norm_position": "pre"},
         {"norm_position": "pre", "final_norm": False, "activation": "relu"},
         {"activation": "gelu_tanh", "num_heads": 1},
-        {"activation": "silu", "mlp": "gated"},
+        {"activation": "silu", "mlp": "gated", "positions": "rotary"},
+        {"positions": "relative", "time_bias": True, "norm_position": "pre"},
+        {"positions": "none", "time_bias": True},
     ],
 )
 def test_equals_the_naive_reference(changes, causal):
     model = build(**changes)
     output = np.asarray(encode(model, causal=causal))
     for row in range(2):
-        wanted = naive_encoder(model, X[row], SEGMENT_IDS[row], POSITIONS[row], causal)
-        np.testing.assert_allclose(output[row], wanted, rtol=2e-5, atol=2e-5)
+        wanted = naive_encoder(model, X[row], SEGMENT_IDS[row], POSITIONS[row], TIMES[row], causal)
+        real = SEGMENT_IDS[row] > 0
+        np.testing.assert_allclose(output[row][real], wanted[real], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
-def test_last_positions_equal_a_gather_of_the_full_output(norm_position):
-    model = build(norm_position=norm_position)
+BIASED = {"positions": "relative", "time_bias": True}
+
+
+@pytest.mark.parametrize("changes", [{"norm_position": "pre"}, {}, {"positions": "rotary"}, BIASED])
+def test_last_positions_equal_a_gather_of_the_full_output(changes):
+    model = build(**changes)
     last = np.array([[4, 8, 0], [11, 3, 3]] * (B // 2), np.int32)
     for causal in (True, False):
         full = np.asarray(encode(model, causal=causal))
@@ -164,9 +201,11 @@ def test_without_causal_every_position_of_the_segment_is_seen():
     np.testing.assert_array_equal(seen, SEGMENT_IDS[0] == 1)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_packed_segments_equal_the_segments_encoded_alone(causal):
-    model = build()
+@pytest.mark.parametrize(
+    ("changes", "causal"), [({}, True), ({}, False), ({"positions": "rotary"}, False), (BIASED, False)]
+)
+def test_packed_segments_equal_the_segments_encoded_alone(changes, causal):
+    model = build(**changes)
     packed = np.asarray(encode(model, causal=causal))[0]
     for start, stop in [(0, 5), (5, 9)]:
         length = stop - start
@@ -175,6 +214,7 @@ def test_packed_segments_equal_the_segments_encoded_alone(causal):
             X[:1, start:stop],
             segment_ids=np.ones((1, length), np.int32),
             positions=np.arange(length, dtype=np.int32)[None],
+            times=TIMES[:1, start:stop],
             causal=causal,
         )
         np.testing.assert_allclose(packed[start:stop], np.asarray(alone)[0], rtol=2e-5, atol=2e-5)
@@ -246,8 +286,9 @@ def test_dropout_is_the_same_on_every_mesh(shape):
     np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
 
 
-def test_chunked_attention_changes_nothing():
-    key, changes = jax.random.key(3), {"num_layers": 3, "remat": True, "scan_layers": True}
+@pytest.mark.parametrize("options", [{}, BIASED])
+def test_chunked_attention_changes_nothing(options):
+    key, changes = jax.random.key(3), {"num_layers": 3, "remat": True, "scan_layers": True, **options}
     full, chunked = build(**changes), build(attention="chunked", **changes)
     for one, other in zip(
         jax.tree.leaves(loss_and_gradients(full, key)),
@@ -273,9 +314,9 @@ def test_scanned_layers_equal_the_loop(remat):
     np.testing.assert_allclose(encode(loop), encode(scanned), rtol=1e-5, atol=1e-5)
 
 
-def masked_loss(graphdef, state, x, segment_ids, positions):
+def masked_loss(graphdef, state, x, segment_ids, positions, times):
     model = nnx.merge(graphdef, state)
-    out = encode(model, x, segment_ids=segment_ids, positions=positions, key=jax.random.key(5))
+    out = encode(model, x, segment_ids=segment_ids, positions=positions, times=times, key=jax.random.key(5))
     return jnp.sum(jnp.sin(out) * (segment_ids > 0)[..., None])
 
 
@@ -285,8 +326,7 @@ LAYOUT_CASES = [
         for layout in ("replicated", "fsdp", "tensor")
         for shape in ((8, 1), (2, 4), (4, 2))
     ),
-    ({"mlp": "gated", "scan_layers": True, "remat": True}, "fsdp", (2, 4)),
-    ({"mlp": "gated", "scan_layers": True, "remat": True}, "tensor", (2, 4)),
+    *(({**BIASED, "mlp": "gated", "scan_layers": True}, layout, (2, 4)) for layout in ("fsdp", "tensor")),
 ]
 
 
@@ -295,12 +335,12 @@ def test_every_layout_gives_the_same(options, layout, shape):
     sizes = {"num_heads": 4, "num_layers": 3, **options}
     graphdef, state = nnx.split(build(**sizes))
     twin = jax.jit(jax.value_and_grad(functools.partial(masked_loss, graphdef)))(
-        state, X, SEGMENT_IDS, POSITIONS
+        state, X, SEGMENT_IDS, POSITIONS, TIMES
     )
     graphdef, state = nnx.split(build(**sizes, layout=layout))
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        data = jax.device_put((X, SEGMENT_IDS, POSITIONS), sharding(mesh, "batch"))
+        data = jax.device_put((X, SEGMENT_IDS, POSITIONS, TIMES), sharding(mesh, "batch"))
         where = parameter_shardings(state, mesh, layout)
         step = jax.jit(
             jax.value_and_grad(functools.partial(masked_loss, graphdef)), out_shardings=(None, where)
@@ -330,6 +370,15 @@ def test_every_parameter_names_its_axes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"positions": "sinus"}, "positions='sinus' must be 'learned', 'rotary', 'relative' or 'none'"),
+        (
+            {"positions": "rotary", "num_heads": 16},
+            "head of embed_dim=16 over num_heads=16 is 1 wide; make it even",
+        ),
+        (
+            {"attention": "fused", "attention_dropout_rate": 0.0, "time_bias": True},
+            "attention='fused' adds no bias .* positions='learned' and time_bias=True; set attention to",
+        ),
         ({"num_heads": 3}, "embed_dim=16 is not a multiple of num_heads=3"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
         ({"num_layers": 0}, "num_layers=0"),

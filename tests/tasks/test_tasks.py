@@ -51,6 +51,7 @@ def packed(lengths_by_row, row_length=24, seed=0):
         segment_ids=segment_ids,
         positions=positions,
         time_gaps=np.where(positions > 0, 3, 0).astype(np.int32),
+        times=np.where(real, 4 * positions, -1).astype(np.int32),
         labels=np.where(real[..., None], rng.integers(-1, 2, (*shape, 2)), -1).astype(np.int8),
     )
 
