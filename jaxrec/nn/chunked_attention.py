@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.positions import Tables, score_bias
@@ -68,6 +68,7 @@ def _forward(
         i, j = tile
         peak, total, mixed = _at(state, i)
         scores = tiles.scores(_at(queries, i), _at(keys, j), i, j, tables)
+        scores = jnp.where(tiles.seen(i, j), scores, MASKED)
         higher = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
         weights, fade = jnp.exp(scores - higher), jnp.exp(peak - higher)
         total = total * fade + jnp.sum(weights, axis=-1, keepdims=True)
@@ -96,7 +97,8 @@ def _backward(dropout_rate: float, chunk: int, residuals: tuple, g: jax.Array) -
         i, j = tile
         d_query, (d_key, d_value), d_tables = _at(state[0], i), _at(state[1:3], j), state[3]
         (query, g, log_total, along), (key, value) = _at(of_queries, i), _at(of_keys, j)
-        weights = jnp.exp(tiles.scores(query, key, i, j, tables) - log_total)
+        scores = jnp.where(tiles.seen(i, j), tiles.scores(query, key, i, j, tables), MASKED)
+        weights = jnp.exp(scores - log_total)
         d_value += _product("bhql,bhqk->bhlk", tiles.drop(weights.astype(value.dtype), i, j), g)
         d_weights = tiles.drop(_product("bhqk,bhlk->bhql", g, value), i, j)
         d_scores = weights * (d_weights - along)
@@ -120,6 +122,75 @@ def _backward(dropout_rate: float, chunk: int, residuals: tuple, g: jax.Array) -
 
 
 attend_in_chunks.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def mix_in_chunks(
+    query: Float[Array, "b h q k"],
+    key: Float[Array, "b h l k"],
+    value: Float[Array, "b h l v"],
+    seen: Visibility,
+    dropout_key: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    chunk: int = CHUNK,
+    tables: Tables | None = None,
+) -> Float[Array, "b h q v"]:
+    """`hstu.mix` without an array `[b, h, q, l]`: a sum over tiles, each of which is made anew for its gradients.
+
+    Args:
+      dropout_key, chunk, tables: as in `attend_in_chunks`.
+    """
+    return _mix_forward(query, key, value, seen, dropout_key, dropout_rate, chunk, tables)[0]
+
+
+def _mix_forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    seen: Visibility,
+    dropout_key: jax.Array | None,
+    dropout_rate: float,
+    chunk: int,
+    tables: Tables | None,
+) -> tuple[jax.Array, tuple]:
+    tiles = _Tiles(query.shape, seen, dropout_key, dropout_rate, chunk)
+    queries, keys, values = tiles.split_queries(query), tiles.split_keys(key), tiles.split_keys(value)
+
+    def add(mixed: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        i, j = tile
+        part = tiles.mixed(i, j, _at(queries, i), _at(keys, j), _at(values, j), tables)
+        return _put(mixed, _at(mixed, i) + part, i), None
+
+    mixed = jnp.zeros((*queries.shape[:-1], value.shape[-1]), jnp.float32)
+    mixed, _ = jax.lax.scan(add, mixed, tiles.pairs)
+    mixed = _join(mixed, query.shape[2]).astype(value.dtype)
+    return mixed, (query, key, value, seen, dropout_key, tables)
+
+
+def _mix_backward(dropout_rate: float, chunk: int, residuals: tuple, g: jax.Array) -> tuple:
+    query, key, value, seen, dropout_key, tables = residuals
+    tiles = _Tiles(query.shape, seen, dropout_key, dropout_rate, chunk)
+    queries, keys, values = tiles.split_queries(query), tiles.split_keys(key), tiles.split_keys(value)
+    gradients = tiles.split_queries(g.astype(jnp.float32))
+
+    def add(sums: tuple, tile: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+        i, j = tile
+        parts = (_at(queries, i), _at(keys, j), _at(values, j), tables)
+        _, pull = jax.vjp(functools.partial(tiles.mixed, i, j), *parts)
+        d_query, *d_keys, d_tables = pull(_at(gradients, i))
+        of_queries, of_keys, of_tables = sums
+        of_queries = _put(of_queries, _at(of_queries, i) + d_query, i)
+        of_keys = _put(of_keys, jax.tree.map(jnp.add, _at(of_keys, j), d_keys), j)
+        return (of_queries, of_keys, jax.tree.map(jnp.add, of_tables, d_tables)), None
+
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
+    start = (zeros(queries), [zeros(keys), zeros(values)], jax.tree.map(zeros, tables))
+    (d_query, (d_key, d_value), d_tables), _ = jax.lax.scan(add, start, tiles.pairs)
+    arrays = zip((d_query, d_key, d_value), (query, key, value), strict=True)
+    return *(_join(d, x.shape[2]).astype(x.dtype) for d, x in arrays), None, None, d_tables
+
+
+mix_in_chunks.defvjp(_mix_forward, _mix_backward)
 
 
 class _Tiles:
@@ -160,10 +231,24 @@ class _Tiles:
     ) -> Float[Array, "b h q l"]:
         """Of tile (i, j), with their bias."""
         scores = _product("bhqk,bhlk->bhql", query, key)
-        if tables:
-            scores = scores + self._bias(i, j, tables)
-        mask = may_see(_at(self.queries, i), _at(self.keys, j), causal=self.causal)
-        return jnp.where(mask[:, None], scores, MASKED)
+        return scores + self._bias(i, j, tables) if tables else scores
+
+    def seen(self, i: jax.Array, j: jax.Array) -> Bool[Array, "b 1 q l"]:
+        """Who may be seen in tile (i, j)."""
+        return may_see(_at(self.queries, i), _at(self.keys, j), causal=self.causal)[:, None]
+
+    def mixed(
+        self,
+        i: jax.Array,
+        j: jax.Array,
+        query: Float[Array, "b h q k"],
+        key: Float[Array, "b h l k"],
+        value: Float[Array, "b h l v"],
+        tables: Tables | None,
+    ) -> Float[Array, "b h q v"]:
+        """What the values of tile (i, j) add to its queries, weighted by the SiLU of their scores."""
+        weights = jnp.where(self.seen(i, j), jax.nn.silu(self.scores(query, key, i, j, tables)), 0.0)
+        return _product("bhql,bhlv->bhqv", self.drop(weights.astype(value.dtype), i, j), value)
 
     def table_gradients(
         self, d_scores: Float[Array, "b h q l"], i: jax.Array, j: jax.Array, tables: Tables | None

@@ -22,6 +22,7 @@ from jaxrec.core.partition import LAYOUTS, Layout
 from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_columns
 from jaxrec.nn.dropout import dropout
+from jaxrec.nn.hstu import PointwiseAttention
 from jaxrec.nn.layers import Dense, LayerNorm, parameter
 from jaxrec.nn.positions import RelativeBias
 from jaxrec.nn.visibility import Visibility
@@ -41,7 +42,9 @@ class EncoderConfig:
 
     Attributes:
       embed_dim: width of the model.
-      mlp_dim: width of the hidden layer of each block's MLP.
+      block: "transformer" = attention and an MLP; "hstu" = HSTU's gated attention with SiLU in the place of the softmax
+        (`nn.hstu`), no MLP.
+      mlp_dim: width of the hidden layer of each block's MLP; of HSTU's values and gate.
       mlp: "dense" = one hidden layer (BERT); "gated" = the hidden layer multiplied with the activation of a second
         one, a third kernel of the same size: SwiGLU with activation "silu", GEGLU with "gelu".
       max_positions: places in the longest history; rows of the position table where there is one.
@@ -54,7 +57,7 @@ class EncoderConfig:
       activation: of the MLP; "gelu" is the exact form, "gelu_tanh" the tanh approximation, "silu" is x sigmoid(x).
       dropout_rate: on what each sub-layer adds to the residual stream.
       attention_dropout_rate: on the attention weights.
-      mlp_dropout_rate: on the hidden layer of the MLP.
+      mlp_dropout_rate: on the hidden layer of the MLP; on HSTU's gated values.
       embedding_dropout_rate: on the input of the first block.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan_layers: compile one block and loop over it instead of all of them: minutes less for many layers.
@@ -72,6 +75,7 @@ class EncoderConfig:
     embed_dim: int = 64
     num_layers: int = 2
     num_heads: int = 1
+    block: Literal["transformer", "hstu"] = "transformer"
     mlp_dim: int = 256
     mlp: Literal["dense", "gated"] = "dense"
     max_positions: int = 512
@@ -112,6 +116,7 @@ class EncoderConfig:
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r} must be one of {', '.join(LAYOUTS)}.")
         self._check_attention()
+        self._check_block()
         compute_dtype(self.dtype)
         compute_dtype(self.gather_dtype)
         if self.layout == "tensor" and self.gather_dtype != "float32":
@@ -144,33 +149,42 @@ class EncoderConfig:
             )
         if self.attention == "fused" and self.past_kernels:
             raise ValueError(
-                f"attention='fused' adds no bias to the scores, but positions={self.positions!r} and time_bias="
-                f"{self.time_bias}; set attention to 'auto' or 'chunked', or leave the biases out."
+                f"attention='fused' knows neither biases nor HSTU, but block={self.block!r}, positions="
+                f"{self.positions!r} and time_bias={self.time_bias}; set attention to 'auto' or 'chunked'."
+            )
+
+    def _check_block(self) -> None:
+        if self.block not in ("transformer", "hstu"):
+            raise ValueError(f"block={self.block!r} must be 'transformer' or 'hstu'.")
+        if self.block == "transformer":
+            return
+        for name, wanted in (("mlp", "dense"), ("activation", "silu")):
+            if getattr(self, name) != wanted:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: block='hstu' has no MLP and computes with SiLU; set it to "
+                    f"{wanted!r}."
+                )
+        if self.mlp_dim % self.num_heads:
+            raise ValueError(
+                f"mlp_dim={self.mlp_dim} is not a multiple of num_heads={self.num_heads}, among which block='hstu' "
+                "divides its values; change one of them."
             )
 
     @property
     def past_kernels(self) -> bool:
         """Whether the attention is one that no kernel computes, dropout aside."""
-        return self.positions == "relative" or self.time_bias
+        return self.block == "hstu" or self.positions == "relative" or self.time_bias
 
 
 class Block(nnx.Module):
-    """One layer: self-attention, then an MLP, each with a residual connection and a normalisation."""
+    """One layer: attention, then (but in HSTU) an MLP, each with a residual connection and a normalisation."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.attention = SelfAttention(
-            config.embed_dim,
-            config.num_heads,
-            config.attention_dropout_rate,
-            rotary=config.positions == "rotary",
-            relative_bias=RelativeBias(
-                config.num_heads, distance=config.positions == "relative", time=config.time_bias
-            ),
-            layout=config.layout,
-            rngs=rngs,
-        )
+        self.attention = _attention(config, rngs)
         self.attention_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
+        if config.block == "hstu":
+            return
         self.mlp_in = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
         if config.mlp == "gated":
             self.mlp_gate = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
@@ -195,6 +209,8 @@ class Block(nnx.Module):
         inner = self.attention(inner, seen, key=keys[0])
         x = residual + dropout(inner, config.dropout_rate, keys[1])
         x = x if pre else self.attention_norm(x)
+        if config.block == "hstu":
+            return x
 
         inner = self.mlp_norm(x) if pre else x
         inner = dropout(self._hidden(inner), config.mlp_dropout_rate, keys[2])
@@ -210,6 +226,39 @@ class Block(nnx.Module):
         if self.config.mlp == "gated":
             return activate(self.mlp_gate(x)) * self.mlp_in(x)
         return activate(self.mlp_in(x))
+
+
+def _attention(config: EncoderConfig, rngs: nnx.Rngs) -> SelfAttention | PointwiseAttention:
+    rotary, distance = config.positions == "rotary", config.positions == "relative"
+    relative_bias = RelativeBias(config.num_heads, distance=distance, time=config.time_bias)
+    if config.block == "hstu":
+        return PointwiseAttention(
+            config.embed_dim,
+            config.mlp_dim,
+            config.num_heads,
+            max_positions=config.max_positions,
+            attention_dropout_rate=config.attention_dropout_rate,
+            mlp_dropout_rate=config.mlp_dropout_rate,
+            epsilon=config.layer_norm_epsilon,
+            rotary=rotary,
+            relative_bias=relative_bias,
+            rngs=rngs,
+        )
+    return SelfAttention(
+        config.embed_dim,
+        config.num_heads,
+        config.attention_dropout_rate,
+        rotary=rotary,
+        relative_bias=relative_bias,
+        layout=config.layout,
+        rngs=rngs,
+    )
+
+
+def _known(times: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
+    if times is None:
+        raise ValueError("time_bias=True needs the times of the events; give them, or set it to False.")
+    return times
 
 
 class Encoder(nnx.Module):
@@ -260,8 +309,7 @@ class Encoder(nnx.Module):
           ValueError: the config has a `time_bias` and there are no times.
         """
         config = self.config
-        if config.time_bias and times is None:
-            raise ValueError("time_bias=True needs the times of the events; give them, or set it to False.")
+        times = _known(times) if config.time_bias else None
         x = self._embedded(x, positions)
         keys: list[jax.Array | None] = [None] * (config.num_layers + 1)
         if key is not None:
@@ -269,14 +317,9 @@ class Encoder(nnx.Module):
         x = dropout(x, config.embedding_dropout_rate, keys[-1])
 
         run = nnx.remat(Block.__call__) if config.remat else Block.__call__
-        path = choose_path(
-            config.attention,
-            length=x.shape[1],
-            past_kernels=config.past_kernels or (key is not None and config.attention_dropout_rate > 0),
-        )
-        look = functools.partial(
-            Visibility.of, segment_ids, causal=causal, path=path, times=times if config.time_bias else None
-        )
+        past_kernels = config.past_kernels or (key is not None and config.attention_dropout_rate > 0)
+        path = choose_path(config.attention, length=x.shape[1], past_kernels=past_kernels)
+        look = functools.partial(Visibility.of, segment_ids, causal=causal, path=path, times=times)
         seen = look()
         if config.layout == "tensor":  # the devices along `model` share the work on a row instead of the rows
             x = jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))

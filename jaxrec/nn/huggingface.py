@@ -107,6 +107,7 @@ def read_config(
     try:
         return EncoderConfig(
             **sizes,
+            block="transformer",
             mlp="dense",
             positions="learned",
             time_bias=False,

@@ -36,6 +36,10 @@ SMALL = EncoderConfig(
 )
 
 
+BIASED = {"positions": "relative", "time_bias": True}
+HSTU = {"block": "hstu", "activation": "silu", "norm_position": "pre", **BIASED}
+
+
 def build(**changes) -> Encoder:
     """An encoder whose parameters are all random: zeros and ones would hide a bias that is never added."""
     model = Encoder(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0))
@@ -85,6 +89,25 @@ def naive_bias(layer, head, places, times):
     return bias
 
 
+def naive_hstu(layer, x, segments, causal, places, times):
+    asks, tells = (
+        NAIVE_ACTIVATIONS["silu"](
+            np.einsum("ld,dhk->hlk", x, np.asarray(kernel[...], np.float64)) + np.asarray(bias[...])[:, None]
+        )
+        for kernel, bias in ((layer.query_kernel, layer.query_bias), (layer.key_kernel, layer.key_bias))
+    )
+    dim, mixed = layer.head_dim, np.zeros((len(x), layer.num_heads, asks.shape[2] - layer.head_dim))
+    for head, i, j in np.ndindex(layer.num_heads, len(x), len(x)):
+        if segments[j] == segments[i] and (j <= i or not causal):
+            score = asks[head, i, :dim] @ tells[head, j, :dim]
+            score += naive_bias(layer.relative_bias, head, places[[i, j]], times[[i, j]])
+            mixed[i, head] += score / (1 + np.exp(-score)) * tells[head, j, dim:] / layer.max_positions
+    gated = naive_norm(mixed.reshape(len(x), -1), layer.mixed_norm, layer.mixed_norm.epsilon)
+    gated = gated * np.swapaxes(asks[..., dim:], 0, 1).reshape(len(x), -1)
+    kernel = np.asarray(layer.out_kernel[...], np.float64).reshape(-1, x.shape[1])
+    return gated @ kernel + np.asarray(layer.out_bias[...])
+
+
 def naive_attention(layer, x, segments, causal, places, times):
     kernel, bias = np.asarray(layer.qkv_kernel[...], np.float64), np.asarray(layer.qkv_bias[...], np.float64)
     out = np.tile(np.asarray(layer.out_bias[...], np.float64), (len(x), 1))
@@ -128,18 +151,24 @@ def naive_encoder(model, x, segments, positions, times, causal):
     if config.positions == "learned":
         x = x + np.asarray(model.position_table[...])[positions]
     attend = functools.partial(
-        naive_attention, segments=segments, causal=causal, places=positions, times=times
+        naive_hstu if config.block == "hstu" else naive_attention,
+        segments=segments,
+        causal=causal,
+        places=positions,
+        times=times,
     )
     if config.norm_position == "post":
         x = naive_norm(x, model.embedding_norm, epsilon)
     for block in model.blocks:
         if config.norm_position == "post":
             x = naive_norm(x + attend(block.attention, x), block.attention_norm, epsilon)
-            x = naive_norm(x + naive_mlp(block, x, config), block.mlp_norm, epsilon)
+            if config.block == "transformer":
+                x = naive_norm(x + naive_mlp(block, x, config), block.mlp_norm, epsilon)
         else:
             inner = naive_norm(x, block.attention_norm, epsilon)
             x = x + attend(block.attention, inner)
-            x = x + naive_mlp(block, naive_norm(x, block.mlp_norm, epsilon), config)
+            if config.block == "transformer":
+                x = x + naive_mlp(block, naive_norm(x, block.mlp_norm, epsilon), config)
     if config.norm_position == "pre" and config.final_norm:
         x = naive_norm(x, model.final_norm, epsilon)
     return x
@@ -156,6 +185,8 @@ def naive_encoder(model, x, segments, positions, times, causal):
         {"activation": "silu", "mlp": "gated", "positions": "rotary"},
         {"positions": "relative", "time_bias": True, "norm_position": "pre"},
         {"positions": "none", "time_bias": True},
+        HSTU,
+        {"block": "hstu", "activation": "silu", "mlp_dim": 6},
     ],
 )
 def test_equals_the_naive_reference(changes, causal):
@@ -167,10 +198,7 @@ def test_equals_the_naive_reference(changes, causal):
         np.testing.assert_allclose(output[row][real], wanted[real], rtol=2e-5, atol=2e-5)
 
 
-BIASED = {"positions": "relative", "time_bias": True}
-
-
-@pytest.mark.parametrize("changes", [{"norm_position": "pre"}, {}, {"positions": "rotary"}, BIASED])
+@pytest.mark.parametrize("changes", [{"norm_position": "pre"}, {}, {"positions": "rotary"}, BIASED, HSTU])
 def test_last_positions_equal_a_gather_of_the_full_output(changes):
     model = build(**changes)
     last = np.array([[4, 8, 0], [11, 3, 3]] * (B // 2), np.int32)
@@ -202,7 +230,8 @@ def test_without_causal_every_position_of_the_segment_is_seen():
 
 
 @pytest.mark.parametrize(
-    ("changes", "causal"), [({}, True), ({}, False), ({"positions": "rotary"}, False), (BIASED, False)]
+    ("changes", "causal"),
+    [({}, True), ({}, False), ({"positions": "rotary"}, False), (BIASED, False), (HSTU, True)],
 )
 def test_packed_segments_equal_the_segments_encoded_alone(changes, causal):
     model = build(**changes)
@@ -286,7 +315,7 @@ def test_dropout_is_the_same_on_every_mesh(shape):
     np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, BIASED])
+@pytest.mark.parametrize("options", [{}, HSTU])
 def test_chunked_attention_changes_nothing(options):
     key, changes = jax.random.key(3), {"num_layers": 3, "remat": True, "scan_layers": True, **options}
     full, chunked = build(**changes), build(attention="chunked", **changes)
@@ -326,7 +355,9 @@ LAYOUT_CASES = [
         for layout in ("replicated", "fsdp", "tensor")
         for shape in ((8, 1), (2, 4), (4, 2))
     ),
-    *(({**BIASED, "mlp": "gated", "scan_layers": True}, layout, (2, 4)) for layout in ("fsdp", "tensor")),
+    ({**BIASED, "mlp": "gated", "num_layers": 2}, "tensor", (2, 4)),
+    ({**HSTU, "attention": "chunked", "num_layers": 2}, "fsdp", (4, 2)),
+    ({**HSTU, "attention": "chunked", "num_layers": 2}, "tensor", (2, 4)),
 ]
 
 
@@ -348,11 +379,17 @@ def test_every_layout_gives_the_same(options, layout, shape):
         got = step(jax.device_put(state, where), *data)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(twin), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-4, atol=1e-4)
-    kernel = jax.tree.leaves(got[1]["blocks"][0]["mlp_in"]["kernel"])[0].sharding.spec
-    assert (
-        kernel
-        == {"replicated": P(None, None), "fsdp": P(("data",), None), "tensor": P(None, ("model",))}[layout]
-    )
+    kernel = jax.tree.leaves(got[1]["blocks"][0]["attention"]["out_kernel"])[0].sharding.spec
+    wanted = {
+        "replicated": P(None, None, None),
+        "fsdp": P(None, None, ("data",)),
+        "tensor": P(("model",), None, None),
+    }
+    assert kernel == wanted[layout]
+    if options.get("block") != "hstu":
+        kernel = jax.tree.leaves(got[1]["blocks"][0]["mlp_in"]["kernel"])[0].sharding.spec
+        wanted = {"replicated": P(None, None), "fsdp": P(("data",), None), "tensor": P(None, ("model",))}
+        assert kernel == wanted[layout]
 
 
 def test_a_layout_that_does_not_divide_names_the_parameter():
@@ -377,8 +414,15 @@ def test_every_parameter_names_its_axes():
         ),
         (
             {"attention": "fused", "attention_dropout_rate": 0.0, "time_bias": True},
-            "attention='fused' adds no bias .* positions='learned' and time_bias=True; set attention to",
+            "attention='fused' knows neither .* positions='learned' and time_bias=True; set attention to",
         ),
+        ({"block": "lstm"}, "block='lstm' must be 'transformer' or 'hstu'"),
+        (
+            {"block": "hstu"},
+            "activation='gelu': block='hstu' has no MLP and computes with SiLU; set it to 'silu'",
+        ),
+        ({"block": "hstu", "mlp": "gated", "activation": "silu"}, "mlp='gated': .* set it to 'dense'"),
+        ({**HSTU, "mlp_dim": 33}, "mlp_dim=33 is not a multiple of num_heads=2, among which"),
         ({"num_heads": 3}, "embed_dim=16 is not a multiple of num_heads=3"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
         ({"num_layers": 0}, "num_layers=0"),

@@ -98,7 +98,7 @@ def by_chunks(query, key, value, tables, seen, rate):
 
 def output_and_gradients(attend_by, arrays, seen, rate):
     output, pull = jax.vjp(functools.partial(attend_by, seen=seen, rate=rate), *arrays)
-    return output, pull(jnp.sin(jnp.arange(output.size, dtype=output.dtype)).reshape(output.shape))
+    return output, pull(jnp.sin(jnp.arange(output.size)).reshape(output.shape))
 
 
 @functools.partial(jax.jit, static_argnames=("causal", "rate"))
@@ -151,8 +151,10 @@ def test_the_biases_of_chunks_move_nothing_between_devices(mesh):
     assert not re.search("all-|collective-permute", compiled.as_text())
 
 
-def test_a_long_row_never_meets_its_square():
-    config = EncoderConfig(embed_dim=16, num_heads=2, mlp_dim=8, positions="relative", time_bias=True)
+@pytest.mark.parametrize("block", ["transformer", "hstu"])
+def test_a_long_row_never_meets_its_square(block):
+    options = {"block": block, "activation": "silu", "positions": "relative", "time_bias": True}
+    config = EncoderConfig(embed_dim=16, num_heads=2, mlp_dim=8, **options)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
 
     def loss(state, x, integers):

@@ -18,6 +18,9 @@ def test_encoder_flops_by_hand():
     # A gated MLP has a third kernel.
     gated = dataclasses.replace(config, mlp="gated")
     assert encoder_flops_per_row(gated, 10) == 10 * 2 * (64 + 96 + 80)
+    # HSTU: q, k = 2 * 16; gate, value, out = 3 * 32; scores over 10 keys of 4, values of 8.
+    hstu = dataclasses.replace(config, block="hstu", activation="silu")
+    assert encoder_flops_per_row(hstu, 10) == 10 * 2 * (32 + 96 + 10 * (4 + 8))
 
 
 def test_a_step_is_three_forward_passes():
