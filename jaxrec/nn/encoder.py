@@ -255,7 +255,7 @@ def _attention(config: EncoderConfig, rngs: nnx.Rngs) -> SelfAttention | Pointwi
     )
 
 
-def _known(times: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
+def _given(times: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
     if times is None:
         raise ValueError("time_bias=True needs the times of the events; give them, or set it to False.")
     return times
@@ -309,7 +309,7 @@ class Encoder(nnx.Module):
           ValueError: the config has a `time_bias` and there are no times.
         """
         config = self.config
-        times = _known(times) if config.time_bias else None
+        times = _given(times) if config.time_bias else None
         x = self._embedded(x, positions)
         keys: list[jax.Array | None] = [None] * (config.num_layers + 1)
         if key is not None:

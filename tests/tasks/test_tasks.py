@@ -130,7 +130,7 @@ def outputs(task, batch):
     forward.rows = {ITEM: {name: table[ids] for name, ids in plan.lookups.items()}}
     queries = forward.causal_queries()
     hidden = plan.arrays.get("masked")
-    shown = forward.item_vectors("shown") if "shown" in plan.lookups else forward.events
+    shown = forward.rows[ITEM]["shown"] if "shown" in plan.lookups else forward.events
     states = model.encode(shown, batch, causal=False, key=jax.random.key(4), masked=hidden)
     return plan.lookups, plan.shared_lookups, queries, states
 
