@@ -277,12 +277,13 @@ def test_remat_changes_neither_output_nor_gradient():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
 
 
-def test_bfloat16_is_close_and_parameters_stay_float32():
-    model = build(dtype="bfloat16")
+@pytest.mark.parametrize("options", [{}, {**BIASED, "mlp": "gated"}, {"positions": "rotary"}, HSTU])
+def test_bfloat16_is_close_and_parameters_stay_float32(options):
+    model = build(dtype="bfloat16", **options)
     output = encode(model)
     assert output.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
-    error = np.abs(np.asarray(output, np.float32) - np.asarray(encode(build())))[SEGMENT_IDS > 0]
+    error = np.abs(np.asarray(output, np.float32) - np.asarray(encode(build(**options))))[SEGMENT_IDS > 0]
     assert error.mean() < 0.03 and error.max() < 0.3
 
 
