@@ -37,7 +37,7 @@ def choose_path(asked: AskedPath, *, length: int, past_kernels: bool) -> Path:
 
     Args:
       length: of a row.
-      past_kernels: whether something is asked that no kernel has: dropout on the weights, a bias on the scores.
+      past_kernels: whether something is asked that no kernel has: dropout or biases, HSTU's weights.
     """
     if asked != "auto":
         return asked
@@ -105,11 +105,10 @@ def _attend_backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tup
     g = g.astype(value.dtype)
     d_value = product("bhql,bhqk->bhlk", dropout(weights, dropout_rate, dropout_key), g)
     d_weights = dropout(product("bhqk,bhlk->bhql", g, value), dropout_rate, dropout_key)
-    d_bias = d_scores = weights.astype(jnp.float32) * (d_weights - along)
-    if its_rows is None:
-        d_bias = None
-    elif len(its_rows) == 1:
-        d_bias = jnp.sum(d_scores, axis=0, keepdims=True)
+    d_scores = weights.astype(jnp.float32) * (d_weights - along)
+    d_bias = None
+    if its_rows is not None:
+        d_bias = jnp.sum(d_scores, axis=0, keepdims=True) if len(its_rows) == 1 else d_scores
     d_scores = d_scores.astype(value.dtype)
     d_query = product("bhql,bhlk->bhqk", d_scores, key) * scale
     d_key = product("bhql,bhqk->bhlk", d_scores, query * scale)

@@ -45,10 +45,10 @@ def mix(
 
 
 class PointwiseAttention(nnx.Module):
-    """Gate, query, key and value from one map and SiLU; `norm(mixed values / max_positions) * gate`; a map back.
+    """Query and gate by one map, key and value by another, SiLU after both; `norm(mixed values) * gate`; a map back.
 
-    Source: Zhai et al., ICML 2024 (HSTU). Here the maps have biases, and `max_positions` stands for the length of
-    the padded rows, so that a history gives the same however its row is packed.
+    Source: Zhai et al., ICML 2024 (HSTU). Here the maps have biases, and what is mixed is divided by `max_positions`,
+    not by the length of the padded rows, so that a history gives the same however its row is packed.
     """
 
     def __init__(
