@@ -16,6 +16,7 @@ Array = jax.Array | np.ndarray
 # Buckets of the time since the event before: 0 unknown or first; 1 the same second; 1 + b a gap of b bits; the
 # last takes the rest.
 NUM_TIME_GAPS = 32
+UNKNOWN_SECONDS = -1
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +30,7 @@ class Batch:
       segment_ids: 1, 2, ... inside a row; 0 = padding.
       positions: 0, 1, ... inside a segment.
       time_gaps: log2 bucket of the seconds since the segment's previous event; 0 = unknown or first.
+      times: seconds since the first moment of the segment that is known, 2^31 - 1 at most; -1 = unknown.
       labels: behaviour labels: 1, 0, or -1 = unknown. Targets only; never a model input.
     """
 
@@ -37,6 +39,7 @@ class Batch:
     segment_ids: Int[Array, "b l"]
     positions: Int[Array, "b l"]
     time_gaps: Int[Array, "b l"]
+    times: Int[Array, "b l"]
     labels: Int[Array, "b l k"]
 
     @property

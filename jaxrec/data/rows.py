@@ -6,11 +6,11 @@ B = rows of the batch, L = positions of a row, K = behaviours, S = segments, E =
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
-from jaxrec.core.batch import NUM_TIME_GAPS, Batch
+from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
 from jaxrec.data.histories import UNKNOWN_TIME, Histories
 from jaxrec.data.packing import PackingPlan
 
-__all__ = ["fill_rows", "row_segments", "time_gap_buckets"]
+__all__ = ["fill_rows", "row_segments", "seconds_in_segment", "time_gap_buckets"]
 
 
 def row_segments(
@@ -49,6 +49,7 @@ def fill_rows(
         segment_ids=laid(np.repeat(numbers, lengths), np.int32),
         positions=laid(positions, np.int32),
         time_gaps=laid(time_gap_buckets(events.timestamps, positions == 0), np.int32),
+        times=laid(seconds_in_segment(events.timestamps, events.offsets), np.int32, padding=UNKNOWN_SECONDS),
         labels=laid(events.labels, np.int8, padding=-1),
     )
 
@@ -68,3 +69,18 @@ def time_gap_buckets(
     gaps = np.where(unknown, 0, timestamps) - np.where(unknown, 0, previous)
     bits = np.frexp(np.maximum(gaps, 0).astype(np.float64))[1]  # frexp's exponent is the bit length
     return np.where(unknown, 0, np.minimum(bits + 1, NUM_TIME_GAPS - 1)).astype(np.int32)
+
+
+def seconds_in_segment(
+    timestamps: Int64[np.ndarray, " e"], offsets: Int64[np.ndarray, " s_plus_1"]
+) -> Int32[np.ndarray, " e"]:
+    """Seconds since the earliest known time of the event's segment, saturating; `UNKNOWN_SECONDS` where unknown."""
+    known = timestamps != UNKNOWN_TIME
+    if not known.any():
+        return np.full(len(timestamps), UNKNOWN_SECONDS, np.int32)
+    lengths = np.diff(offsets)
+    latest = np.iinfo(np.int64).max
+    starts = offsets[:-1][lengths > 0]
+    earliest = np.minimum.reduceat(np.where(known, timestamps, latest), starts)
+    passed = np.where(known, timestamps, 0) - np.where(known, np.repeat(earliest, lengths[lengths > 0]), 0)
+    return np.where(known, np.minimum(passed, np.iinfo(np.int32).max), UNKNOWN_SECONDS).astype(np.int32)

@@ -8,19 +8,40 @@ K = behaviours.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrec.core.batch import NUM_TIME_GAPS, Batch
+from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
-ITEM, ITEM_BIAS, USER = "item", "item_bias", "user"
+ITEM, ITEM_BIAS, ITEM_OUTPUT, USER = "item", "item_bias", "item_output", "user"
+MIN_TEMPERATURE = 0.01
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Scores are cosines over a temperature: the lengths of M(x) W and of v(y) say nothing.
+
+    Attributes:
+      temperature: the cosines are divided by it, and by the task's own temperature; where it starts, if learned.
+      learned: train its logarithm with the dense parameters; it never falls below 0.01.
+
+    Source: Radford et al., ICML 2021 (a learned temperature, and its bound).
+    """
+
+    temperature: float = 0.05
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"cosine.temperature={self.temperature} must be at least {MIN_TEMPERATURE}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +52,8 @@ class TwoTowerConfig:
       item_dim: width of the item table and of the space that is scored.
       projection: False leaves W out (the identity); needs `item_dim == encoder.embed_dim`.
       item_bias: learn b_y, one float an item.
+      output_table: a second table of items holds v(y), and the first one the events alone.
+      cosine: scores are cosines over a temperature; none = products.
       user_dim: width of a table of users, a row of which is added to each event of its user; 0 = none.
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
@@ -41,6 +64,8 @@ class TwoTowerConfig:
     item_dim: int = 64
     projection: bool = True
     item_bias: bool = True
+    output_table: bool = False
+    cosine: Cosine | None = None
     user_dim: int = 0
     time_gaps: bool = False
     init_scale: float = 0.02
@@ -57,9 +82,17 @@ class TwoTowerConfig:
                 f"{self.encoder.embed_dim}; make them equal or set projection=True."
             )
 
+    @property
+    def scored_table(self) -> str:
+        """The table whose rows v(y) is made of."""
+        return ITEM_OUTPUT if self.output_table else ITEM
+
     def tables(self, num_items: int, num_users: int) -> dict[str, TableSpec]:
         """The sharded tables that the towers look up; row 0 is padding."""
-        tables = {ITEM: TableSpec(num_rows=num_items + 1, dim=self.item_dim, init_scale=self.init_scale)}
+        items = TableSpec(num_rows=num_items + 1, dim=self.item_dim, init_scale=self.init_scale)
+        tables = {ITEM: items}
+        if self.output_table:
+            tables[ITEM_OUTPUT] = items
         if self.item_bias:
             tables[ITEM_BIAS] = TableSpec(num_rows=num_items + 1, dim=1, init_scale=0.0)
         if self.user_dim:
@@ -99,6 +132,8 @@ class TwoTower(nnx.Module):
         if config.projection:
             kernel = glorot_normal(rngs.params(), (width, config.item_dim), width, config.item_dim)
             self.projection = parameter(kernel, "embed", None)
+        if config.cosine is not None and config.cosine.learned:
+            self.log_temperature = parameter(jnp.float32(math.log(config.cosine.temperature)))
         if config.memory is not None:
             self.memory = MemoryHead(config.memory, width)
         if num_behaviours:
@@ -139,19 +174,45 @@ class TwoTower(nnx.Module):
             positions=jnp.asarray(batch.positions),
             causal=causal,
             key=key,
+            times=self._times(batch, masked),
             last_positions=last_positions,
         )
 
+    def _times(self, batch: Batch, masked: Bool[Array, "B L"] | None) -> Int[Array, "B L"]:
+        """A masked event hides its time with its item: when the model is asked, the time of the target is unknown."""
+        times = jnp.asarray(batch.times)
+        return times if masked is None else jnp.where(masked, UNKNOWN_SECONDS, times)
+
     def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
-        """M(x) W: the vectors that are multiplied with v(y)."""
-        return states @ self.projection[...].astype(states.dtype) if self.config.projection else states
+        """M(x) W: the vectors that are multiplied with v(y); under cosines unit vectors over the temperature."""
+        if self.config.projection:
+            states = states @ self.projection[...].astype(states.dtype)
+        cosine = self.config.cosine
+        if cosine is None:
+            return states
+        if cosine.learned:
+            temperature = jnp.maximum(jnp.exp(self.log_temperature[...]), MIN_TEMPERATURE)
+        else:
+            temperature = jnp.float32(cosine.temperature)
+        return _unit(states) / temperature.astype(states.dtype)
 
     def item_vectors(self, rows: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        """v(y) from the item's table row. Text, features and the gate between them will come in here."""
+        """The item in an event, from its row. Text, features and the gate between them will come in here."""
         return rows
+
+    def candidate_vectors(self, rows: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """v(y) of the item that is scored, from its row of `scored_table`."""
+        vectors = self.item_vectors(rows)
+        return vectors if self.config.cosine is None else _unit(vectors)
 
     def behaviour_logits(
         self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]
     ) -> Float[Array, "*b K"]:
         """Logits of the behaviours of (user, item)."""
         return self.behaviour_head(queries, items)
+
+
+def _unit(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+    """Vectors of length 1; zeros stay zeros, with finite gradients."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), -1, keepdims=True) + 1e-12)).astype(x.dtype)

@@ -17,10 +17,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.mesh import platform
 from jaxrec.core.partition import Layout
-from jaxrec.nn.chunked_attention import attend_in_chunks
+from jaxrec.nn.chunked_attention import CHUNK, attend_in_chunks
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.fused_attention import attend_fused
 from jaxrec.nn.layers import affine, glorot_normal, parameter
+from jaxrec.nn.positions import RelativeBias, rotate, score_bias
 from jaxrec.nn.visibility import MASKED, Path, Visibility
 
 AskedPath = Literal["auto", "full", "chunked", "fused"]
@@ -31,18 +32,18 @@ AskedPath = Literal["auto", "full", "chunked", "fused"]
 FULL_UP_TO = 512
 
 
-def choose_path(asked: AskedPath, *, length: int, drops_weights: bool) -> Path:
+def choose_path(asked: AskedPath, *, length: int, past_kernels: bool) -> Path:
     """The path that "auto" stands for; any other is itself.
 
     Args:
       length: of a row.
-      drops_weights: whether dropout on the weights is at work, which no kernel has.
+      past_kernels: whether something is asked that no kernel has: dropout or biases, HSTU's weights.
     """
     if asked != "auto":
         return asked
     if length <= FULL_UP_TO:
         return "full"
-    return "chunked" if drops_weights or platform() == "cpu" else "fused"
+    return "chunked" if past_kernels or platform() == "cpu" else "fused"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -53,6 +54,7 @@ def attend(
     mask: Bool[Array, "b q l"],
     dropout_key: jax.Array | None = None,
     dropout_rate: float = 0.0,
+    bias: Float[Array, "#b h q l"] | None = None,
 ) -> Float[Array, "b h q k"]:
     """Scaled dot-product attention; scores and softmax in float32.
 
@@ -62,10 +64,11 @@ def attend(
     Args:
       mask: True = may be seen; at least one key for each query.
       dropout_key: of the dropout on the weights; None = no dropout.
+      bias: added to the scaled scores.
 
     Source: Vaswani et al., NeurIPS 2017; dropout on the weights as in its reference implementation.
     """
-    return _attend_forward(query, key, value, mask, dropout_key, dropout_rate)[0]
+    return _attend_forward(query, key, value, mask, dropout_key, dropout_rate, bias)[0]
 
 
 def _attend_forward(
@@ -75,9 +78,12 @@ def _attend_forward(
     mask: jax.Array,
     dropout_key: jax.Array | None,
     dropout_rate: float,
+    bias: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     scale = 1.0 / math.sqrt(query.shape[-1])
     scores = jnp.einsum("bhqk,bhlk->bhql", query * scale, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
     scores = jnp.where(mask[:, None], scores, MASKED)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -85,12 +91,13 @@ def _attend_forward(
     kept = dropout(weights, dropout_rate, dropout_key)
     mixed = jnp.einsum("bhql,bhlk->bhqk", kept, value, preferred_element_type=jnp.float32) / total
     mixed = mixed.astype(value.dtype)
-    return mixed, (query, key, value, dropout_key, weights, total, mixed)
+    its_rows = None if bias is None else bias[:, 0, 0, 0]  # their number is all that the way back needs
+    return mixed, (query, key, value, dropout_key, weights, total, mixed, its_rows)
 
 
 def _attend_backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tuple:
     """With P = weights / total and D the dropout: dP = D(g V'), dS = P (dP - sum(g O)), dQ = dS K, dK = dS' Q."""
-    query, key, value, dropout_key, weights, total, mixed = residuals
+    query, key, value, dropout_key, weights, total, mixed, its_rows = residuals
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scale = 1.0 / math.sqrt(query.shape[-1])
     g = g.astype(jnp.float32) / total
@@ -98,10 +105,15 @@ def _attend_backward(dropout_rate: float, residuals: tuple, g: jax.Array) -> tup
     g = g.astype(value.dtype)
     d_value = product("bhql,bhqk->bhlk", dropout(weights, dropout_rate, dropout_key), g)
     d_weights = dropout(product("bhqk,bhlk->bhql", g, value), dropout_rate, dropout_key)
-    d_scores = (weights.astype(jnp.float32) * (d_weights - along)).astype(value.dtype)
+    d_scores = weights.astype(jnp.float32) * (d_weights - along)
+    d_bias = None
+    if its_rows is not None:
+        d_bias = jnp.sum(d_scores, axis=0, keepdims=True) if len(its_rows) == 1 else d_scores
+    d_scores = d_scores.astype(value.dtype)
     d_query = product("bhql,bhlk->bhqk", d_scores, key) * scale
     d_key = product("bhql,bhqk->bhlk", d_scores, query * scale)
-    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
+    d_arrays = d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+    return *d_arrays, None, None, d_bias
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -116,16 +128,23 @@ class SelfAttention(nnx.Module):
         num_heads: int,
         dropout_rate: float,
         *,
+        rotary: bool,
+        relative_bias: RelativeBias,
         layout: Layout = "replicated",
         rngs: nnx.Rngs,
     ):
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; change one of them."
-            )
+        """Makes random weights.
+
+        Args:
+          rotary: turn queries and keys by their columns.
+          relative_bias: is added to the scores.
+          layout: of the parameters, for the kernels of "fused".
+        """
         head_dim = embed_dim // num_heads
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
+        self.rotary = rotary
+        self.relative_bias = relative_bias
         self.layout: Layout = layout
         kernel = glorot_normal(rngs.params(), (embed_dim, 3, num_heads, head_dim), embed_dim, embed_dim)
         self.qkv_kernel = parameter(kernel, "embed", None, "heads", None)
@@ -150,11 +169,15 @@ class SelfAttention(nnx.Module):
             queries = affine(take_columns(x, query_positions), kernel[:, :dim], bias[:dim])
             keys, values = jnp.split(affine(x, kernel[:, dim:], bias[dim:]), 2, axis=-1)
         queries, keys, values = (self._split_heads(part) for part in (queries, keys, values))
+        if self.rotary:
+            queries, keys = rotate(queries, seen.queries.columns), rotate(keys, seen.keys.columns)
         match seen.path:
             case "full":
-                mixed = attend(queries, keys, values, seen.mask, key, self.dropout_rate)
+                added = score_bias(self.relative_bias.tables(1), seen.queries, seen.keys)
+                mixed = attend(queries, keys, values, seen.mask, key, self.dropout_rate, added)
             case "chunked":
-                mixed = attend_in_chunks(queries, keys, values, seen, key, self.dropout_rate)
+                tables = self.relative_bias.tables(len(x))
+                mixed = attend_in_chunks(queries, keys, values, seen, key, self.dropout_rate, CHUNK, tables)
             case "fused":
                 mixed = attend_fused(
                     queries, keys, values, seen.segment_ids, causal=seen.causal, layout=self.layout

@@ -107,6 +107,10 @@ def read_config(
     try:
         return EncoderConfig(
             **sizes,
+            block="transformer",
+            mlp="dense",
+            positions="learned",
+            time_bias=False,
             norm_position="post",
             activation=HIDDEN_ACTS[activation],
             dropout_rate=float(fields.get("hidden_dropout_prob", 0.1)),

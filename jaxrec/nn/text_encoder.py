@@ -22,11 +22,13 @@ class BertTextEncoder(nnx.Module):
         """Makes a text encoder with random weights; `huggingface.load_bert` makes a trained one.
 
         Raises:
-          ValueError: the config has no rows for words or token types.
+          ValueError: the config has no rows for words or token types, or wants times.
         """
         for name in ("vocab_size", "type_vocab_size"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{name}={getattr(config, name)} must be at least 1 in a text encoder.")
+        if config.time_bias:
+            raise ValueError("time_bias=True: the words of a text have no times; set it to False.")
         self.config = config
         table = 0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.embed_dim), jnp.float32)
         self.token_table = parameter(table, "vocab", "embed")

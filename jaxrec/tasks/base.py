@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxrec.core.batch import Batch
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTower
+from jaxrec.models.two_tower import ITEM_BIAS, TwoTower
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class DataFacts:
       num_items, num_users: ids are 1 .. n; 0 = padding.
       item_counts: training events of each id, `[num_items + 1]`; for sampling corrections. None where there are no
         data to count (the planner), and then tasks that need counts say so.
+      has_timestamps: whether the time of any event is known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DataFacts:
     num_users: int
     behaviours: tuple[str, ...]
     item_counts: Float[np.ndarray, "n"] | None
+    has_timestamps: bool = True
 
 
 @jax.tree_util.register_dataclass
@@ -70,6 +72,7 @@ class Forward:
     """One forward pass, shared by the tasks of a step: encodings that several want are made once.
 
     Attributes:
+      scored: rows of the scored table for the events.
       users: rows of the user table for the events, or None.
       rows: rows of a task's `lookups` and `shared_lookups`, by table and name.
       catalogue: the whole tables in physical row order, or None where no task asked for them.
@@ -86,9 +89,11 @@ class Forward:
         key: jax.Array | None,
         users: Float[Array, "B L U"] | None = None,
         memory: Mapping[str, jax.Array] | None = None,
+        scored: Float[Array, "B L D"] | None = None,
     ):
         self.model, self.batch, self.facts, self.events = model, batch, facts, events
         self.catalogue, self.key, self.users, self.memory = catalogue, key, users, memory
+        self.scored = events if scored is None else scored
         self.rows: dict[str, dict[str, jax.Array]] = {}
 
     def causal_queries(self) -> Float[Array, "B L D"]:
@@ -121,8 +126,12 @@ class Forward:
         return None if rows is None else rows[name][..., 0]
 
     def item_vectors(self, name: str) -> jax.Array:
-        """v(y) of the rows of look-up `name`."""
-        return self.model.item_vectors(self.rows[ITEM][name])
+        """v(y) of the items of look-up `name`."""
+        return self.model.candidate_vectors(self.rows[self.model.config.scored_table][name])
+
+    def event_vectors(self) -> Float[Array, "B L D"]:
+        """v(y) of the events' items, as candidates."""
+        return self.model.candidate_vectors(self.scored)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

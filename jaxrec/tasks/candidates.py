@@ -18,7 +18,7 @@ from jaxrec.losses.sampled import sampled_softmax
 from jaxrec.losses.samplers import LogUniformSampler, Sampler, UniformSampler
 from jaxrec.losses.softmax import CHUNK_LOGITS, full_softmax
 from jaxrec.losses.target_trust import TargetTrust
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS
+from jaxrec.models.two_tower import ITEM_BIAS
 from jaxrec.tasks.base import DataFacts, Forward, Plan
 
 
@@ -72,7 +72,7 @@ class FullSoftmax(Candidates):
     ) -> jax.Array:
         """See `losses.softmax`."""
         assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
-        vectors = forward.model.item_vectors(forward.catalogue[ITEM])
+        vectors = forward.model.candidate_vectors(forward.catalogue[forward.model.config.scored_table])
         bias = forward.catalogue.get(ITEM_BIAS)
         tokens = (queries, plan.arrays["target_ids"], plan.arrays["weights"])
         target_dims = tokens[1].ndim

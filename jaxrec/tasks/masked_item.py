@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool
 
 from jaxrec.core.batch import Batch
 from jaxrec.core.hashing import hashed_bits, hashed_uniform
+from jaxrec.models.two_tower import ITEM
 from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
 from jaxrec.tasks.ranking import QueryMode, RankingTask
 
@@ -94,7 +95,7 @@ class MaskedItem(RankingTask):
     def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
         """Softmax over the candidates at the hidden positions only."""
         states = forward.encode(
-            forward.item_vectors("shown"), causal=False, key=key, masked=plan.arrays["masked"],
+            forward.rows[ITEM]["shown"], causal=False, key=key, masked=plan.arrays["masked"],
             last_positions=plan.arrays["columns"],
         )  # fmt: skip
         queries = forward.model.queries(states) / self.temperature

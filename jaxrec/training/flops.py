@@ -17,9 +17,13 @@ from jaxrec.tasks.base import Task
 
 def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
     """Forward operations of one packed row of `length` positions."""
-    width = config.embed_dim
-    kernels = 4 * width * width + 2 * width * config.mlp_dim
-    attention = 2 * length * width
+    width, inner = config.embed_dim, config.mlp_dim
+    if config.block == "hstu":
+        kernels = 2 * width * width + 3 * width * inner
+        attention = length * (width + inner)
+    else:
+        kernels = 4 * width * width + (3 if config.mlp == "gated" else 2) * width * inner
+        attention = 2 * length * width
     return config.num_layers * length * 2.0 * (kernels + attention)
 
 

@@ -47,13 +47,13 @@ class Inference:
 
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
-        specs = self.setup.tables
+        specs, scored = self.setup.tables, self.setup.model.scored_table
         tables = {
             name: in_rows(self.tables[name], specs[name].num_rows, specs[name].placement)
-            for name in (ITEM, ITEM_BIAS)
+            for name in (scored, ITEM_BIAS)
             if name in specs
         }
-        vectors = self._model(self.dense).item_vectors(tables[ITEM])
+        vectors = self._model(self.dense).candidate_vectors(tables[scored])
         return vectors, table_bias(tables, ITEM_BIAS, vectors)
 
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[Array, "N K"]:
@@ -133,8 +133,9 @@ class Inference:
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
         queries = model.queries(states)[placed["rows"], columns]
-        placement = self.setup.tables[ITEM].placement
-        items = model.item_vectors(lookup_shared(tables[ITEM], placed["targets"], placement))
+        scored = self.setup.model.scored_table
+        placement = self.setup.tables[scored].placement
+        items = model.candidate_vectors(lookup_shared(tables[scored], placed["targets"], placement))
         return model.behaviour_logits(queries, items.astype(queries.dtype))
 
 

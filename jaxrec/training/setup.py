@@ -103,6 +103,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         num_users=metadata.num_users,
         behaviours=metadata.behaviours,
         item_counts=np.asarray(dataset.item_counts, np.float32),
+        has_timestamps=metadata.has_timestamps,
     )
 
 
@@ -123,8 +124,14 @@ def make_setup(
     """Derives the static parts.
 
     Raises:
-      ValueError: a task needs a column that the dataset lacks (names both), or a table cannot live on the host.
+      ValueError: a task or the model needs a column that the dataset lacks (names both), or a table cannot live on
+        the host.
     """
+    if model.encoder.time_bias and not facts.has_timestamps:
+        raise ValueError(
+            f"model.encoder.time_bias=True needs the times of events, and dataset {facts.name!r} has none; name the "
+            "column with data.columns.timestamp, or set time_bias to False."
+        )
     for task in tasks.values():
         task.check_data(facts)
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0

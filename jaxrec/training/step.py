@@ -33,7 +33,7 @@ from jaxrec.embedding.engine import (
 from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
 from jaxrec.embedding.table import TableSpec
-from jaxrec.models.two_tower import ITEM, USER
+from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT, USER
 from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
@@ -199,7 +199,8 @@ def whole_tables(tables: Mapping[str, TableSpec], tasks: Mapping[str, Task]) -> 
     """The tables that a full softmax reads whole; the cost of a step sees the rows of no others."""
     if not any(task.needs_catalogue for task in tasks.values()):
         return []
-    return [name for name, table in tables.items() if table.keyed_by == ITEM]
+    of_events = ITEM if ITEM_OUTPUT in tables else None  # no item is scored by these rows
+    return [name for name, table in tables.items() if table.keyed_by == ITEM and name != of_events]
 
 
 def _catalogue(config: StepConfig, state: TrainState) -> dict[str, jax.Array]:
@@ -252,6 +253,7 @@ def _microbatch(
             jax.random.fold_in(key, 0),
             rows[USER][EVENTS] if USER in rows else None,
             memory or None,
+            rows[ITEM_OUTPUT][EVENTS] if ITEM_OUTPUT in rows else None,
         )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):

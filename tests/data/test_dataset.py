@@ -111,7 +111,7 @@ def test_batches_do_not_depend_on_where_the_events_lie(opened, in_memory):
     for first, second in zip(
         train_batches(opened, **arguments), train_batches(in_memory, **arguments), strict=True
     ):
-        for name in ("item_ids", "segment_ids", "positions", "time_gaps", "labels"):
+        for name in ("item_ids", "segment_ids", "positions", "time_gaps", "times", "labels"):
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     arguments = dict(split="test", rows_per_batch=2, history_length=8)
     for first, second in zip(

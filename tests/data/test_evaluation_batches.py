@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.core.batch import Batch
+from jaxrec.core.batch import UNKNOWN_SECONDS, Batch
 from jaxrec.data.dataset import Histories, PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch, EvaluationRows, evaluation_batches
 
@@ -144,6 +144,7 @@ def test_an_empty_slot_ends_each_history(parts, split):
         histories = batch.batch
         assert (histories.item_ids[rows, columns] == 0).all()
         assert (histories.time_gaps[rows, columns] == 0).all()
+        assert (histories.times[rows, columns] == UNKNOWN_SECONDS).all(), "the target's time is not used"
         assert (histories.labels[rows, columns] == -1).all()
         np.testing.assert_array_equal(
             histories.positions[rows, columns], histories.positions[rows, columns - 1] + 1

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.core.batch import Batch
+from jaxrec.core.batch import UNKNOWN_SECONDS, Batch
 from jaxrec.data import pipeline
 from jaxrec.data.dataset import UNKNOWN_TIME, Histories, PreparedDataset
 from jaxrec.data.pipeline import TrainingRows, build_batch, stream_batches, train_batches
-from jaxrec.data.rows import NUM_TIME_GAPS, time_gap_buckets
+from jaxrec.data.rows import NUM_TIME_GAPS, seconds_in_segment, time_gap_buckets
 
 FIELDS = [field.name for field in dataclasses.fields(Batch)]
 
@@ -108,6 +108,7 @@ def check_segments(dataset, batch):
         assert (batch.segment_ids[row][used:] == 0).all()
         assert (batch.item_ids[row][used:] == 0).all()
         assert (batch.labels[row][used:] == -1).all()
+        assert (batch.times[row][used:] == UNKNOWN_SECONDS).all()
         assert numbers[0] == 1
         assert set(np.diff(numbers)) <= {0, 1}
         for number in range(1, numbers[-1] + 1):
@@ -117,6 +118,7 @@ def check_segments(dataset, batch):
             assert len(set(users[item_ids - 1])) == 1, "of one user"
             assert batch.positions[row][cells].tolist() == list(range(len(cells)))
             assert batch.time_gaps[row][cells].tolist() == [0] + [2] * (len(cells) - 1)  # one second each
+            assert batch.times[row][cells].tolist() == list(range(len(cells)))
             np.testing.assert_array_equal(batch.labels[row][cells], events.labels[item_ids - 1])
 
 
@@ -144,7 +146,7 @@ def test_tf_data_yields_the_built_batches_with_their_types():
         assert batch.labels.shape == (4, 8, 2)
         assert {name: getattr(batch, name).dtype for name in FIELDS} == {
             "item_ids": np.int32, "user_ids": np.int32, "segment_ids": np.int32, "positions": np.int32,
-            "time_gaps": np.int32, "labels": np.int8,
+            "time_gaps": np.int32, "times": np.int32, "labels": np.int8,
         }  # fmt: skip
     assert step == 9
 
@@ -236,3 +238,18 @@ def test_time_gaps_are_bit_lengths():
 def test_a_time_gap_lies_in_the_bucket_of_its_power_of_two(gap):
     bucket = time_gap_buckets(np.array([0, gap], np.int64), np.array([True, False]))[1]
     assert bucket == min(gap.bit_length() + 1, NUM_TIME_GAPS - 1)
+
+
+known_or_not = st.one_of(st.just(int(UNKNOWN_TIME)), st.integers(-(2**40), 2**40))
+
+
+@given(segments=st.lists(st.lists(known_or_not, max_size=5), max_size=5))
+def test_seconds_count_from_the_first_known_moment_of_a_segment(segments):
+    offsets = np.cumsum([0, *map(len, segments)])
+    found = seconds_in_segment(np.array([time for times in segments for time in times], np.int64), offsets)
+    assert found.dtype == np.int32
+    wanted = []
+    for times in segments:
+        known = [time for time in times if time != UNKNOWN_TIME]
+        wanted += [-1 if time == UNKNOWN_TIME else min(time - min(known), 2**31 - 1) for time in times]
+    assert found.tolist() == wanted

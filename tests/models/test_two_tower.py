@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from jaxrec.core.batch import Batch
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTowerConfig
+from jaxrec.models.two_tower import (
+    ITEM,
+    ITEM_BIAS,
+    ITEM_OUTPUT,
+    MIN_TEMPERATURE,
+    USER,
+    Cosine,
+    TwoTowerConfig,
+)
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.training.state import make_model
 
@@ -19,6 +27,7 @@ BATCH = Batch(
     segment_ids=np.array([[1, 1, 1, 2, 0, 0]], np.int32),
     positions=np.array([[0, 1, 2, 0, 0, 0]], np.int32),
     time_gaps=np.array([[0, 5, 9, 0, 0, 0]], np.int32),
+    times=np.array([[0, 10, 300, 0, -1, -1]], np.int32),
     labels=np.full((1, 6, 2), -1, np.int8),
 )
 ROWS = jax.random.normal(jax.random.key(0), (1, 6, 4))
@@ -54,11 +63,31 @@ def test_a_masked_event_hides_its_item():
     np.testing.assert_array_equal(hidden[0], hidden[1])
 
 
+def test_a_masked_event_hides_its_time():
+    config = TwoTowerConfig(encoder=dataclasses.replace(ENCODER, time_bias=True), item_dim=4)
+    model = make_model(config, 0, 0)
+    table = model.encoder.blocks[0].attention.relative_bias.time
+    table[...] = jax.random.normal(jax.random.key(1), table.shape)
+    masked = jnp.asarray(BATCH.item_ids == 2)
+    later = dataclasses.replace(BATCH, times=BATCH.times + 40 * np.asarray(masked))
+    shown, hidden = (
+        [
+            np.asarray(model.encode(ROWS, batch, causal=False, key=None, masked=mask))
+            for batch in (BATCH, later)
+        ]
+        for mask in (None, masked)
+    )
+    assert (shown[0] != shown[1]).any()
+    np.testing.assert_array_equal(hidden[0], hidden[1])
+
+
 def test_tables_hold_padding_and_every_item():
     tables = TwoTowerConfig(item_dim=16).tables(100, 5)
     assert (tables[ITEM].num_rows, tables[ITEM].dim) == (101, 16)
     assert (tables[ITEM_BIAS].num_rows, tables[ITEM_BIAS].dim) == (101, 1)
     assert set(TwoTowerConfig(item_bias=False).tables(100, 5)) == {ITEM}
+    two = TwoTowerConfig(item_bias=False, output_table=True).tables(100, 5)
+    assert two[ITEM] == two[ITEM_OUTPUT] and len(two) == 2
 
 
 def test_behaviour_logits_look_at_user_and_item():
@@ -67,6 +96,28 @@ def test_behaviour_logits_look_at_user_and_item():
     assert logits.shape == (1, 6, 2)
     assert logits.dtype == jnp.float32
     assert (np.asarray(logits) != np.asarray(model.behaviour_logits(ROWS, ROWS))).any()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_cosines_are_divided_by_the_temperature(learned):
+    plain = queries(TwoTowerConfig(encoder=ENCODER, item_dim=4))
+    config = TwoTowerConfig(encoder=ENCODER, item_dim=4, cosine=Cosine(temperature=0.2, learned=learned))
+    model = make_model(config, 0, 0)
+    assert hasattr(model, "log_temperature") == learned
+    lengths = np.linalg.norm(plain, axis=-1, keepdims=True)
+    np.testing.assert_allclose(queries(config), plain / lengths / 0.2, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(model.candidate_vectors(ROWS), axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(model.item_vectors(ROWS), ROWS)  # as an event it keeps its length
+    slope = jax.grad(lambda rows: jnp.sum(model.candidate_vectors(rows)))(jnp.zeros((2, 4)))
+    assert np.isfinite(slope).all()
+
+
+def test_a_learned_temperature_has_a_floor():
+    config = TwoTowerConfig(encoder=ENCODER, item_dim=4, cosine=Cosine(learned=True))
+    model = make_model(config, 0, 0)
+    model.log_temperature[...] = jnp.float32(-20.0)
+    lengths = np.linalg.norm(model.queries(model.encode(ROWS, BATCH, causal=True, key=None)), axis=-1)
+    np.testing.assert_allclose(lengths, 1 / MIN_TEMPERATURE, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +144,11 @@ def test_a_user_row_moves_the_queries_of_its_user_alone():
     one, other = queries(config, user_rows=rows), queries(config, user_rows=rows.at[:, 3].add(1.0))
     np.testing.assert_array_equal(one[:, :3], other[:, :3])
     assert np.abs(one[:, 3] - other[:, 3]).max() > 1e-3
+
+
+def test_a_temperature_below_the_floor_is_refused():
+    with pytest.raises(ValueError, match=r"cosine.temperature=0.0 must be at least 0.01"):
+        Cosine(temperature=0.0)
 
 
 def test_a_negative_width_is_refused():

@@ -198,7 +198,7 @@ def test_each_device_gives_the_kernel_its_rows_or_its_heads(mesh, layout):
 
 
 @pytest.mark.parametrize(
-    ("asked", "length", "drops_weights", "platform", "path"),
+    ("asked", "length", "past_kernels", "platform", "path"),
     [
         ("auto", 512, False, "tpu", "full"),
         ("auto", 513, False, "tpu", "fused"),
@@ -209,9 +209,9 @@ def test_each_device_gives_the_kernel_its_rows_or_its_heads(mesh, layout):
         ("full", 4096, False, "tpu", "full"),
     ],
 )
-def test_who_takes_which_path(asked, length, drops_weights, platform, path, monkeypatch):
+def test_who_takes_which_path(asked, length, past_kernels, platform, path, monkeypatch):
     monkeypatch.setattr(attention, "platform", lambda: platform)
-    assert choose_path(asked, length=length, drops_weights=drops_weights) == path
+    assert choose_path(asked, length=length, past_kernels=past_kernels) == path
 
 
 def traced_encoder(length, monkeypatch, platform, *, last=None, key=None, **changes):

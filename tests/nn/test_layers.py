@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.nn.attention import SelfAttention, attend
+from jaxrec.nn.attention import attend
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.layers import LayerNorm, affine, normalize, parameter
 from jaxrec.nn.visibility import Visibility
@@ -100,8 +100,3 @@ def test_parameters_must_name_every_dim_by_a_known_name():
         parameter(jnp.ones((2, 3)), "embed")
     with pytest.raises(ValueError, match="unknown logical axis 'embde'"):
         parameter(jnp.ones((2,)), "embde")
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="embed_dim=6 is not a multiple of num_heads=4"):
-        SelfAttention(6, 4, 0.0, rngs=None)

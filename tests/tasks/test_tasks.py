@@ -51,6 +51,7 @@ def packed(lengths_by_row, row_length=24, seed=0):
         segment_ids=segment_ids,
         positions=positions,
         time_gaps=np.where(positions > 0, 3, 0).astype(np.int32),
+        times=np.where(real, 4 * positions, -1).astype(np.int32),
         labels=np.where(real[..., None], rng.integers(-1, 2, (*shape, 2)), -1).astype(np.int8),
     )
 
@@ -129,7 +130,7 @@ def outputs(task, batch):
     forward.rows = {ITEM: {name: table[ids] for name, ids in plan.lookups.items()}}
     queries = forward.causal_queries()
     hidden = plan.arrays.get("masked")
-    shown = forward.item_vectors("shown") if "shown" in plan.lookups else forward.events
+    shown = forward.rows[ITEM]["shown"] if "shown" in plan.lookups else forward.events
     states = model.encode(shown, batch, causal=False, key=jax.random.key(4), masked=hidden)
     return plan.lookups, plan.shared_lookups, queries, states
 

@@ -1,5 +1,7 @@
 """Operations by formula, against a count by hand."""
 
+import dataclasses
+
 import pytest
 
 from jaxrec.models.two_tower import TwoTowerConfig
@@ -13,6 +15,12 @@ def test_encoder_flops_by_hand():
     config = EncoderConfig(embed_dim=4, num_layers=1, mlp_dim=8)
     # Per position: q, k, v, out = 4 * 16, MLP = 2 * 32, attention over 10 keys = 2 * 10 * 4 multiply-adds.
     assert encoder_flops_per_row(config, 10) == 10 * 2 * (64 + 64 + 80)
+    # A gated MLP has a third kernel.
+    gated = dataclasses.replace(config, mlp="gated")
+    assert encoder_flops_per_row(gated, 10) == 10 * 2 * (64 + 96 + 80)
+    # HSTU: q, k = 2 * 16; gate, value, out = 3 * 32; scores over 10 keys of 4, values of 8.
+    hstu = dataclasses.replace(config, block="hstu", activation="silu")
+    assert encoder_flops_per_row(hstu, 10) == 10 * 2 * (32 + 96 + 10 * (4 + 8))
 
 
 def test_a_step_is_three_forward_passes():
