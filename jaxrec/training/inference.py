@@ -135,7 +135,10 @@ class Inference:
         queries = model.queries(states)[placed["rows"], columns]
         placement = self.setup.tables[ITEM].placement
         items = model.item_vectors(lookup_shared(tables[ITEM], placed["targets"], placement))
-        return model.behaviour_logits(queries, items.astype(queries.dtype))
+        logits = model.behaviour_logits(queries, items.astype(queries.dtype))
+        for task in self.setup.step.tasks.values():
+            logits = task.predicted_logits(logits, self.setup.step.facts)
+        return logits
 
 
 def gather_to_all(local: Any, replicated: NamedSharding) -> jax.Array:
