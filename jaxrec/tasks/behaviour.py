@@ -86,9 +86,6 @@ def check_behaviours(task: Task, asked: Sequence[str], facts: DataFacts) -> None
 
 def known_labels(batch: Batch, asked: Sequence[str], facts: DataFacts) -> Bool[Array, "B L K"]:
     """True = a known label, of a behaviour that is asked for (none = all), at an event that has a past."""
+    wanted = jnp.array([not asked or name in asked for name in facts.behaviours])
     judged = (jnp.asarray(batch.positions) > 0) & jnp.asarray(batch.history_mask)
-    return (
-        (batch.labels >= 0)
-        & judged[..., None]
-        & jnp.array([not asked or name in asked for name in facts.behaviours])
-    )
+    return (jnp.asarray(batch.labels) >= 0) & judged[..., None] & wanted
