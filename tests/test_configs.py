@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def name_of(path):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A data set as small as can be, with the columns of a rating set."""
+    """A data set as small as can be, with the columns of a rating set and of a video app."""
     path = tmp_path_factory.mktemp("tiny")
     random = np.random.default_rng(0)
     user_ids = np.repeat(np.arange(1, NUM_USERS + 1), random.integers(6, 14, NUM_USERS))
@@ -46,6 +47,8 @@ def directory(tmp_path_factory):
         "order": np.arange(len(user_ids), dtype=np.int32),
         "rating": random.integers(1, 6, len(user_ids)).astype(np.float32),
     }
+    for name in ("is_click", "long_view", "is_profile_enter", "is_comment"):
+        events[name] = random.integers(0, 2, len(user_ids)).astype(np.int8)
     items = {
         "item_id": np.arange(1, NUM_ITEMS + 1),
         "title": [f"Film {i} (19{i + 40})" for i in range(NUM_ITEMS)],
@@ -62,6 +65,7 @@ def test_the_promised_configs_are_there():
         "ml1m_bert4rec",
         "ml1m_sasrec",
         "ml1m_multitask",
+        "kuairand",
         "debug",
         *OTHER_MESHES,
         *SMALLER,
@@ -102,6 +106,19 @@ def test_every_config_trains_two_steps(path, directory, tmp_path):
 def test_the_docstring_holds_the_command(path):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"--config=configs/{path.name}" in docstring
+
+
+def test_the_variants_of_kuairand_differ_in_head_or_tasks_alone():
+    path = REPOSITORY / "configs" / "kuairand.py"
+    base = load_config(str(path))
+    names = re.findall(r"`(\w+)`", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))))
+    assert len(names) == 8
+    for name in names:
+        variant = load_config(f"{path}:{name}")
+        model = dataclasses.replace(variant.model, head=base.model.head)
+        assert dataclasses.replace(variant, name=base.name, tasks=base.tasks, model=model) == base
+        assert variant.name == f"kuairand_{name}"
+        assert variant.tasks["next_item"] == base.tasks["next_item"]
 
 
 @pytest.mark.parametrize("name", OTHER_MESHES)

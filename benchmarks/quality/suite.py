@@ -17,7 +17,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from jaxrec.metrics.ranking import per_user_metrics
 METRIC = "ndcg@10"
 SHOWN = ("hr@10", METRIC)
 RESULTS = record.RESULTS / "quality"
+CLOCK_FILE = "train_seconds.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def _run_seed(variant: Variant, seed: int, data: Path, base: Path, results: Path
     overrides = [f"--config.{text}" for text in run.overrides]
     config = json.loads(to_json(apply_overrides(load_config(variant.config), overrides)))
     if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
-        _train_and_evaluate(run, f"{variant.name}, seed {seed}")
+        train_and_evaluate(run, f"{variant.name}, seed {seed}")
         _keep(run, config, kept)
     return Seed(json.loads(kept.read_text()), pq.read_table(kept.with_suffix(".parquet"))["rank"].to_numpy())
 
@@ -113,11 +114,16 @@ def _without_place(config: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(read, data=dataclasses.replace(read.data, path=""))
 
 
-def _train_and_evaluate(run: training_runs.Run, name: str) -> None:
-    clock = run.workdir / "train_seconds.json"
+def train_and_evaluate(run: training_runs.Run, name: str) -> None:
+    """Trains and evaluates a run by the entries, or goes on with it; its sittings are kept in its workdir.
+
+    Raises:
+        RuntimeError: an entry failed.
+    """
+    clock = run.workdir / CLOCK_FILE
     print(f"{name}: training", flush=True)
     run.workdir.mkdir(parents=True, exist_ok=True)
-    spent = json.loads(clock.read_text()) if clock.exists() else []
+    spent = sittings(run)
     started = time.monotonic()
     try:
         run.finish("train")
@@ -127,14 +133,25 @@ def _train_and_evaluate(run: training_runs.Run, name: str) -> None:
     run.finish("evaluate")
 
 
+def sittings(run: training_runs.Run) -> list[dict[str, Any]]:
+    """The training processes of a run so far: seconds, and the load when each ended."""
+    clock = run.workdir / CLOCK_FILE
+    found: list[dict[str, Any]] = json.loads(clock.read_text()) if clock.exists() else []
+    return found
+
+
+def minutes(sittings: Sequence[Mapping[str, Any]]) -> float:
+    """Of training, over all sittings."""
+    return sum(sitting["seconds"] for sitting in sittings) / 60
+
+
 def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path) -> None:
     """Copies what counts out of the workdir; the figures come last, so that they never lack their ranks."""
     evaluation = json.loads((run.workdir / "evaluation.json").read_text())
-    sittings = json.loads((run.workdir / "train_seconds.json").read_text())
     figures = {name: evaluation[name] for name in ("metrics", "intervals", "baselines", "paired")}
     figures |= {
-        "train_minutes": sum(sitting["seconds"] for sitting in sittings) / 60,
-        "sittings": sittings,
+        "train_minutes": minutes(sittings(run)),
+        "sittings": sittings(run),
         "command": run.shown_command("train"),
         "commit": record.commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -89,13 +89,15 @@ class EvaluationRows:
         user_indices: Int[np.ndarray, " u"] | None = None,
         append_slot: bool = False,
         with_seen: bool | None = None,
+        every_event: bool = False,
     ) -> "EvaluationRows":
         """Packs the histories before the targets of `split`.
 
         `"validation"` and `"test"`: the target is the user's first event of that part, the history is
         all before it. `"all"`: the history is everything, and there is no target. `append_slot` ends
         each history with an empty slot, which takes one of the `history_length` places. `with_seen`
-        lists the seen items; by default as the dataset's `filter_seen` says.
+        lists the seen items; by default as the dataset's `filter_seen` says. `every_event` takes each event
+        of the part as a target of its own, after all before it: a user then comes as often.
 
         Raises:
             ValueError: an unknown split, or sizes out of range.
@@ -112,8 +114,13 @@ class EvaluationRows:
                 f"rows_per_batch={rows_per_batch} and history_length={history_length} must be at least 1, "
                 "and a history that ends with an empty slot at least 2."
             )
-        ends, stops = _history_ends(dataset, split)
-        ends, has_target = ends[users], (stops > ends)[users]
+        ends, stops = (cut[users] for cut in _history_ends(dataset, split))
+        if every_event:
+            counts = stops - ends
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            users, ends, stops = (np.repeat(values, counts) for values in (users, ends, stops))
+            ends = ends + within
+        has_target = stops > ends
         kept = (ends > 0) & (has_target | (split == "all"))
         windows = Windows(
             users=users[kept],

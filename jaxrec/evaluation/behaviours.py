@@ -1,14 +1,19 @@
 """How good are the predicted behaviours, after calibration on the validation targets?
 
-U = users, K = behaviours.
+U = target events, K = behaviours.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
+from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import BehaviourPredictions
 from jaxrec.metrics.binary import (
     Calibration,
@@ -18,18 +23,80 @@ from jaxrec.metrics.binary import (
     fit_platt,
     reliability_curve,
 )
+from jaxrec.tasks.base import Task
+from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.funnel import Funnel
 
+PREDICTIONS_FILE = "behaviours.parquet"
 NUM_BINS = 15
 _FEWEST_LABELS = 20  # fewer known validation labels of a behaviour calibrate nothing
 
 
-def learned_behaviours(tasks: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+def learned_behaviours(tasks: Mapping[str, Task], names: Sequence[str]) -> tuple[str, ...]:
     """Those of the dataset's behaviours that a task of the run learns: no others are worth a number."""
-    wanted: set[str] = set()
-    for task in tasks.values():
-        if hasattr(task, "behaviours"):
-            wanted |= set(task.behaviours or names)
+    wanted = {name for task in tasks.values() for name in task.learned_behaviours(names)}
     return tuple(name for name in names if name in wanted)
+
+
+def asked_labels(
+    tasks: Mapping[str, Task], names: Sequence[str], labels: Int[np.ndarray, "u k"]
+) -> Int[np.ndarray, "u k"]:
+    """The labels that the predictions speak of: none of a behaviour that is learned given one that did not happen."""
+    asked = labels.copy()
+    for task in tasks.values():
+        if isinstance(task, Behaviour) and task.given:
+            columns = [names.index(name) for name in task.behaviours]
+            asked[np.ix_(labels[:, names.index(task.given)] != 1, columns)] = -1
+    return asked
+
+
+def funnel_counts(
+    tasks: Mapping[str, Task],
+    names: Sequence[str],
+    predicted: BehaviourPredictions,
+    measured: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """How often each funnel's second behaviour goes without the first: in the labels, and by the probabilities.
+
+    Args:
+      measured: what `behaviour_metrics` found; its calibrations know no funnel, so that they may break its order.
+    """
+    found = {}
+    for task in tasks.values():
+        if not isinstance(task, Funnel):
+            continue
+        columns = [names.index(name) for name in (task.first, task.second)]
+        labels, logits = predicted.labels[:, columns], predicted.logits[:, columns]
+        fits = [measured[name]["calibration"] for name in (task.first, task.second)]
+        calibrated = [
+            Calibration(fit["scale"], fit["bias"]).probabilities(column)
+            for fit, column in zip(fits, logits.T, strict=True)
+        ]
+        found[task.second] = {
+            "first": task.first,
+            "num_events": int(np.count_nonzero((labels >= 0).all(axis=1))),
+            "labels": int(np.count_nonzero((labels == [0, 1]).all(axis=1))),
+            "predicted": int(np.count_nonzero(logits[:, 1] > logits[:, 0])),
+            "calibrated": int(np.count_nonzero(calibrated[1] > calibrated[0])),
+        }
+    return found
+
+
+def write_predictions(
+    workdir: Path, dataset: PreparedDataset, predicted: BehaviourPredictions, learned: Sequence[str]
+) -> None:
+    """Writes `behaviours.parquet` at once: ids of user and item, and of each learned behaviour label and logit."""
+    columns = {
+        "user_id": pa.array(dataset.user_keys[predicted.user_indices]),
+        "item_id": pa.array(dataset.item_keys[predicted.targets - 1]),
+    }
+    for name in learned:
+        column = dataset.metadata.behaviours.index(name)
+        columns[name] = pa.array(predicted.labels[:, column])
+        columns[f"{name}_logit"] = pa.array(predicted.logits[:, column])
+    temporary = workdir / f".{PREDICTIONS_FILE}.tmp"
+    pq.write_table(pa.table(columns), temporary)
+    os.replace(temporary, workdir / PREDICTIONS_FILE)
 
 
 def behaviour_metrics(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 METRICS = ("hr", "recall", "ndcg", "mrr")
 BASELINES = ("popularity", "recent_popularity", "transition", "item_knn", "ease", "ials")
@@ -20,6 +21,8 @@ class EvaluationConfig:
       list_length: recommendations per user that coverage, novelty and diversity look at.
       baselines: simple models to print beside the model.
       bootstrap_samples: resamples of the users behind each interval.
+      behaviour_events: where behaviours are judged: "first" = at each user's target, "all" = at every event of the
+        split, which a split by time has more of.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
       seed: of the resampling and of the users shown as examples.
       example_users: users shown in the report with their history and recommendations.
@@ -33,6 +36,7 @@ class EvaluationConfig:
     list_length: int = 10
     baselines: tuple[str, ...] = BASELINES
     bootstrap_samples: int = 1000
+    behaviour_events: Literal["first", "all"] = "first"
     confidence: float = 0.95
     seed: int = 0
     example_users: int = 4
@@ -54,6 +58,10 @@ class EvaluationConfig:
         for name, least in (("rows_per_batch", 1), ("list_length", 1), ("bootstrap_samples", 100)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}.")
+        if self.behaviour_events not in ("first", "all"):
+            raise ValueError(
+                f"evaluation.behaviour_events={self.behaviour_events!r} must be 'first' or 'all'."
+            )
         for name in ("every_steps", "max_users", "example_users", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must not be negative.")

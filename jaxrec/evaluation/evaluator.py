@@ -17,9 +17,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
-from jaxrec.evaluation.behaviours import behaviour_metrics, learned_behaviours
+from jaxrec.evaluation.behaviours import (
+    asked_labels,
+    behaviour_metrics,
+    funnel_counts,
+    learned_behaviours,
+    write_predictions,
+)
 from jaxrec.evaluation.comparison import write_ranks
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.list_quality import list_quality
@@ -51,11 +56,13 @@ class Evaluation:
     Attributes:
       values: what `evaluation.json` holds.
       ranks: of each user, and the lists.
+      predictions: of behaviours; None where no task learns them.
       examples: users to look at.
     """
 
     values: dict[str, Any]
     ranks: UserRanks
+    predictions: BehaviourPredictions | None
     examples: list[ExampleUser]
 
 
@@ -94,7 +101,8 @@ def evaluate(
     values["slices"] = _slices(run, split, ranks, per_user, best_baseline(values, config.metric))
     lists = {MODEL: ranks.top_item_ids} | baselines.recommended
     values["beyond_accuracy"] = list_quality(run, lists, ranks.user_indices, split)
-    values["behaviours"] = _behaviours(run, split, rows, rows_per_batch)
+    predictions, of_behaviours = _behaviours(run, split, config, rows_per_batch)
+    values |= of_behaviours
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
         "baseline_seconds": baselines.seconds,
@@ -103,7 +111,8 @@ def evaluate(
         "without_target": rows.num_without_target,
         "without_history": rows.num_without_history,
     }
-    return Evaluation(values=values, ranks=ranks, examples=example_users(run, split, ranks, config))
+    examples = example_users(run, split, ranks, config)
+    return Evaluation(values=values, ranks=ranks, predictions=predictions, examples=examples)
 
 
 def protocol(split_rule: str) -> str:
@@ -113,8 +122,10 @@ def protocol(split_rule: str) -> str:
 
 
 def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:
-    """Writes `evaluation.json`, `ranks.parquet` and `report.html`, each at once."""
+    """Writes `evaluation.json`, `ranks.parquet`, `behaviours.parquet` and `report.html`, each at once."""
     write_ranks(workdir, run.dataset, evaluation.values["split"], evaluation.ranks)
+    if evaluation.predictions is not None:
+        write_predictions(workdir, run.dataset, evaluation.predictions, list(evaluation.values["behaviours"]))
     temporary = workdir / f".{EVALUATION_FILE}.tmp"
     temporary.write_text(json.dumps(evaluation.values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, workdir / EVALUATION_FILE)
@@ -252,17 +263,30 @@ def _slices(
     return families
 
 
-def _behaviours(run: Run, split: str, rows: EvaluationRows, rows_per_batch: int) -> dict[str, Any]:
-    """Metrics of the behaviours, calibrated on the validation targets; {} where no task learns them."""
-    names = run.dataset.metadata.behaviours
-    learned = learned_behaviours(run.config.tasks, names)
-    predicted = predict_behaviours(run, rows) if learned else None
+def _behaviours(
+    run: Run, split: str, config: EvaluationConfig, rows_per_batch: int
+) -> tuple[BehaviourPredictions | None, dict[str, Any]]:
+    """The predicted behaviours, and their metrics as calibrated on the validation targets; none where none learns."""
+    names, tasks = run.dataset.metadata.behaviours, run.config.tasks
+    learned = learned_behaviours(tasks, names)
+
+    def predict(split: str) -> BehaviourPredictions | None:
+        every_event = config.behaviour_events == "all"
+        rows = evaluation_rows(run, split, rows_per_batch=rows_per_batch, every_event=every_event)
+        return predict_behaviours(run, rows)
+
+    def asked(predictions: BehaviourPredictions) -> BehaviourPredictions:
+        return dataclasses.replace(predictions, labels=asked_labels(tasks, names, predictions.labels))
+
+    predicted = predict(split) if learned else None
     if predicted is None:
-        return {}
-    reference: BehaviourPredictions | None = predicted
-    if split != "validation":
-        reference = predict_behaviours(run, evaluation_rows(run, "validation", rows_per_batch=rows_per_batch))
-    return behaviour_metrics(names, predicted, reference, learned)
+        return None, {"behaviours": {}, "funnels": {}}
+    reference = predicted if split == "validation" else predict("validation")
+    measured = behaviour_metrics(names, asked(predicted), reference and asked(reference), learned)
+    return predicted, {
+        "behaviours": measured,
+        "funnels": funnel_counts(tasks, names, predicted, measured),
+    }
 
 
 def _describe(run: Run) -> dict[str, Any]:

@@ -281,6 +281,11 @@ def _behaviours(evaluation: Mapping[str, Any]) -> str:
     }
     plot = elements.panels([plots.calibration("Calibration", points)]) if points else ""
     note = "Probabilities and the threshold alpha were set on the validation targets, and are judged here."
+    for second, counts in evaluation.get("funnels", {}).items():
+        note += (
+            f" {elements.text(second)} without {elements.text(counts['first'])}: {counts['labels']:,} of "
+            f"{counts['num_events']:,} labels, {counts['predicted']:,} predictions."
+        )
     return f'<p class="note">{note}</p><div class="panel scroll">{table}</div><div class="gap"></div>{plot}'
 
 

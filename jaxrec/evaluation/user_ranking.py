@@ -108,9 +108,18 @@ class Timing:
 
 
 def evaluation_rows(
-    run: Run, split: str, *, rows_per_batch: int, user_indices: np.ndarray | None = None
+    run: Run,
+    split: str,
+    *,
+    rows_per_batch: int,
+    user_indices: np.ndarray | None = None,
+    every_event: bool = False,
 ) -> EvaluationRows:
-    """The packed histories of `split`; a batch is rounded up to divide over the devices."""
+    """The packed histories of `split`; a batch is rounded up to divide over the devices.
+
+    Args:
+      every_event: of the split is a target, not each user's first alone; what was seen is not listed then.
+    """
     devices = run.mesh.size
     return EvaluationRows.make(
         run.dataset,
@@ -119,6 +128,8 @@ def evaluation_rows(
         history_length=run.config.data.history_length,
         user_indices=user_indices,
         append_slot=run.appends_slot,
+        with_seen=False if every_event else None,
+        every_event=every_event,
     )
 
 
@@ -208,25 +219,30 @@ class UserRanker:
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourPredictions:
-    """What the model said of the target events' behaviours, and what happened; NumPy, by user."""
+    """What the model said of the target events' behaviours, and what happened; NumPy, by user.
+
+    U = target events, where a user has more than one.
+    """
 
     user_indices: Int64[np.ndarray, " u"]
+    targets: Int32[np.ndarray, " u"]
     logits: Float32[np.ndarray, "u k"]
     labels: Int8[np.ndarray, "u k"]
 
 
 def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions | None:
-    """The behaviours of every user's target event; None where no task of the run learns them.
+    """The behaviours of every target event; None where no task of the run learns them.
 
     Raises:
       ValueError: a logit is not finite.
     """
-    users, logits, labels = [], [], []
+    users, targets, logits, labels = [], [], [], []
     for batch, predicted in _stream(rows, run.behaviour_logits):
         if predicted is None:
             return None
         user_indices = _gather(batch.user_indices)
         users.append(user_indices[user_indices >= 0])
+        targets.append(_gather(batch.targets)[user_indices >= 0])
         logits.append(np.asarray(predicted, np.float32)[user_indices >= 0])
         labels.append(_gather(batch.target_labels)[user_indices >= 0])
     if not users:
@@ -236,6 +252,7 @@ def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions |
     order = np.argsort(np.concatenate(users), kind="stable")
     return BehaviourPredictions(
         user_indices=np.concatenate(users)[order].astype(np.int64),
+        targets=np.concatenate(targets)[order],
         logits=np.concatenate(logits)[order],
         labels=np.concatenate(labels)[order],
     )

@@ -1,4 +1,4 @@
-"""Binary cross-entropy over several labels, unknown ones left out. In nats.
+"""Binary cross-entropy over several labels, unknown ones left out, and the logit of a product. In nats.
 
 K = labels.
 """
@@ -21,3 +21,13 @@ def binary_cross_entropy(
     # -log sigmoid(x) of a positive is softplus(-x). The short form softplus(x) - x y cancels: at x = 20 it is 0.
     loss = jax.nn.softplus(jnp.where(labels > 0, -logits, logits))
     return jnp.sum(jnp.where(known, loss, 0.0)), jnp.sum(known.astype(jnp.float32))
+
+
+def product_logits(one: Float[Array, "*b"], other: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The logit of sigmoid(one) sigmoid(other): never above either, and with gradients between 0 and 1.
+
+    The odds against the product are (1 + e^-a)(1 + e^-b) - 1 = e^-a + e^-b + e^-(a + b), whose logarithm needs no
+    probability that could round to 0 or 1.
+    """
+    one, other = one.astype(jnp.float32), other.astype(jnp.float32)
+    return -jax.nn.logsumexp(jnp.stack([-one, -other, -one - other], -1), axis=-1)

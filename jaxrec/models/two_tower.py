@@ -19,6 +19,7 @@ from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
+from jaxrec.nn.heads import Head, SharedBottom
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
 ITEM, ITEM_BIAS, ITEM_OUTPUT, USER = "item", "item_bias", "item_output", "user"
@@ -58,6 +59,7 @@ class TwoTowerConfig:
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
+      head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -70,6 +72,7 @@ class TwoTowerConfig:
     time_gaps: bool = False
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
+    head: Head = SharedBottom()
 
     def __post_init__(self) -> None:
         if self.item_dim < 1:
@@ -102,18 +105,6 @@ class TwoTowerConfig:
         return tables
 
 
-class BehaviourHead(nnx.Module):
-    """Logits of the K behaviours of (user, item): an MLP over both vectors and their product."""
-
-    def __init__(self, dim: int, num_behaviours: int, *, rngs: nnx.Rngs):
-        self.hidden = Dense(3 * dim, dim, (None, "embed"), rngs=rngs)
-        self.out = Dense(dim, num_behaviours, ("embed", "label"), rngs=rngs)
-
-    def __call__(self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]) -> Float[Array, "*b K"]:
-        features = jnp.concatenate([queries, items, queries * items], -1)
-        return self.out(jax.nn.gelu(self.hidden(features))).astype(jnp.float32)
-
-
 class TwoTower(nnx.Module):
     """User tower, item tower and W. `rngs` seeds the dense parameters."""
 
@@ -137,7 +128,7 @@ class TwoTower(nnx.Module):
         if config.memory is not None:
             self.memory = MemoryHead(config.memory, width)
         if num_behaviours:
-            self.behaviour_head = BehaviourHead(config.item_dim, num_behaviours, rngs=rngs)
+            self.behaviour_head = config.head.make(config.item_dim, num_behaviours, rngs=rngs)
 
     def encode(
         self,

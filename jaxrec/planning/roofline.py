@@ -98,8 +98,9 @@ def measure_work(program: Program) -> Work:
     case, setup, module = program.case, program.setup, program.module
     config, devices = case.config, case.topology.num_devices
     tasks, rows, length = dict(config.tasks), config.global_batch_size, config.data.history_length
-    model_flops = step_flops(config.model, tasks, case.facts.num_items, rows, length)
-    extra = recomputed_flops(config.model, tasks, case.facts.num_items, rows, length, devices)
+    facts = case.facts
+    model_flops = step_flops(config.model, tasks, facts.num_items, len(facts.behaviours), rows, length)
+    extra = recomputed_flops(config.model, tasks, facts.num_items, rows, length, devices)
     links = [make_link(collective, case.topology, config.mesh_shape) for collective in module.collectives()]
     return Work(
         model_flops=model_flops,

@@ -9,7 +9,7 @@ B = packed rows, L = positions, T = targets, D = item dim, R = physical rows.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,6 +116,14 @@ class Forward:
     def _causal_queries(self) -> Float[Array, "B L D"]:
         return self.model.queries(self._causal_states)
 
+    @functools.cached_property
+    def behaviour_logits(self) -> Float[Array, "B L K"]:
+        """The head's logits of every event, given the history before it and its item."""
+        queries = self.causal_queries()
+        before = jnp.pad(queries[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        items = self.event_vectors()
+        return self.model.behaviour_logits(before, items.astype(before.dtype))
+
     def encode(self, events: Float[Array, "B L D"], **options: Any) -> Float[Array, "B S E"]:
         """M(x) before W, of these events by these users; see `TwoTower.encode`."""
         return self.model.encode(events, self.batch, user_rows=self.users, **options)
@@ -157,6 +165,19 @@ class Task:
     def needs_behaviour_head(self) -> bool:
         """Whether `loss` asks the model for behaviour logits."""
         return False
+
+    def learned_behaviours(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the dataset's behaviours, which are `names`, that the task learns."""
+        return ()
+
+    @property
+    def conditional_behaviours(self) -> tuple[str, ...]:
+        """Those whose logit of the head is one given another behaviour; no other task may learn them."""
+        return ()
+
+    def predicted_logits(self, logits: Float[Array, "*b K"], facts: DataFacts) -> Float[Array, "*b K"]:
+        """What the head's logits say of the behaviours, once the task has trained them."""
+        return logits
 
     @property
     def encodings(self) -> frozenset[str]:

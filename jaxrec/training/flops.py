@@ -28,13 +28,23 @@ def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
 
 
 def step_flops(
-    model: TwoTowerConfig, tasks: dict[str, Task], num_items: int, batch_rows: int, length: int
+    model: TwoTowerConfig,
+    tasks: dict[str, Task],
+    num_items: int,
+    num_behaviours: int,
+    batch_rows: int,
+    length: int,
 ) -> float:
-    """Operations of one training step over `batch_rows` rows; each task says how many queries it scores."""
+    """Operations of one training step over `batch_rows` rows; each task says how many queries it scores.
+
+    The behaviour head judges every event once, for all tasks that ask it.
+    """
     modes = {name for task in tasks.values() for name in task.encodings}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)
     scored = sum(task.scored_pairs(batch_rows, length, num_items) for task in tasks.values())
-    return 3.0 * (encoder + 2.0 * model.item_dim * scored)
+    judged = batch_rows * length if any(task.needs_behaviour_head for task in tasks.values()) else 0
+    head = 2.0 * judged * model.head.multiply_adds(model.item_dim, num_behaviours)
+    return 3.0 * (encoder + 2.0 * model.item_dim * scored + head)
 
 
 def tower_map_flops(model: TwoTowerConfig, batch_rows: int, length: int) -> float:

@@ -136,7 +136,10 @@ class Inference:
         scored = self.setup.model.scored_table
         placement = self.setup.tables[scored].placement
         items = model.candidate_vectors(lookup_shared(tables[scored], placed["targets"], placement))
-        return model.behaviour_logits(queries, items.astype(queries.dtype))
+        logits = model.behaviour_logits(queries, items.astype(queries.dtype))
+        for task in self.setup.step.tasks.values():
+            logits = task.predicted_logits(logits, self.setup.step.facts)
+        return logits
 
 
 def gather_to_all(local: Any, replicated: NamedSharding) -> jax.Array:

@@ -205,6 +205,7 @@ class Meter:
             setup.model,
             dict(setup.step.tasks),
             setup.step.facts.num_items,
+            len(setup.step.facts.behaviours),
             config.global_batch_size,
             config.history_length,
         )

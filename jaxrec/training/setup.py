@@ -134,6 +134,7 @@ def make_setup(
         )
     for task in tasks.values():
         task.check_data(facts)
+    _check_behaviours(tasks, facts)
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     if model.memory is not None:
         _check_memory(tasks)
@@ -164,6 +165,17 @@ def make_setup(
         num_behaviours=num_behaviours,
         cache_rows=cache_rows,
     )
+
+
+def _check_behaviours(tasks: Mapping[str, Task], facts: DataFacts) -> None:
+    for name, task in tasks.items():
+        for other in (other for other in tasks if other != name):
+            both = set(task.conditional_behaviours) & set(tasks[other].learned_behaviours(facts.behaviours))
+            if both:
+                raise ValueError(
+                    f"task {name!r} ({type(task).__name__}) learns {min(both)!r} given another behaviour, and task "
+                    f"{other!r} learns it too; leave it out of the behaviours of {other!r}."
+                )
 
 
 def _check_memory(tasks: Mapping[str, Task]) -> None:

@@ -1,5 +1,6 @@
 """The benchmark programs' own arithmetic: a benchmark that cannot fail shows nothing."""
 
+import functools
 import importlib
 import json
 import types
@@ -11,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.histories import Histories
 from jaxrec.embedding.table import TableSpec
+from jaxrec.metrics.binary import auc
 from jaxrec.training.checkpoint import Checkpoints
 
 
@@ -154,7 +158,7 @@ def test_a_kept_seed_is_read_until_its_config_changes(module, tmp_path, reposito
         (run.workdir / "train_seconds.json").write_text('[{"seconds": 60.0}]')
         pq.write_table(pa.table({"rank": [0, 3]}), run.workdir / "ranks.parquet")
 
-    monkeypatch.setattr(suite, "_train_and_evaluate", train)
+    monkeypatch.setattr(suite, "train_and_evaluate", train)
     results = tmp_path / "results"
     for overrides in ((), (), ("num_train_steps=7",)):
         variant = suite.Variant(name="v", config="configs/debug.py", overrides=overrides, data="set")
@@ -162,3 +166,95 @@ def test_a_kept_seed_is_read_until_its_config_changes(module, tmp_path, reposito
         seeds = suite.run_seeds(variant, 2, tmp_path / str(len(trained)), tmp_path / "runs", results)
         assert [seed.ranks.tolist() for seed in seeds] == [[0, 3]] * 2
     assert trained == ["v, seed 0", "v, seed 1"] * 2
+
+
+@pytest.fixture
+def multitask(module):
+    """The program, six events of each of eight users, and predictions of every variant for the last four of them."""
+    program = module("multitask")
+    rng = np.random.default_rng(0)
+    labels = (rng.random((48, 4)) < 0.5).astype(np.int8)
+    histories = Histories(
+        offsets=np.arange(0, 49, 6),
+        item_ids=rng.integers(1, 6, 48).astype(np.int32),
+        timestamps=np.arange(48),
+        labels=labels,
+    )
+    dataset = PreparedDataset.from_histories(
+        histories, num_items=5, behaviours=program.BEHAVIOURS, train_end=np.full(8, 2),
+        validation_end=np.full(8, 2),
+    )  # fmt: skip
+    asked = np.arange(48) % 6 >= 2
+    events = {
+        "user_id": dataset.user_keys[np.repeat(np.arange(8), 4)],
+        "item_id": dataset.item_keys[histories.item_ids[asked] - 1],
+    }
+
+    def columns(variant, seed):
+        learned = program.BEHAVIOURS if variant in program.JOINT else [variant.removeprefix("single_")]
+        found = dict(events)
+        noise = np.random.default_rng([seed, program.VARIANTS.index(variant)])
+        for name in ["long_view"] if variant == "second_stage" else learned:
+            label = labels[asked, program.BEHAVIOURS.index(name)]
+            found |= {name: label, f"{name}_logit": label + noise.normal(size=32).astype(np.float32)}
+        if variant == "esmm":
+            found["long_view_logit"] = np.minimum(found["long_view_logit"], found["click_logit"])
+        return found
+
+    return program, dataset, columns
+
+
+def test_counting_takes_the_rates_of_the_training_events(multitask):
+    program, dataset, columns = multitask
+    events = columns("joint", 0)
+    found = program.counted_logits(dataset, events)["comment"]
+    histories = dataset.histories(np.arange(8))
+    users, comments = np.repeat(np.arange(8), 6), histories.labels[:, 3]
+    trained = np.arange(48) % 6 < 2
+    mean = comments[trained].mean()
+    for place, (user, item) in enumerate(zip(events["user_id"], events["item_id"], strict=True)):
+        expected = 0.0
+        for of, prior in (
+            (dataset.user_keys[users] == user, 10),
+            (dataset.item_keys[histories.item_ids - 1] == item, 5),
+        ):
+            rate = (comments[trained & of].sum() + prior * mean) / (np.sum(trained & of) + prior)
+            expected += np.log(rate / (1 - rate))
+        assert found[place] == pytest.approx(expected)
+
+
+def test_the_comparison_of_variants_runs_through(multitask, monkeypatch, tmp_path, capsys):
+    program, dataset, columns = multitask
+    run = {"minutes": 1.0, "command": "python -m jaxrec.train"}
+    monkeypatch.setattr(program, "run_variant", lambda variant, seed, _: (run, columns(variant, seed)))
+    monkeypatch.setattr(program.PreparedDataset, "open", lambda path: dataset)
+    finish = functools.partial(program.record.finish, results=tmp_path)
+    monkeypatch.setattr(program.record, "finish", finish)
+    monkeypatch.setattr("sys.argv", ["multitask.py", "--seeds=2"])
+    program.main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("quality_multitask: ")
+    document = json.loads((tmp_path / "quality_multitask.json").read_text())
+    figures = document["figures"]
+    assert len(figures["runs"]) == 2 * len(program.VARIANTS)
+    assert set(figures["auc"]) == {*program.BEHAVIOURS, "long_view given click"}
+    assert figures["violations"]["esmm"] == [0, 0]
+    assert min(figures["violations"]["joint"]) > 0
+    expected = [
+        auc(columns("joint", seed)["comment_logit"], columns("joint", 0)["comment"]) for seed in (0, 1)
+    ]
+    assert figures["auc"]["comment"]["joint"]["auc_of_seeds"] == pytest.approx(expected)
+    rows = {(row["of"], row["against"], row["asked"]): row for row in figures["comparisons"]}
+    assert len(rows) == 4 * 4 + 2 + 2 + 2
+    one = rows["joint", "single", "comment"]
+    assert one["difference"] == pytest.approx(
+        figures["auc"]["comment"]["joint"]["auc"] - figures["auc"]["comment"]["single"]["auc"]
+    )
+    assert one["adjusted_p_value"] >= one["p_value"]
+
+
+def test_runs_that_judged_other_events_are_not_compared(multitask):
+    program, _, columns = multitask
+    runs = {variant: [columns(variant, 0)] for variant in program.VARIANTS}
+    runs["mmoe"][0]["item_id"] = runs["mmoe"][0]["item_id"][::-1]
+    with pytest.raises(AssertionError, match="item_id: the runs judged other events"):
+        program.report(runs, {})

@@ -130,6 +130,34 @@ def joined(parts):
     return concatenated(EvaluationBatch, parts)
 
 
+@given(splits(), st.sampled_from(["validation", "test"]))
+def test_every_event_of_a_part_can_be_a_target(parts, split):
+    lengths, cuts = parts
+    dataset = make_dataset(lengths, cuts)
+    rows = EvaluationRows.make(
+        dataset, split, rows_per_batch=4, history_length=LENGTH, with_seen=False, every_event=True
+    )
+    found = {}
+    for batch in (rows.build(index) for index in range(rows.num_batches)):
+        for place in np.flatnonzero(batch.user_mask):
+            row, column = batch.rows[place], batch.columns[place]
+            segment = batch.batch.segment_ids[row] == batch.batch.segment_ids[row, column]
+            target = int(batch.targets[place])
+            assert target not in found
+            found[target] = (int(batch.user_indices[place]), batch.batch.item_ids[row][segment].tolist())
+            labels = dataset.histories(np.array([found[target][0]])).labels
+            first = int(dataset.histories(np.array([found[target][0]])).item_ids[0])
+            np.testing.assert_array_equal(batch.target_labels[place], labels[target - first])
+    expected, start = {}, 0
+    for user, (length, (train_end, validation_end)) in enumerate(zip(lengths, cuts, strict=True)):
+        begin, end = (train_end, validation_end) if split == "validation" else (validation_end, length)
+        for at in range(max(begin, 1), end):
+            # Items are numbered by events: the target at `at` comes after those before it.
+            expected[start + at + 1] = (user, list(range(start + max(0, at - LENGTH) + 1, start + at + 1)))
+        start += length
+    assert found == expected
+
+
 @given(parts=splits(), split=st.sampled_from(["test", "all"]))
 def test_an_empty_slot_ends_each_history(parts, split):
     dataset = make_dataset(*parts)

@@ -14,6 +14,7 @@ from jaxrec.data.config import DataConfig
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.histories import Histories
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.tasks.next_item import NextItem
 
 NUM_USERS, NUM_ITEMS, DIM = 60, 45, 8
 
@@ -86,7 +87,7 @@ def make_run(mesh_shape=(2, 4), seed=0, dataset=None, evaluation=None, **options
     mesh = make_mesh(mesh_shape, jax.devices()[: mesh_shape[0] * mesh_shape[1]])
     config = types.SimpleNamespace(
         name="last_item",
-        tasks={"next_item": None},
+        tasks={"next_item": NextItem()},
         data=DataConfig(history_length=12),
         evaluation=evaluation or EvaluationConfig(ks=(1, 5, 10), rows_per_batch=8, bootstrap_samples=100),
     )

@@ -1,7 +1,6 @@
 import dataclasses
 import io
 import json
-import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +12,8 @@ from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.console import print_comparison, print_evaluation, print_example
 from jaxrec.evaluation.evaluator import evaluate, save_evaluation
 from jaxrec.metrics.ranking import mean_metrics
+from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.next_item import NextItem
 
 CONFIG = EvaluationConfig(ks=(1, 5, 10), rows_per_batch=8, bootstrap_samples=100)
 ISSUE_KEYS = {
@@ -24,7 +25,7 @@ ISSUE_KEYS = {
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, make_last_item_run, make_small_dataset):
     run = make_last_item_run(with_behaviours=True, dataset=make_small_dataset())
-    run.config.tasks = {"next_item": None, "behaviour": types.SimpleNamespace(behaviours=("like",))}
+    run.config.tasks = {"next_item": NextItem(), "behaviour": Behaviour(behaviours=("like",))}
     evaluation = evaluate(run, "test", config=CONFIG, command="python -m jaxrec.evaluate --workdir=w")
     workdir = tmp_path_factory.mktemp("run")
     save_evaluation(workdir, evaluation, run)
@@ -185,6 +186,7 @@ def test_nobody_to_evaluate(make_last_item_run, make_small_dataset):
         ({"bootstrap_samples": 3}, "at least 100"),
         ({"rows_per_batch": 0}, "rows_per_batch=0"),
         ({"max_users": -1}, "max_users=-1"),
+        ({"behaviour_events": "some"}, "behaviour_events='some'"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(changes, message):

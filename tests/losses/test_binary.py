@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrec.losses.binary import binary_cross_entropy
+from jaxrec.losses.binary import binary_cross_entropy, product_logits
 
 
 @given(data=st.data(), shape=st.sampled_from([(1,), (5, 3), (2, 3, 2)]))
@@ -45,3 +45,21 @@ def test_unknown_labels_take_no_part():
 def test_no_known_label_gives_zero_of_zero():
     total, weight = binary_cross_entropy(jnp.ones((2, 3)), jnp.full((2, 3), -1))
     assert (total, weight) == (0.0, 0.0)
+
+
+@given(logits=hnp.arrays(np.float32, (2, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_a_product_is_never_above_its_factors(logits):
+    one, other = jnp.asarray(logits)
+    product, gradients = jax.value_and_grad(lambda a, b: jnp.sum(product_logits(a, b)), (0, 1))(one, other)
+    assert np.isfinite(product)
+    assert (np.asarray(product_logits(one, other)) <= logits.min(0)).all()
+    for gradient in gradients:
+        assert (np.asarray(gradient) >= 0).all()
+        assert (np.asarray(gradient) <= 1 + 1e-6).all()
+
+
+@given(logits=hnp.arrays(np.float32, (2, 4), elements=st.floats(-12, 12, width=32)))
+def test_a_product_equals_the_definition(logits):
+    probability = np.prod(1 / (1 + np.exp(-logits.astype(np.float64))), axis=0)
+    expected = np.log(probability) - np.log1p(-probability)
+    np.testing.assert_allclose(product_logits(*jnp.asarray(logits)), expected, rtol=1e-4, atol=1e-4)

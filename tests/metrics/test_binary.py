@@ -118,3 +118,42 @@ def test_bad_input_is_named():
         binary.reliability_curve(np.array([0.1]), np.array([1]), 0)
     with pytest.raises(ValueError, match="criterion='auc'"):
         binary.choose_threshold(np.array([0.1]), np.array([1]), "auc")
+
+
+events = st.lists(
+    st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.9]), st.sampled_from([-1, 0, 1]), st.integers(3, 6)),
+    min_size=2,
+    max_size=30,
+).filter(lambda rows: {0, 1} <= {label for _, label, _ in rows})
+
+
+@hypothesis.given(events)
+def test_values_by_user_have_the_auc_as_their_mean(rows):
+    scores, labels, users = (np.array(column) for column in zip(*rows, strict=True))
+    values = binary.auc_by_user(scores, labels, users)
+    assert len(values) == len(np.unique(users[labels >= 0]))
+    assert values.mean() == pytest.approx(binary.auc(scores, labels))
+    own = [binary.auc(scores[users == user], labels[users == user]) for user in np.unique(users)
+           if {0, 1} <= set(labels[users == user])]  # fmt: skip
+    np.testing.assert_allclose(binary.user_auc(scores, labels, users), own)
+
+
+def test_values_by_user_spread_as_the_auc_does():
+    """Their standard error is that of the AUC over worlds in which the users are drawn anew."""
+    rng = np.random.default_rng(0)
+
+    def world():
+        users = np.repeat(np.arange(80), rng.integers(1, 9, 80))
+        taste = rng.normal(size=80)[users]
+        labels = (rng.random(len(users)) < scipy.special.expit(taste)).astype(np.int8)
+        return taste + rng.normal(size=len(users)), labels, users
+
+    worlds = [world() for _ in range(200)]
+    spread = np.std([binary.auc(scores, labels) for scores, labels, _ in worlds])
+    errors = [np.std(binary.auc_by_user(*one)) / np.sqrt(80) for one in worlds]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.2)
+
+
+def test_one_class_has_no_values_by_user():
+    with pytest.raises(ValueError, match="all of one class"):
+        binary.auc_by_user(PROBABILITIES, np.ones(6, np.int8), np.arange(6))

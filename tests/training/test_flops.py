@@ -29,8 +29,9 @@ def test_a_step_is_three_forward_passes():
     )
     both = {"next_item": NextItem(), "behaviour": Behaviour()}
     encoder, scores = encoder_flops_per_row(model.encoder, 10) * 2, 2 * 10 * 100 * 2 * 4
-    # The causal pass is shared by the two tasks.
-    assert step_flops(model, both, 100, 2, 10) == 3 * (encoder + scores)
+    # The causal pass is shared by the two tasks. The head: a hidden layer of 12 x 4, then 4 x 3, at every event.
+    assert step_flops(model, {"next_item": NextItem()}, 100, 3, 2, 10) == 3 * (encoder + scores)
+    assert step_flops(model, both, 100, 3, 2, 10) == 3 * (encoder + scores + 2 * 10 * 2 * (48 + 12))
 
 
 def test_known_chips_have_a_published_peak_and_others_are_measured():
