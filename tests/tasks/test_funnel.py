@@ -41,6 +41,7 @@ def make_batch():
         segment_ids=np.where(np.arange(LENGTH) < 5, 1, 2)[None].astype(np.int32),
         positions=positions,
         time_gaps=np.zeros((1, LENGTH), np.int32),
+        times=np.zeros((1, LENGTH), np.int32),
         labels=labels,
     )
 
