@@ -8,6 +8,7 @@ K = behaviours.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
 ITEM, ITEM_BIAS, USER = "item", "item_bias", "user"
+LOG_VARIANCES = "log_variances"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,20 @@ class BehaviourHead(nnx.Module):
 
 
 class TwoTower(nnx.Module):
-    """User tower, item tower and W. `rngs` seeds the dense parameters."""
+    """User tower, item tower and W. `rngs` seeds the dense parameters.
 
-    def __init__(self, config: TwoTowerConfig, *, num_behaviours: int = 0, rngs: nnx.Rngs):
+    Args:
+      weighed_tasks: tasks whose weight in the sum of losses is learned, as a log variance.
+    """
+
+    def __init__(
+        self,
+        config: TwoTowerConfig,
+        *,
+        num_behaviours: int = 0,
+        weighed_tasks: Sequence[str] = (),
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         width = config.encoder.embed_dim
         if config.item_dim != width:
@@ -103,6 +116,9 @@ class TwoTower(nnx.Module):
             self.memory = MemoryHead(config.memory, width)
         if num_behaviours:
             self.behaviour_head = BehaviourHead(config.item_dim, num_behaviours, rngs=rngs)
+        if weighed_tasks:
+            log_variances = {name: parameter(jnp.zeros((), jnp.float32)) for name in weighed_tasks}
+            setattr(self, LOG_VARIANCES, nnx.Dict(log_variances))
 
     def encode(
         self,
