@@ -152,6 +152,7 @@ def print_interference(console: Console, values: Mapping[str, Any]) -> None:
 
 
 def heat_map(values: Mapping[str, Any]) -> str:
-    """An SVG file with the matrix of every part."""
-    panels = {part: matrix(values, part) for part in values["parts"]}
+    """An SVG file with the matrix of every part that more than one task moves."""
+    shown = [part for part, found in values["parts"].items() if found["pairs"] or part == EVERYTHING]
+    panels = {part: matrix(values, part) for part in shown}
     return plots.as_file(plots.heat_maps("Cosines between the tasks' gradients", values["tasks"], panels))

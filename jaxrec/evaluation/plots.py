@@ -207,7 +207,7 @@ def heat_maps(
                     continue
                 color = SERIES[0] if value >= 0 else SERIES[3]
                 axes.add_patch(
-                    Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=0.7 * abs(value))
+                    Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=0.7 * abs(value), lw=0)
                 )
                 axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=9.5)
             axes.set_xlim(-0.5, len(names) - 0.5)

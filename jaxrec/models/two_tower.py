@@ -22,7 +22,7 @@ from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
 ITEM, ITEM_BIAS, USER = "item", "item_bias", "user"
-LOG_VARIANCES = "log_variances"
+LOG_VARIANCES = "log_variances"  # the attribute, and so the key of its parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class TwoTower(nnx.Module):
             self.behaviour_head = BehaviourHead(config.item_dim, num_behaviours, rngs=rngs)
         if weighed_tasks:
             log_variances = {name: parameter(jnp.zeros((), jnp.float32)) for name in weighed_tasks}
-            setattr(self, LOG_VARIANCES, nnx.Dict(log_variances))
+            self.log_variances = nnx.Dict(log_variances)
 
     def encode(
         self,

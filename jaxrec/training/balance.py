@@ -113,7 +113,7 @@ class GradientSurgery(Balance):
 
     It costs a backward pass for each task. Only dense parameters that more than one task moves take part: a head of
     one task has nobody to conflict with. The gradients of rows and of tables under a full softmax are the plain sum:
-    one task's would have to be exchanged, or held as large as the table, for every task, and rows are shared by few.
+    apart, they would have to be exchanged, or held as large as the table, once for each task.
 
     Source: Yu et al., NeurIPS 2020 (projecting conflicting gradients). The projections are combinations of the
     gradients, so that they are found from the inner products alone.
