@@ -106,7 +106,23 @@ def run_of_state(
 
 
 def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run:
-    """Opens the run in `workdir`: its best state by validation where it kept one, else its newest.
+    """Opens the run in `workdir` to ask it; see `load_state`."""
+    config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
+    with jax.set_mesh(setup.mesh):
+        return Run(
+            config=config,
+            dataset=dataset,
+            setup=setup,
+            inference=Inference(setup, state),
+            step=int(jax.device_get(state.step)),
+            history=read_metrics(workdir),
+        )
+
+
+def load_state(
+    workdir: Path, *, mesh_shape: tuple[int, int] | None = None
+) -> tuple[TrainConfig, PreparedDataset, Setup, TrainState]:
+    """The run in `workdir` with its best state by validation where it kept one, else its newest.
 
     Args:
       mesh_shape: another mesh than the run was trained on; by default the run's own where it fits the devices
@@ -139,14 +155,7 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
                     logger.warning("%s; taking the newest checkpoint of the run instead", error)
                     continue
                 logger.info("loaded step %d of %s", step, workdir / name)
-                return Run(
-                    config=config,
-                    dataset=dataset,
-                    setup=setup,
-                    inference=Inference(setup, state),
-                    step=int(jax.device_get(state.step)),
-                    history=read_metrics(workdir),
-                )
+                return config, dataset, setup, state
     raise ValueError(
         f"{workdir} holds no complete checkpoint yet; let python -m jaxrec.train --workdir={workdir} save one."
     )

@@ -19,10 +19,10 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.runs import open_dataset, run_of_state, setup_run
+from jaxrec.training.lookups import whole_tables
 from jaxrec.training.loop import LoopConfig, NotFiniteError, train
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import TrainState
-from jaxrec.training.step import whole_tables
 
 logger = logging.getLogger(__name__)
 

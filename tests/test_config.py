@@ -40,6 +40,7 @@ from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem
+from jaxrec.training.balance import GradientSurgery
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -659,6 +660,7 @@ def with_encoder(**changes):
         ({"tasks": {}}, "tasks is empty"),
         ({"tasks": {"a": NextItem(weight=0)}}, r"weights of all tasks \(a\) are 0"),
         ({"tasks": {"a b": NextItem()}}, "task name 'a b'"),
+        ({"balance": GradientSurgery()}, "balance=GradientSurgery balances tasks, and 'next_item' is the only one"),
         ({"model": with_encoder(max_positions=64)}, "history_length=200 is more than model.encoder.max_positions=64"),
         (
             {"data": DataConfig(split=LeaveOneOut(validation=False)), "evaluation": EvaluationConfig(every_steps=5)},

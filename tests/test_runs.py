@@ -1,7 +1,9 @@
 """A run on disk, from training to answers: causal and masked models, on other meshes, after damage."""
 
 import dataclasses
+import json
 import pathlib
+import xml.etree.ElementTree
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxrec import interference
 from jaxrec.config import load_config
 from jaxrec.evaluation.user_ranking import UserRanker, evaluation_rows
 from jaxrec.runs import load_run, open_dataset
@@ -75,6 +78,28 @@ def test_results_do_not_depend_on_mesh_or_batch(workdir):
     np.testing.assert_allclose(first.top_scores, other.top_scores, atol=1e-5)
     if logits is not None:
         np.testing.assert_allclose(logits, other_logits, atol=1e-5)
+
+
+def test_the_interference_of_tasks_is_measured(workdir, capsys):
+    arguments = [f"--workdir={workdir}", "--batches=3"]
+    if load_run(workdir).config.tasks.keys() == {"masked_item"}:
+        assert interference.main(arguments) == 2
+        assert "tasks=masked_item: one task has no other to interfere with" in capsys.readouterr().err
+        return
+    assert interference.main(arguments) == 0
+    values = json.loads((workdir / "interference.json").read_text())
+    assert list(values["parts"]) == ["all", "embedding", "block 0", "block 1", "behaviour_head", "projection"]
+    assert [pair["tasks"] for pair in values["parts"]["block 1"]["pairs"]] == [
+        ["next_item", "masked_item"], ["next_item", "behaviour"], ["masked_item", "behaviour"],
+    ]  # fmt: skip
+    for part, found in values["parts"].items():
+        assert all(
+            -1 <= pair["interval"][0] <= pair["cosine"] <= pair["interval"][1] <= 1 for pair in found["pairs"]
+        )
+        moved = {"behaviour"} if part == "behaviour_head" else {"next_item", "masked_item", "behaviour"}
+        assert {name for name, norm in found["norms"].items() if norm > 0} == moved
+    assert "behaviour_head" in capsys.readouterr().out
+    xml.etree.ElementTree.parse(workdir / "interference.svg")
 
 
 def test_a_damaged_best_state_gives_way_to_the_newest(workdir, caplog):

@@ -19,6 +19,7 @@ def setup_of(config: TrainConfig, facts: DataFacts, mesh: Mesh) -> Setup:
         mesh=mesh,
         model=config.model,
         tasks=config.tasks,
+        balance=config.balance,
         optimizer=config.optimizer,
         row_optimizer=config.row_optimizer,
         exchange=config.exchange,

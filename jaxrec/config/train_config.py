@@ -10,6 +10,7 @@ from jaxrec.embedding.row_optimizer import Adam, RowOptimizer
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.tasks.base import Task
+from jaxrec.training.balance import Balance, FixedWeights
 from jaxrec.training.optimizer import OptimizerConfig
 
 INFER = -1
@@ -24,6 +25,7 @@ class TrainConfig:
       data: the data set and how it is read.
       model: the shape of the two towers.
       tasks: the objectives that are trained jointly, each under a name of its own.
+      balance: how the tasks share the model: FixedWeights, UncertaintyWeights or GradientSurgery.
       optimizer: of the dense parameters; its schedule scales the tables' rate too.
       row_optimizer: of the rows of the tables.
       exchange: how ids, rows and their gradients cross the network.
@@ -44,6 +46,7 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     model: TwoTowerConfig = TwoTowerConfig()
     tasks: Mapping[str, Task]
+    balance: Balance = FixedWeights()
     optimizer: OptimizerConfig = OptimizerConfig()
     row_optimizer: RowOptimizer = Adam()
     exchange: Exchange = Exchange()
@@ -113,6 +116,12 @@ def _task_problems(config: TrainConfig) -> Iterator[str]:
         yield "tasks is empty, and a run needs at least one; add one, such as tasks={'next_item': NextItem()}."
     elif not any(task.weight > 0 for task in config.tasks.values()):
         yield f"the weights of all tasks ({', '.join(config.tasks)}) are 0; give at least one a weight above 0."
+    counted = [name for name, task in config.tasks.items() if task.weight > 0]
+    if len(counted) == 1 and not isinstance(config.balance, FixedWeights):
+        yield (
+            f"balance={type(config.balance).__name__} balances tasks, and {counted[0]!r} is the only one with a weight "
+            "above 0; add another, or use FixedWeights."
+        )
     for name in config.tasks:
         # The name becomes a key of metrics and of overrides.
         if not name.isidentifier():

@@ -6,16 +6,20 @@ same bytes.
 """
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.ticker
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 # Each stand-in is replaced by a variable of report_template.html.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
@@ -185,6 +189,53 @@ def differences(title: str, values: Mapping[str, float], intervals: Mapping[str,
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_title(title)
         return _svg(figure, f"{title}: " + ", ".join(f"{name} {values[name]:+.4f}" for name in values))
+
+
+def heat_maps(
+    title: str, names: Sequence[str], panels: Mapping[str, Float[np.ndarray, "n n"]], *, columns: int = 3
+) -> str:
+    """A matrix of values from -1 to 1 in each panel; NaN leaves a gap, and so does the diagonal."""
+    rows, size = -(-len(panels) // columns), 0.62 * len(names) + 1.2
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(size * min(columns, len(panels)), size * rows + 0.4))
+        grid = figure.subplots(rows, min(columns, len(panels)), squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (panel, values) in zip(grid.flat, panels.items(), strict=False):
+            for (row, column), value in np.ndenumerate(values):
+                if row == column or np.isnan(value):
+                    continue
+                color = SERIES[0] if value >= 0 else SERIES[3]
+                axes.add_patch(
+                    Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=0.7 * abs(value), lw=0)
+                )
+                axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=9.5)
+            axes.set_xlim(-0.5, len(names) - 0.5)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+            axes.set_yticks(range(len(names)), names)
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+            axes.set_title(panel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        text = "; ".join(
+            f"{panel}: "
+            + ", ".join(
+                f"{names[i]} and {names[j]} {values[i, j]:+.2f}"
+                for i, j in itertools.combinations(range(len(names)), 2)
+                if not np.isnan(values[i, j])
+            )
+            for panel, values in panels.items()
+        )
+        return _svg(figure, f"{title}. {text}")
+
+
+def as_file(svg: str) -> str:
+    """A drawing that stands alone: it brings the page's colours along."""
+    page = resources.files("jaxrec.evaluation").joinpath("report_template.html").read_text(encoding="utf-8")
+    colors = page[page.index(":root {") : page.index("* {")]
+    own = "svg { background: var(--ground); font-family: system-ui, sans-serif; }"
+    return svg.replace(">", f"><style>{colors}{own}</style>", 1)
 
 
 def _svg(figure: Figure, description: str) -> str:

@@ -9,6 +9,7 @@ K = behaviours.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxrec.nn.heads import Head, SharedBottom
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
 
 ITEM, ITEM_BIAS, ITEM_OUTPUT, USER = "item", "item_bias", "item_output", "user"
+LOG_VARIANCES = "log_variances"  # the attribute, and so the key of its parameters
 MIN_TEMPERATURE = 0.01
 
 
@@ -106,9 +108,20 @@ class TwoTowerConfig:
 
 
 class TwoTower(nnx.Module):
-    """User tower, item tower and W. `rngs` seeds the dense parameters."""
+    """User tower, item tower and W. `rngs` seeds the dense parameters.
 
-    def __init__(self, config: TwoTowerConfig, *, num_behaviours: int = 0, rngs: nnx.Rngs):
+    Args:
+      weighed_tasks: tasks whose weight in the sum of losses is learned, as a log variance.
+    """
+
+    def __init__(
+        self,
+        config: TwoTowerConfig,
+        *,
+        num_behaviours: int = 0,
+        weighed_tasks: Sequence[str] = (),
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         width = config.encoder.embed_dim
         if config.item_dim != width:
@@ -129,6 +142,9 @@ class TwoTower(nnx.Module):
             self.memory = MemoryHead(config.memory, width)
         if num_behaviours:
             self.behaviour_head = config.head.make(config.item_dim, num_behaviours, rngs=rngs)
+        if weighed_tasks:
+            log_variances = {name: parameter(jnp.zeros((), jnp.float32)) for name in weighed_tasks}
+            self.log_variances = nnx.Dict(log_variances)
 
     def encode(
         self,

@@ -9,8 +9,8 @@ from jaxrec.core.batch import abstract_batch
 from jaxrec.core.chips import CHIPS, chip_of
 from jaxrec.embedding.placement import Columns, Placement, Rows
 from jaxrec.embedding.placement_planner import Machine, plan_placements
+from jaxrec.training.lookups import lookup_sizes, whole_tables
 from jaxrec.training.setup import Setup
-from jaxrec.training.step import lookup_sizes, whole_tables
 
 
 def place_tables(

@@ -19,10 +19,12 @@ from jaxrec.embedding.table import TableSpec
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
+from jaxrec.training.balance import Balance, FixedWeights
 from jaxrec.training.cached_tables import check_cache_rows
+from jaxrec.training.lookups import whole_tables
 from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
 from jaxrec.training.state import TrainState, abstract_state, init_state, split_model
-from jaxrec.training.step import StepConfig, whole_tables
+from jaxrec.training.step_config import StepConfig
 
 Tree = TypeVar("Tree")
 
@@ -67,6 +69,7 @@ class Setup:
             self.model,
             self.tables,
             num_behaviours=self.num_behaviours,
+            weighed_tasks=self.step.balance.weighed(self.step.tasks),
             seed=self.step.seed,
             optimizer=self.step.optimizer,
             row_optimizer=self.step.row_optimizer,
@@ -120,6 +123,7 @@ def make_setup(
     accumulation_steps: int,
     seed: int,
     cache_rows: Mapping[str, int] = MappingProxyType({}),
+    balance: Balance = FixedWeights(),
 ) -> Setup:
     """Derives the static parts.
 
@@ -138,7 +142,7 @@ def make_setup(
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     if model.memory is not None:
         _check_memory(tasks)
-    graphdef, abstract = split_model(model, num_behaviours)
+    graphdef, abstract = split_model(model, num_behaviours, balance.weighed(tasks))
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
     step = StepConfig(
@@ -148,6 +152,7 @@ def make_setup(
         gather_dtype=model.encoder.gather_dtype,
         tables=tables,
         tasks=tasks,
+        balance=balance,
         facts=facts,
         optimizer=dense_optimizer(optimizer, num_train_steps),
         optimizer_config=optimizer,

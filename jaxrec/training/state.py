@@ -53,18 +53,23 @@ class TrainState:
     failure: jax.Array
 
 
-def make_model(config: TwoTowerConfig, num_behaviours: int, seed: int) -> TwoTower:
+def make_model(
+    config: TwoTowerConfig, num_behaviours: int, seed: int, weighed_tasks: Sequence[str] = ()
+) -> TwoTower:
     """The towers, seeded."""
     return TwoTower(
         config,
         num_behaviours=num_behaviours,
+        weighed_tasks=weighed_tasks,
         rngs=nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 0)),
     )
 
 
-def split_model(config: TwoTowerConfig, num_behaviours: int) -> tuple[nnx.GraphDef, nnx.State]:
+def split_model(
+    config: TwoTowerConfig, num_behaviours: int, weighed_tasks: Sequence[str] = ()
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's structure and its abstract parameters (shapes and logical axes), without computing them."""
-    return nnx.split(nnx.eval_shape(lambda: make_model(config, num_behaviours, 0)), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: make_model(config, num_behaviours, 0, weighed_tasks)), nnx.Param)
 
 
 def merge_model(graphdef: nnx.GraphDef, abstract: nnx.State, dense: dict[str, Any]) -> TwoTower:
@@ -84,6 +89,7 @@ def init_state(
     tables: dict[str, TableSpec],
     *,
     num_behaviours: int,
+    weighed_tasks: Sequence[str],
     seed: int,
     optimizer: optax.GradientTransformation,
     row_optimizer: RowOptimizer,
@@ -98,11 +104,13 @@ def init_state(
         row, so only tables are worth it whose every row moves in every step.
       cache_rows: the tables that live on the host, whose rows and slots are NumPy arrays in logical order here.
     """
-    _, abstract = split_model(model, num_behaviours)
+    _, abstract = split_model(model, num_behaviours, weighed_tasks)
     shardings = dense_shardings(abstract, mesh, model.encoder.layout)
 
     def create() -> dict[str, Any]:
-        return nnx.to_pure_dict(nnx.split(make_model(model, num_behaviours, seed), nnx.Param)[1])
+        return nnx.to_pure_dict(
+            nnx.split(make_model(model, num_behaviours, seed, weighed_tasks), nnx.Param)[1]
+        )
 
     dense = jax.jit(create, out_shardings=shardings)()
     replicated = NamedSharding(mesh, PartitionSpec())

@@ -6,63 +6,21 @@ global norm over all of them, finite check, one guarded update.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrec.core.batch import Batch
-from jaxrec.core.partition import Layout, row_major
-from jaxrec.core.placement import num_shards
-from jaxrec.core.precision import ActivationDtype
-from jaxrec.embedding.engine import (
-    Exchange,
-    SparseGradients,
-    add_to,
-    collect,
-    join_shared,
-    look_up,
-    split_shared,
-    squared_norm,
-    update,
-)
-from jaxrec.embedding.placement import Placement
-from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
-from jaxrec.embedding.table import TableSpec
-from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT, USER
-from jaxrec.nn.layers import whole_parameters
-from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
-from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
-from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
-
-Metrics = dict[str, jax.Array]
-Where = tuple[str, str]  # (task, look-up)
-Rows = dict[str, dict[Where, jax.Array]]  # table -> where they are wanted -> rows
-EVENTS: Where = ("", "events")  # the look-up of the batch's own events, shared by all tasks
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """What the step is made of; all static."""
-
-    graphdef: nnx.GraphDef
-    abstract: nnx.State
-    layout: Layout
-    gather_dtype: ActivationDtype
-    tables: Mapping[str, TableSpec]
-    tasks: Mapping[str, Task]
-    facts: DataFacts
-    optimizer: optax.GradientTransformation
-    optimizer_config: OptimizerConfig
-    row_optimizer: RowOptimizer
-    exchange: Exchange
-    num_train_steps: int
-    accumulation_steps: int
-    seed: int
+from jaxrec.core.partition import row_major
+from jaxrec.embedding.engine import add_to, squared_norm, update
+from jaxrec.embedding.row_optimizer import apply_dense
+from jaxrec.training.gradients import Gradients, Metrics, batch_gradients
+from jaxrec.training.optimizer import schedule_factor
+from jaxrec.training.state import NO_FAILURE, TrainState
+from jaxrec.training.step_config import StepConfig
 
 
 def make_train_step(
@@ -83,9 +41,8 @@ def make_train_step(
 
 def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """See the module. `metrics` are scalars; losses are means over the global batch, in nats."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), state.step)
-    gradients, losses = _gradients(config, state, batch, key)
-    norms = _norms(gradients)
+    gradients = batch_gradients(config, state, batch, config.key(state.step))
+    losses, norms = gradients.losses, _norms(gradients)
     norm = jnp.sqrt(jnp.sum(jnp.square(jnp.stack(list(norms.values())))))
 
     bad_tasks = jnp.array([~jnp.isfinite(losses[name]) for name in config.tasks])
@@ -106,216 +63,10 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     metrics["exchange_extra_rounds"] = gradients.extra_rounds
     metrics["failed_step"] = failure[0]
     metrics["failed_tasks"] = failure[1]
-    return state, metrics
+    return state, metrics | gradients.metrics
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Gradients:
-    """Gradients of one batch: of dense parameters, of looked-up rows, and of whole tables (full softmax).
-
-    Attributes:
-      extra_rounds: of the look-ups' exchange, beyond the first.
-    """
-
-    dense: Any
-    sparse: dict[str, SparseGradients]
-    catalogue: dict[str, jax.Array]
-    extra_rounds: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Microbatch:
-    """What one microbatch gives: gradients with respect to rows stand beside the ids of the rows.
-
-    Attributes:
-      ids: of the look-ups, by what they are ids of.
-      routes: of the look-ups, by table.
-      rows: gradients by table and look-up.
-    """
-
-    dense: Any
-    catalogue: dict[str, jax.Array]
-    losses: Metrics
-    extra_rounds: jax.Array
-    ids: dict[str, dict[Where, jax.Array]]
-    routes: dict[str, Any]
-    rows: Rows
-
-
-def _gradients(
-    config: StepConfig, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[_Gradients, Metrics]:
-    """Gradients of the weighted sum of the tasks' means over the global batch."""
-    count = config.accumulation_steps
-    if count == 1:
-        plans = _plans(config, batch, key)
-        weights = {name: plan.weight for name, plan in plans.items()}
-        found = _microbatch(config, state, batch, plans, weights, key)
-        sparse = _collect(config, state, found.routes, found.rows, stacked=False)
-        return _Gradients(found.dense, sparse, found.catalogue, found.extra_rounds), found.losses
-    # Means are over the global batch, so the weights of all microbatches come first: they are integers' work.
-    parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
-    each = jax.lax.map(lambda part: {n: p.weight for n, p in _plans(config, *part).items()}, (parts, keys))
-    weights = jax.tree.map(jnp.sum, each)
-
-    def body(carry: Any, part: Any) -> Any:
-        microbatch, key = part
-        found = _microbatch(config, state, microbatch, _plans(config, microbatch, key), weights, key)
-        summed = (found.dense, found.catalogue, found.losses, found.extra_rounds)
-        return jax.tree.map(jnp.add, carry, summed), (found.ids, found.rows)
-
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    tables = _catalogue(config, state)
-    losses = {name: jnp.float32(0) for name in config.tasks}
-    start = (zeros(state.dense), zeros(tables), losses, jnp.int32(0))
-    (dense, catalogue, losses, extra_rounds), (ids, rows) = jax.lax.scan(body, start, (parts, keys))
-    asked = {name: ids[table.keyed_by] for name, table in config.tables.items()}
-    return _Gradients(
-        dense, _collect(config, state, asked, rows, stacked=True), catalogue, extra_rounds
-    ), losses
-
-
-def _collect(
-    config: StepConfig, state: TrainState, routes: Mapping[str, Any], rows: Rows, *, stacked: bool
-) -> dict[str, SparseGradients]:
-    """The rows' gradients summed at their owners; `routes` may be ids where there was more than one look-up."""
-    return {
-        name: collect(
-            routes[name],
-            gradients,
-            rows_per_shard=state.tables[name].shape[0] // config.tables[name].placement.shards(num_shards()),
-            placement=config.tables[name].placement,
-            exchange=config.exchange,
-            stacked=stacked,
-        )
-        for name, gradients in rows.items()
-    }
-
-
-def whole_tables(tables: Mapping[str, TableSpec], tasks: Mapping[str, Task]) -> list[str]:
-    """The tables that a full softmax reads whole; the cost of a step sees the rows of no others."""
-    if not any(task.needs_catalogue for task in tasks.values()):
-        return []
-    of_events = ITEM if ITEM_OUTPUT in tables else None  # no item is scored by these rows
-    return [name for name, table in tables.items() if table.keyed_by == ITEM and name != of_events]
-
-
-def _catalogue(config: StepConfig, state: TrainState) -> dict[str, jax.Array]:
-    return {name: state.tables[name] for name in whole_tables(config.tables, config.tasks)}
-
-
-def _memory_of_events(config: StepConfig, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-    """The memory's rows of the batch's events, by array; {} without a memory."""
-    if not state.memory:
-        return {}
-    found, _, _ = look_up(state.memory, {EVENTS: jnp.asarray(batch.item_ids)}, exchange=config.exchange)
-    return {name: rows[EVENTS] for name, rows in found.items()}
-
-
-def _plans(config: StepConfig, batch: Batch, key: jax.Array) -> dict[str, Plan]:
-    keys = {name: jax.random.fold_in(key, 2 * i + 1) for i, name in enumerate(config.tasks)}
-    return {name: task.plan(batch, config.facts, keys[name]) for name, task in config.tasks.items()}
-
-
-def _microbatch(
-    config: StepConfig,
-    state: TrainState,
-    batch: Batch,
-    plans: dict[str, Plan],
-    weights: Metrics,
-    key: jax.Array,
-) -> _Microbatch:
-    ids, shared = _lookup_ids(config.tables, batch, plans)
-    rows: Rows = {}
-    routes: dict[str, Any] = {}
-    extra_rounds = jnp.int32(0)
-    for (keyed_by, placement), together in sharing_tables(config.tables).items():
-        arrays = {name: state.tables[name] for name in together}
-        found, route, rounds = look_up(arrays, ids[keyed_by], placement=placement, exchange=config.exchange)
-        rows |= found
-        routes |= dict.fromkeys(together, route)
-        extra_rounds += rounds
-    catalogue = _catalogue(config, state)
-    memory = _memory_of_events(config, state, batch)
-
-    def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-        whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
-        model = merge_model(config.graphdef, config.abstract, whole)
-        forward = Forward(
-            model,
-            batch,
-            config.facts,
-            rows[ITEM][EVENTS],
-            catalogue or None,
-            jax.random.fold_in(key, 0),
-            rows[USER][EVENTS] if USER in rows else None,
-            memory or None,
-            rows[ITEM_OUTPUT][EVENTS] if ITEM_OUTPUT in rows else None,
-        )
-        total, losses = jnp.float32(0), {}
-        for i, (name, task) in enumerate(config.tasks.items()):
-            forward.rows = {table: _rows_of(name, found, shared) for table, found in rows.items()}
-            part = task.loss(forward, plans[name], jax.random.fold_in(key, 2 * i + 2))
-            losses[name] = part.total / jnp.maximum(weights[name], 1.0)
-            total += task.weight * losses[name]
-        return total, losses
-
-    (_, losses), (dense, row_gradients, tables) = jax.value_and_grad(
-        loss_fn, argnums=(0, 1, 2), has_aux=True
-    )(state.dense, rows, catalogue)
-    return _Microbatch(dense, tables, losses, extra_rounds, ids, routes, row_gradients)
-
-
-def sharing_tables(tables: Mapping[str, TableSpec]) -> dict[tuple[str, Placement], list[str]]:
-    """Tables that share a route, by what their ids are ids of and by their placement."""
-    together: dict[tuple[str, Placement], list[str]] = {}
-    for name, table in tables.items():
-        together.setdefault((table.keyed_by, table.placement), []).append(name)
-    return together
-
-
-def lookup_sizes(config: StepConfig, batch: Batch) -> dict[str, int]:
-    """Ids that the look-ups of a global batch ask for, by what they are ids of; the batch's shapes suffice."""
-
-    def ids(batch: Batch) -> Any:
-        return _lookup_ids(config.tables, batch, _plans(config, batch, jax.random.key(0)))[0]
-
-    found = jax.eval_shape(ids, batch)
-    return {keyed_by: sum(wanted.size for wanted in parts.values()) for keyed_by, parts in found.items()}
-
-
-def _lookup_ids(
-    tables: Mapping[str, TableSpec], batch: Batch, plans: dict[str, Plan]
-) -> tuple[dict[str, dict[Where, jax.Array]], dict[Where, int]]:
-    """Ids of all look-ups by what they are ids of, and the number of ids of those that devices share.
-
-    The order is fixed by the tasks', hence the same on every mesh.
-    """
-    items = {EVENTS: jnp.asarray(batch.item_ids)}
-    shared: dict[Where, int] = {}
-    for name, plan in plans.items():
-        items |= {(name, inner): wanted for inner, wanted in plan.lookups.items()}
-        items |= {(name, inner): split_shared(wanted) for inner, wanted in plan.shared_lookups.items()}
-        shared |= {(name, inner): wanted.size for inner, wanted in plan.shared_lookups.items()}
-    ids = {ITEM: items}
-    if any(table.keyed_by == USER for table in tables.values()):
-        ids[USER] = {EVENTS: jnp.asarray(batch.user_ids)}
-    return ids, shared
-
-
-def _rows_of(task: str, found: dict[Where, jax.Array], shared: dict[Where, int]) -> dict[str, jax.Array]:
-    """The rows that `task` asked for; those of shared look-ups on every device."""
-    return {
-        inner: join_shared(value, shared[owner, inner]) if (owner, inner) in shared else value
-        for (owner, inner), value in found.items()
-        if owner == task
-    }
-
-
-def _norms(gradients: _Gradients) -> dict[str, jax.Array]:
+def _norms(gradients: Gradients) -> dict[str, jax.Array]:
     """Parts of the global norm. A table under a full softmax first takes its look-ups' gradients in (in place)."""
     norms = {"dense": optax.tree.norm(gradients.dense)}
     for table, sparse in gradients.sparse.items():
@@ -330,7 +81,7 @@ def _norms(gradients: _Gradients) -> dict[str, jax.Array]:
 def _update(
     config: StepConfig,
     state: TrainState,
-    gradients: _Gradients,
+    gradients: Gradients,
     norm: jax.Array,
     factor: jax.Array,
     apply: jax.Array,

@@ -20,12 +20,13 @@ from jaxrec.tasks.candidates import SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.inference import Inference
+from jaxrec.training.lookups import lookup_sizes
 from jaxrec.training.loop import restore
 from jaxrec.training.optimizer import OptimizerConfig
 from jaxrec.training.placed_tables import place_tables
 from jaxrec.training.setup import place_batch
 from jaxrec.training.state import abstract_checkpoint, to_checkpoint
-from jaxrec.training.step import lookup_sizes, make_train_step
+from jaxrec.training.step import make_train_step
 
 LENGTH, BATCH, STEPS = 16, 16, 3
 ENCODER = EncoderConfig(embed_dim=16, num_layers=1, num_heads=2, mlp_dim=16, max_positions=LENGTH)

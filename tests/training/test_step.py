@@ -18,7 +18,7 @@ from jaxrec.models.two_tower import ITEM, TwoTowerConfig
 from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.candidates import InBatch, SampledBinary, SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
-from jaxrec.training import step as step_module
+from jaxrec.training.lookups import make_plans
 from jaxrec.training.optimizer import OptimizerConfig, decay_mask, schedule_factor
 from jaxrec.training.setup import place_batch
 from jaxrec.training.step import make_train_step
@@ -151,7 +151,7 @@ def test_sparse_tasks_touch_the_rows_of_the_batch_only(make, row_optimizer):
         changed = np.flatnonzero((logical(after.tables[ITEM]) != old).any(1))
         batch = batches(setup, 1)[0]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), 0)
-        plans = step_module._plans(setup.step, batch, key)
+        plans = make_plans(setup.step, batch, key)
         draws = np.concatenate([plans[name].shared_lookups["negatives"] for name in ("sampled", "binary")])
     assert len(changed)
     assert set(changed) <= (set(np.unique(batch.item_ids)) | set(np.unique(draws))) - {0}

@@ -1,0 +1,42 @@
+"""What a train step is made of."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import optax
+from flax import nnx
+
+from jaxrec.core.partition import Layout
+from jaxrec.core.precision import ActivationDtype
+from jaxrec.embedding.engine import Exchange
+from jaxrec.embedding.row_optimizer import RowOptimizer
+from jaxrec.embedding.table import TableSpec
+from jaxrec.tasks.base import DataFacts, Task
+from jaxrec.training.balance import Balance
+from jaxrec.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What the step is made of; all static."""
+
+    graphdef: nnx.GraphDef
+    abstract: nnx.State
+    layout: Layout
+    gather_dtype: ActivationDtype
+    tables: Mapping[str, TableSpec]
+    tasks: Mapping[str, Task]
+    balance: Balance
+    facts: DataFacts
+    optimizer: optax.GradientTransformation
+    optimizer_config: OptimizerConfig
+    row_optimizer: RowOptimizer
+    exchange: Exchange
+    num_train_steps: int
+    accumulation_steps: int
+    seed: int
+
+    def key(self, step: jax.Array) -> jax.Array:
+        """What a step draws from."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 2), step)
