@@ -18,10 +18,11 @@ from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.candidates import SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.inference import Inference
+from jaxrec.training.lookups import whole_tables
 from jaxrec.training.optimizer import OptimizerConfig
 from jaxrec.training.setup import place_batch
 from jaxrec.training.state import make_model, merge_model
-from jaxrec.training.step import make_train_step, whole_tables
+from jaxrec.training.step import make_train_step
 
 LENGTH, ROWS = 16, 16
 HSTU = EncoderConfig(
