@@ -149,6 +149,12 @@ def test_drawings_describe_themselves():
     assert any("model 0.2000" in label for label in labels)
 
 
+def test_a_funnel_says_what_it_counted():
+    counts = {"first": "<click>", "num_events": 4183, "labels": 23, "predicted": 0, "calibrated": 1}
+    text = render_report(evaluation(funnels={"long_view": counts}), [], [], {})
+    assert "long_view without &lt;click&gt;: 23 of 4,183 labels, 0 predictions." in text
+
+
 def test_parts_that_are_absent_are_left_out():
     bare = {
         name: evaluation()[name]
