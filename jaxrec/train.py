@@ -83,6 +83,8 @@ def describe(setup: Setup, dataset: PreparedDataset) -> None:
     )  # fmt: skip
     dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.step.abstract))
     logger.info("%d dense parameters", dense)
+    for line in setup.step.rates.summary():
+        logger.info("%s", line)
     whole = whole_tables(setup.tables, setup.step.tasks)
     for name, table in setup.tables.items():
         rows, parts = table.rows_per_shard(setup.mesh.size), table.placement.num_parts
@@ -90,7 +92,8 @@ def describe(setup: Setup, dataset: PreparedDataset) -> None:
         logger.info(
             "table %s: %d rows x %d, %d rows x %d on each of %d devices (%d of padding), gradient %s",
             name, table.num_rows, table.dim, rows, table.dim // parts, setup.mesh.size, padding,
-            "dense and shard-local: a full softmax touches every row" if name in whole
+            "none: it is frozen" if not setup.step.rates.tables[name]
+            else "dense and shard-local: a full softmax touches every row" if name in whole
             else "sparse: rows of the batch only",
         )  # fmt: skip
     if (plan := setup.placement_plan) is not None:

@@ -704,6 +704,23 @@ def test_classes_and_keys_count_as_fields():
     assert differences(changed("tasks.masked=MaskedItem", config=before), before) == added
 
 
+def test_keys_of_plain_values_hold_dots_and_keep_their_order():
+    rates = changed("weights.a.*=0", "weights.b=1", "weights.a.b.*=2", config=Toy(weights={"b": 3.0})).weights
+    assert list(rates.items()) == [("a.*", 0.0), ("b", 1.0), ("a.b.*", 2.0)]
+    assert changed("weights.a.*=none", config=Toy(weights=rates)).weights == {"b": 1.0, "a.b.*": 2.0}
+    with pytest.raises(ValueError, match=r"config.weights has no key 'c.d'"):
+        changed("weights.c.d=none")
+
+
+def test_another_order_of_keys_is_another_run():
+    before, after = (changed(*some, config=train_config()) for some in (
+        ("optimizer.rates.encoder.*=0", "optimizer.rates.item=1"),
+        ("optimizer.rates.item=1", "optimizer.rates.encoder.*=0"),
+    ))  # fmt: skip
+    assert differences(before, before) == []
+    assert differences(before, after) == ["the order of keys"]
+
+
 def test_an_older_run_without_a_newer_field_can_be_resumed():
     tree = json.loads(to_json(train_config()))
     del tree["accumulation_steps"]

@@ -271,12 +271,16 @@ def _differences(old_json: str, new_json: str, *, same_data: bool) -> dict[str, 
     if old["optimizer.schedule"] == new["optimizer.schedule"] == '"constant"':
         # The other schedules fall towards the last step, so that a new end is another curve.
         may_change += ("num_train_steps",)
-    return {
+    counts = lambda name: not any(f"{name}.".startswith(f"{prefix}.") for prefix in may_change)  # noqa: E731
+    changed = {
         name: (old.get(name, "absent"), new.get(name, "absent"))
         for name in old | new
-        if old.get(name) != new.get(name)
-        and not any(f"{name}.".startswith(f"{prefix}.") for prefix in may_change)
+        if old.get(name) != new.get(name) and counts(name)
     }
+    # Fields have the order of their class; keys may change theirs, and that of tasks and of rates counts.
+    orders = ([name for name in one if name in old and name in new and counts(name)] for one in (old, new))
+    moved = [(was, now) for was, now in zip(*orders, strict=True) if was != now]
+    return changed | ({"the order of keys": moved[0]} if moved else {})
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrec.core.partition import sharding
@@ -21,6 +22,7 @@ from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.cached_tables import check_cache_rows
 from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
+from jaxrec.training.rates import make_rates
 from jaxrec.training.state import TrainState, abstract_state, init_state, split_model
 from jaxrec.training.step import StepConfig, whole_tables
 
@@ -123,7 +125,8 @@ def make_setup(
     """Derives the static parts.
 
     Raises:
-      ValueError: a task needs a column that the dataset lacks (names both), or a table cannot live on the host.
+      ValueError: a task needs a column that the dataset lacks (names both), a table cannot live on the host, or a rate
+        is of no parameter.
     """
     for task in tasks.values():
         task.check_data(facts)
@@ -143,6 +146,7 @@ def make_setup(
         facts=facts,
         optimizer=dense_optimizer(optimizer, num_train_steps),
         optimizer_config=optimizer,
+        rates=make_rates(optimizer, nnx.to_pure_dict(abstract), tables),
         row_optimizer=row_optimizer,
         exchange=exchange,
         num_train_steps=num_train_steps,

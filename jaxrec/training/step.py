@@ -37,6 +37,7 @@ from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
+from jaxrec.training.rates import Rates
 from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
 
 Metrics = dict[str, jax.Array]
@@ -58,6 +59,7 @@ class StepConfig:
     facts: DataFacts
     optimizer: optax.GradientTransformation
     optimizer_config: OptimizerConfig
+    rates: Rates
     row_optimizer: RowOptimizer
     exchange: Exchange
     num_train_steps: int
@@ -114,6 +116,8 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
 class _Gradients:
     """Gradients of one batch: of dense parameters, of looked-up rows, and of whole tables (full softmax).
 
+    Frozen tables have none, and those of frozen dense parameters are zero.
+
     Attributes:
       extra_rounds: of the look-ups' exchange, beyond the first.
     """
@@ -168,7 +172,7 @@ def _gradients(
         return jax.tree.map(jnp.add, carry, summed), (found.ids, found.rows)
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    tables = _catalogue(config, state)
+    tables = config.rates.trained(_catalogue(config, state))
     losses = {name: jnp.float32(0) for name in config.tasks}
     start = (zeros(state.dense), zeros(tables), losses, jnp.int32(0))
     (dense, catalogue, losses, extra_rounds), (ids, rows) = jax.lax.scan(body, start, (parts, keys))
@@ -241,6 +245,7 @@ def _microbatch(
     memory = _memory_of_events(config, state, batch)
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+        dense, rows, catalogue = config.rates.stop_gradients(dense, rows, catalogue)
         whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
         model = merge_model(config.graphdef, config.abstract, whole)
         forward = Forward(
@@ -264,6 +269,7 @@ def _microbatch(
     (_, losses), (dense, row_gradients, tables) = jax.value_and_grad(
         loss_fn, argnums=(0, 1, 2), has_aux=True
     )(state.dense, rows, catalogue)
+    tables, row_gradients = config.rates.trained(tables), config.rates.trained(row_gradients)
     return _Microbatch(dense, tables, losses, extra_rounds, ids, routes, row_gradients)
 
 
@@ -340,12 +346,12 @@ def _update(
     clean = lambda tree: jax.tree.map(lambda g: jnp.where(apply, g, 0.0) * scale, tree)  # noqa: E731
     updates, dense_slots = config.optimizer.update(clean(gradients.dense), state.dense_slots, state.dense)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)  # noqa: E731
-    dense = keep(optax.apply_updates(state.dense, updates), state.dense)
+    dense = keep(config.rates.step(state.dense, updates), state.dense)
 
-    tables, table_slots = {}, {}
-    rate = config.row_optimizer.learning_rate * factor
-    for name, table in state.tables.items():
+    tables, table_slots = dict(state.tables), dict(state.table_slots)
+    for name, table in config.rates.trained(state.tables).items():
         slots = state.table_slots[name]
+        rate = config.row_optimizer.learning_rate * config.rates.tables[name] * factor
         if name in gradients.catalogue:
             gradient = clean(gradients.catalogue[name])
             tables[name], table_slots[name] = apply_dense(
@@ -367,7 +373,7 @@ def _update(
         # The average starts as the parameters themselves; a short memory at first forgets the random start.
         memory = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         current = {"dense": dense, "tables": {name: tables[name] for name in ema["tables"]}}
-        ema = keep(jax.tree.map(lambda a, p: a * memory + p * (1 - memory), ema, current), ema)
+        ema = keep(config.rates.average(ema, current, memory), ema)
     return TrainState(
         step=jnp.where(apply, state.step + 1, state.step),
         dense=dense,
