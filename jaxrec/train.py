@@ -18,7 +18,7 @@ from jaxrec.core.mesh import device_kind, initialize_platform, make_mesh
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
-from jaxrec.runs import open_dataset, run_of_state, setup_run
+from jaxrec.runs import open_dataset, run_of_state, setup_run, start_of
 from jaxrec.training.loop import LoopConfig, NotFiniteError, train
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import TrainState
@@ -50,6 +50,7 @@ def train_run(config: TrainConfig, workdir: Path) -> TrainState:
     dataset = open_dataset(config, workdir)
     with jax.set_mesh(mesh):
         setup = setup_run(config, dataset, mesh)
+        initialize = start_of(config, dataset, setup, workdir)
         write_run_config(workdir, config, data_fingerprint=dataset.metadata.fingerprint)
         describe(setup, dataset)
 
@@ -68,7 +69,7 @@ def train_run(config: TrainConfig, workdir: Path) -> TrainState:
         users = validation_users(config, dataset)
         state = train(
             setup, dataset, loop, workdir,
-            lambda state: validation_metrics(config, dataset, setup, state, users),
+            lambda state: validation_metrics(config, dataset, setup, state, users), initialize,
         )  # fmt: skip
     logger.info("done: %s; evaluate it with python -m jaxrec.evaluate --workdir=%s", workdir, workdir)
     return state

@@ -657,6 +657,7 @@ def with_encoder(**changes):
         ({"tasks": {}}, "tasks is empty"),
         ({"tasks": {"a": NextItem(weight=0)}}, r"weights of all tasks \(a\) are 0"),
         ({"tasks": {"a b": NextItem()}}, "task name 'a b'"),
+        ({"init_without": ("item",)}, r"init_without=\('item',\) leaves out parts of nothing; set init_from"),
         ({"model": with_encoder(max_positions=64)}, "history_length=200 is more than model.encoder.max_positions=64"),
     ],
 )  # fmt: skip
@@ -761,6 +762,16 @@ def test_the_data_may_move_while_they_are_the_same(tmp_path):
         write_run_config(tmp_path, moved, data_fingerprint="xyz")
     write_run_config(tmp_path, moved, data_fingerprint="abc")
     assert read_run_config(tmp_path).data.path == "new"
+
+
+def test_where_a_run_started_is_seen_from_its_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run_config("runs/b", train_config(init_from="runs/a"))
+    assert read_run_config("runs/b").init_from == "../a"
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    write_run_config("moved/b", train_config(init_from=str(tmp_path / "moved" / "a")))
+    with pytest.raises(ValueError, match=r'init_from was "../a", and is "../c"'):
+        write_run_config("moved/b", train_config(init_from="moved/c"))
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -205,6 +205,8 @@ def write_run_config(
         ValueError: the workdir belongs to another run; the message names the fields that differ.
     """
     path = Path(workdir) / CONFIG_FILE
+    if config.init_from:  # seen from the workdir, so that both may move together
+        config = dataclasses.replace(config, init_from=os.path.relpath(config.init_from, workdir))
     new = to_json(config)
     old = _read_run_file(path)
     if old is not None:

@@ -33,6 +33,9 @@ class TrainConfig:
       global_batch_size: packed rows an update, over all devices.
       accumulation_steps: microbatches that an update is computed in, one after the other.
       mesh_shape: devices along (data, model); -1 is inferred.
+      init_from: workdir of another run whose parameters this one starts from, its best ones by validation, else its
+        newest; rows by the keys of items and users. "" = fresh. It counts when a run starts, not when it resumes.
+      init_without: glob patterns of the parameters and tables that start fresh although that run has them.
       seed: of the initial parameters, the order of the data, the dropout and the sampling.
       log_every_steps: interval of the metrics.
       checkpoint_every_steps: interval of the checkpoints.
@@ -53,6 +56,8 @@ class TrainConfig:
     global_batch_size: int
     accumulation_steps: int = 1
     mesh_shape: tuple[int, int] = (INFER, 1)
+    init_from: str = ""
+    init_without: tuple[str, ...] = ()
     seed: int = 0
     log_every_steps: int = 20
     checkpoint_every_steps: int = 200
@@ -89,6 +94,8 @@ def _size_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name}={getattr(config, name)} must be at least 1."
     if not 0 <= config.seed < 2**31:
         yield f"seed={config.seed} must be at least 0 and below 2**31."
+    if config.init_without and not config.init_from:
+        yield f"init_without={config.init_without} leaves out parts of nothing; set init_from, or leave it empty."
     positions = config.model.encoder.max_positions
     if config.data.history_length > positions:
         yield (

@@ -60,10 +60,10 @@ class Rates:
     def summary(self) -> list[str]:
         """A line for each factor other than 1: what has it."""
         by_rate: dict[float, list[str]] = {}
-        for path, rate in (_by_path(self.dense) | dict(self.tables)).items():
+        for path, rate in (by_path(self.dense) | dict(self.tables)).items():
             by_rate.setdefault(rate, []).append(path)
         return [
-            f"{'frozen' if not rate else f'learning rate x {rate:g}'}: {_shown(paths)}"
+            f"{'frozen' if not rate else f'learning rate x {rate:g}'}: {shown(paths)}"
             for rate, paths in sorted(by_rate.items())
             if rate != 1
         ]
@@ -79,7 +79,7 @@ def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> R
     Raises:
       ValueError: a pattern matches nothing, or everything is frozen.
     """
-    paths, tables = list(_by_path(dense)), list(tables)
+    paths, tables = list(by_path(dense)), list(tables)
     factors = dict.fromkeys([*paths, *tables], 1.0)
     for pattern, factor in config.rates.items():
         factors |= dict.fromkeys(matching(pattern, factors, f"optimizer.rates[{pattern!r}]={factor}"), factor)
@@ -88,7 +88,7 @@ def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> R
             f"optimizer.rates={dict(config.rates)} freezes every parameter; leave one to be trained."
         )
     layers = layer_factors(paths, config.layer_decay)
-    of_path = lambda path, _: factors[_name(path)] * layers[_name(path)]  # noqa: E731
+    of_path = lambda path, _: factors[path_name(path)] * layers[path_name(path)]  # noqa: E731
     return Rates(
         dense=jax.tree_util.tree_map_with_path(of_path, dense),
         tables={name: factors[name] for name in tables},
@@ -133,14 +133,17 @@ def layer_factors(paths: Iterable[str], decay: float) -> dict[str, float]:
     return {path: decay ** depth(path) for path in paths}
 
 
-def _by_path(tree: Tree) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def by_path(tree: Tree) -> dict[str, Any]:
+    """The leaves by dotted path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _name(path: Any) -> str:
+def path_name(path: Any) -> str:
+    """The dotted form of a path of `jax.tree_util`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _shown(paths: list[str]) -> str:
+def shown(paths: list[str]) -> str:
+    """The first few, and how many more there are."""
     more = len(paths) - SHOWN_PATHS
     return ", ".join(paths[:SHOWN_PATHS]) + (f" and {more} more" if more > 0 else "")
