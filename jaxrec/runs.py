@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxrec.config import TrainConfig, read_run_config, validate
+from jaxrec.config import TrainConfig, read_run_config, run_directory, validate
 from jaxrec.config.setup import setup_of
 from jaxrec.core.mesh import device_count, make_mesh
 from jaxrec.core.sparse_logits import SparseLogits
@@ -143,6 +143,13 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
         )
 
 
+def is_trained(config: TrainConfig, workdir: Path) -> bool:
+    """Whether the run in `workdir` has come to its end, and its last state is whole."""
+    with Checkpoints(str(workdir / "checkpoints"), keep=1, save_every_steps=1) as checkpoints:
+        newest = checkpoints.latest_manifest()
+    return newest is not None and newest.step >= config.num_train_steps
+
+
 def start_of(config: TrainConfig, dataset: PreparedDataset, setup: Setup, workdir: Path) -> Start | None:
     """What the run in `workdir` takes over from `config.init_from`; None = nothing, or it has a state of its own.
 
@@ -151,7 +158,7 @@ def start_of(config: TrainConfig, dataset: PreparedDataset, setup: Setup, workdi
     """
     if not config.init_from:
         return None
-    source = Path(config.init_from)
+    source = run_directory(Path(config.init_from))
     if source.resolve() == workdir.resolve():
         raise ValueError(
             f"init_from={config.init_from} is the run's own workdir; name another run, or leave it out: a run goes on "

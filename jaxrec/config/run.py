@@ -23,7 +23,8 @@ from typing import Any
 import jax
 
 from jaxrec.config.json_text import CLASS, CONFIG_FILE_MODULE, from_json, to_json
-from jaxrec.config.overrides import apply_overrides, describe_fields, split_overrides
+from jaxrec.config.overrides import describe_fields, split_overrides
+from jaxrec.config.stages import override_run
 from jaxrec.config.train_config import TrainConfig
 
 DEFAULT_VARIANT = "get_config"
@@ -171,7 +172,7 @@ def parse_train_arguments(description: str | None, arguments: Sequence[str] | No
     parser.add_argument("-h", "--help", action="store_true", help="show this, and the fields of the config")
     parsed, unknown = parser.parse_known_args(rest)
     try:
-        config = apply_overrides(load_config(parsed.config), overrides) if parsed.config else None
+        config = override_run(load_config(parsed.config), overrides) if parsed.config else None
         if parsed.help:
             parser.epilog = "fields of the config:\n" + (
                 describe_fields(config) if config else "  give --config=FILE with --help to see them"

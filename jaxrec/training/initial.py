@@ -133,7 +133,8 @@ class Start:
             why = f"no such {table.keyed_by} there"
             if name not in self._tables:
                 why = "init_without" if self._stored("tables", name) else "no such table there"
-            lines.append(f"  table {name}: {known:,} rows by key, {total - known:,} fresh ({why})")
+            fresh = f"{total - known:,} fresh ({why})" if known < total else "none fresh"
+            lines.append(f"  table {name}: {known:,} rows by key, {fresh}")
         groups = {
             "fresh, not there": [path for path in wanted if path not in there],
             "fresh, init_without": [path for path in wanted if path in there and path not in self._dense],
