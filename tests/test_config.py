@@ -657,6 +657,7 @@ def with_encoder(**changes):
         ({"tasks": {}}, "tasks is empty"),
         ({"tasks": {"a": NextItem(weight=0)}}, r"weights of all tasks \(a\) are 0"),
         ({"tasks": {"a b": NextItem()}}, "task name 'a b'"),
+        ({"model": with_encoder(lora_rank=4)}, "lora_rank=4 freezes the kernels that it adapts.*set init_from"),
         ({"init_without": ("item",)}, r"init_without=\('item',\) leaves out parts of nothing; set init_from"),
         ({"model": with_encoder(max_positions=64)}, "history_length=200 is more than model.encoder.max_positions=64"),
     ],

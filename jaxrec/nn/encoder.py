@@ -22,7 +22,8 @@ from jaxrec.core.partition import LAYOUTS, Layout
 from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_columns
 from jaxrec.nn.dropout import dropout
-from jaxrec.nn.layers import Dense, LayerNorm, parameter
+from jaxrec.nn.layers import LayerNorm, parameter
+from jaxrec.nn.lora import AdaptedDense, LoraSpec
 from jaxrec.nn.visibility import Visibility
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -58,6 +59,9 @@ class EncoderConfig:
         memory in proportion to the length, in plain JAX and by the kernel of the platform (TPU, GPU), which drops
         no weights; "auto" = full up to 512 positions, else fused where it can be, else chunked.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
+      lora_rank: of the adapters (`nn.lora`) on the blocks' kernels, which are frozen then: a run trains the adapters,
+        and what `optimizer.rates` leaves of the rest; 0 = none.
+      lora_alpha: the adapters count `lora_alpha / lora_rank`; 0 = as much as the rank.
       vocab_size, type_vocab_size: rows of the token and token-type tables; for the text encoder only.
     """
 
@@ -80,6 +84,8 @@ class EncoderConfig:
     gather_dtype: ActivationDtype = "float32"
     attention: AskedPath = "auto"
     dtype: ActivationDtype = "float32"
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
     vocab_size: int = 0
     type_vocab_size: int = 0
 
@@ -109,6 +115,11 @@ class EncoderConfig:
                 f"attention='fused' drops no attention weights, but attention_dropout_rate="
                 f"{self.attention_dropout_rate}; set it to 0, or attention to 'auto' or 'chunked'."
             )
+        if self.lora_rank < 0 or self.lora_alpha < 0 or (self.lora_alpha and not self.lora_rank):
+            raise ValueError(
+                f"lora_rank={self.lora_rank} and lora_alpha={self.lora_alpha} must not be negative, and without "
+                "adapters (lora_rank=0) there is no alpha."
+            )
         compute_dtype(self.dtype)
         compute_dtype(self.gather_dtype)
         if self.layout == "tensor" and self.gather_dtype != "float32":
@@ -116,6 +127,13 @@ class EncoderConfig:
                 f"gather_dtype={self.gather_dtype!r}: layout='tensor' gathers no kernels; use 'float32', or "
                 "layout='fsdp'."
             )
+
+    @property
+    def lora(self) -> LoraSpec | None:
+        """Of the blocks' kernels; None = no adapters."""
+        if not self.lora_rank:
+            return None
+        return LoraSpec(rank=self.lora_rank, scale=(self.lora_alpha or self.lora_rank) / self.lora_rank)
 
 
 class Block(nnx.Module):
@@ -128,11 +146,13 @@ class Block(nnx.Module):
             config.num_heads,
             config.attention_dropout_rate,
             layout=config.layout,
+            lora=config.lora,
             rngs=rngs,
         )
+        dense = functools.partial(AdaptedDense, lora=config.lora, rngs=rngs)
         self.attention_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
-        self.mlp_in = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
-        self.mlp_out = Dense(config.mlp_dim, config.embed_dim, ("mlp", "embed"), rngs=rngs)
+        self.mlp_in = dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"))
+        self.mlp_out = dense(config.mlp_dim, config.embed_dim, ("mlp", "embed"))
         self.mlp_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
 
     def __call__(

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxrec.embedding.engine import lookup
 from jaxrec.embedding.placement import Rows
 from jaxrec.embedding.table import TableSpec, from_logical
+from jaxrec.nn.lora import adapter_of
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.manifest import Manifest
 from jaxrec.training.rates import by_path, matching, path_name, shown
@@ -74,6 +75,11 @@ class Start:
         problems = [
             *self._problems("dense", {path: wanted[path].shape for path in self._dense}),
             *self._problems("tables", {name: (..., setup.tables[name].dim) for name in self._tables}),
+            *(
+                f"{path} has an adapter there and none here"
+                for path in self._dense
+                if self._stored("dense", adapter_of(path)) and adapter_of(path) not in wanted
+            ),
         ]
         if problems:
             raise ValueError(

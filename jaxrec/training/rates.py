@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxrec.nn.lora import adapter_of
 from jaxrec.training.optimizer import OptimizerConfig
 
 Tree = Any
@@ -72,6 +73,8 @@ class Rates:
 def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> Rates:
     """The factors of a model's parameters: `config.rates` times what `config.layer_decay` says.
 
+    A kernel with an adapter is frozen.
+
     Args:
       dense: the dense parameters, or anything of their tree.
       tables: names.
@@ -83,12 +86,13 @@ def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> R
     factors = dict.fromkeys([*paths, *tables], 1.0)
     for pattern, factor in config.rates.items():
         factors |= dict.fromkeys(matching(pattern, factors, f"optimizer.rates[{pattern!r}]={factor}"), factor)
+    for path, factor in layer_factors(paths, config.layer_decay).items():
+        factors[path] *= factor if adapter_of(path) not in factors else 0.0
     if not any(factors.values()):
         raise ValueError(
             f"optimizer.rates={dict(config.rates)} freezes every parameter; leave one to be trained."
         )
-    layers = layer_factors(paths, config.layer_decay)
-    of_path = lambda path, _: factors[path_name(path)] * layers[path_name(path)]  # noqa: E731
+    of_path = lambda path, _: factors[path_name(path)]  # noqa: E731
     return Rates(
         dense=jax.tree_util.tree_map_with_path(of_path, dense),
         tables={name: factors[name] for name in tables},

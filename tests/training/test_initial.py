@@ -179,6 +179,16 @@ def test_another_shape_is_named_with_both(make, one_device, trained):
     assert "user is [1024, 4] there and [rows, 6] here" in str(e.value)
 
 
+def test_adapters_are_not_left_behind(make, one_device, tmp_path):
+    adapted = make(one_device, model=model_of(make, one_device, encoder={"lora_rank": 2}), tasks=TASKS)
+    shapes = to_checkpoint(adapted.init_state(), adapted.tables, one_device)
+    with Checkpoints(str(tmp_path), keep=1, save_every_steps=1) as checkpoints:
+        checkpoints.save(1, shapes)
+    plain = make(one_device, model=model_of(make, one_device), tasks=TASKS)
+    with pytest.raises(ValueError, match="attention.qkv_kernel has an adapter there and none here"):
+        start(plain, tmp_path, {ITEM: matches_of(80)[ITEM], USER: matches_of(80, 60)[USER]})
+
+
 def test_nothing_in_common_is_an_error(make, one_device, trained):
     directory, _ = trained
     setup = make(one_device, model=model_of(make, one_device), tasks=TASKS)
