@@ -4,7 +4,8 @@
     python -m jaxrec.evaluate --compare runs/a runs/b
 
 The first writes `evaluation.json`, `ranks.parquet` (each user's rank) and `report.html` into the workdir. The second
-asks whether run B differs from run A by more than luck, user by user, from the ranks that the first saved.
+asks whether run B differs from run A by more than luck, user by user, from the ranks that the first saved. A workdir
+with stages stands for that of its last one.
 docs/evaluation.md says what the numbers mean.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from jaxrec.config import run_directory
 from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments
@@ -45,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate_workdir(given: argparse.Namespace, command: list[str]) -> Evaluation:
     """Evaluates the run of `--workdir`, saves what was found, and prints it."""
-    run = load_run(given.workdir, mesh_shape=given.mesh_shape)
+    workdir = run_directory(given.workdir)
+    run = load_run(workdir, mesh_shape=given.mesh_shape)
     with jax.set_mesh(run.mesh):
         evaluation = evaluate(
             run,
@@ -55,8 +58,8 @@ def evaluate_workdir(given: argparse.Namespace, command: list[str]) -> Evaluatio
             command="python -m " + shlex.join(command),
         )
     if jax.process_index() == 0:
-        save_evaluation(given.workdir, evaluation, run)
-        show(Console(), evaluation, given.workdir)
+        save_evaluation(workdir, evaluation, run)
+        show(Console(), evaluation, workdir)
     return evaluation
 
 
@@ -71,7 +74,7 @@ def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
 def print_comparison_of(workdirs: list[Path]) -> None:
     """Prints the paired tests between two evaluated runs."""
     config = EvaluationConfig()
-    path_a, path_b = workdirs
+    path_a, path_b = map(run_directory, workdirs)
     comparisons = compare_runs(path_a, path_b, config=config)
     print_comparison(Console(), str(path_a), str(path_b), comparisons, config.confidence)
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxrec.config import validate
+from jaxrec.config import run_directory, validate
 from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.data.pipeline import train_batches
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     start_logging()
     try:
         initialize_platform()
+        given.workdir = run_directory(given.workdir)
         values = interference_of(given)
     except (ValueError, OSError) as error:
         console = Console(stderr=True)

@@ -13,6 +13,7 @@ import jax
 import pyarrow as pa
 from rich.console import Console
 
+from jaxrec.config import run_directory
 from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments, positive
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def recommend(given: argparse.Namespace, console: Console) -> RecommendationCounts:
     """Opens the run, finds the users, writes the file."""
-    run = load_run(given.workdir, mesh_shape=given.mesh_shape)
+    run = load_run(run_directory(given.workdir), mesh_shape=given.mesh_shape)
     user_indices = None
     if given.users:
         key_type = pa.array(run.dataset.user_keys[:1]).type

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -12,21 +13,26 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxrec.config import TrainConfig, read_run_config, validate
+from jaxrec.config import TrainConfig, read_run_config, run_directory, validate
 from jaxrec.config.setup import setup_of
 from jaxrec.core.mesh import device_count, make_mesh
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
 from jaxrec.data.prepare import is_prepared, prepare
+from jaxrec.data.vocabulary import known_ids
+from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxrec.training.inference import Inference
+from jaxrec.training.initial import Match, Start
 from jaxrec.training.loop import restore
 from jaxrec.training.setup import Setup, dataset_facts
 from jaxrec.training.state import TrainState
 from jaxrec.training.writer import read_metrics
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
@@ -142,20 +148,62 @@ def load_state(
             mesh,
         )
         fresh = setup.init_state()
-        for name in ("best", "checkpoints"):
-            with Checkpoints(str(workdir / name), keep=1, save_every_steps=1) as checkpoints:
-                step = checkpoints.latest_step()
-                if step is None:
-                    continue
-                try:
-                    state = restore(setup, fresh, checkpoints)
-                except DamagedCheckpointError as error:
-                    if name == "checkpoints":
-                        raise
-                    logger.warning("%s; taking the newest checkpoint of the run instead", error)
-                    continue
-                logger.info("loaded step %d of %s", step, workdir / name)
-                return config, dataset, setup, state
+        state = _from_best(workdir, lambda checkpoints: restore(setup, fresh, checkpoints))
+        return config, dataset, setup, state
+
+
+def is_trained(config: TrainConfig, workdir: Path) -> bool:
+    """Whether the run in `workdir` has come to its end, and its last state is whole."""
+    with Checkpoints(str(workdir / "checkpoints"), keep=1, save_every_steps=1) as checkpoints:
+        newest = checkpoints.latest_manifest()
+    return newest is not None and newest.step >= config.num_train_steps
+
+
+def start_of(config: TrainConfig, dataset: PreparedDataset, setup: Setup, workdir: Path) -> Start | None:
+    """What the run in `workdir` takes over from `config.init_from`; None = nothing, or it has a state of its own.
+
+    Raises:
+      ValueError: there is no run, it is this one, or its parameters do not fit.
+    """
+    if not config.init_from:
+        return None
+    source = run_directory(Path(config.init_from))
+    if source.resolve() == workdir.resolve():
+        raise ValueError(
+            f"init_from={config.init_from} is the run's own workdir; name another run, or leave it out: a run goes on "
+            "from its own state by itself."
+        )
+    with Checkpoints(str(workdir / "checkpoints"), keep=1, save_every_steps=1) as own:
+        if own.latest_step() is not None:
+            return None
+    other = open_dataset(read_run_config(source), source)
+    keys = {
+        ITEM: lambda dataset: dataset.item_keys,
+        USER: lambda dataset: dataset.user_keys,
+    }
+    matches = {}
+    for name in {table.keyed_by for table in setup.tables.values()}:
+        here, there = keys[name](dataset), keys[name](other)
+        matches[name] = Match(known_ids=known_ids(here, there), num_known=len(there))
+    return _from_best(source, lambda checkpoints: Start(setup, checkpoints, matches, config.init_without))
+
+
+def _from_best(workdir: Path, load: Callable[[Checkpoints], T]) -> T:
+    """What `load` makes of a run's best state by validation where it kept one that is whole, else of its newest.
+
+    Raises:
+      ValueError: no complete checkpoint.
+    """
+    for name in ("best", "checkpoints"):
+        with Checkpoints(str(workdir / name), keep=1, save_every_steps=1) as checkpoints:
+            if checkpoints.latest_step() is None:
+                continue
+            try:
+                return load(checkpoints)
+            except DamagedCheckpointError as error:
+                if name == "checkpoints":
+                    raise
+                logger.warning("%s; taking the newest checkpoint of the run instead", error)
     raise ValueError(
         f"{workdir} holds no complete checkpoint yet; let python -m jaxrec.train --workdir={workdir} save one."
     )

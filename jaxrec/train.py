@@ -1,6 +1,7 @@
 """Trains a model: `python -m jaxrec.train --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-The same command resumes a run that was stopped. It runs on CPU, one GPU, several GPUs and TPU pods alike; only
+The same command resumes a run that was stopped. A config with stages trains them one after the other, each in a
+directory of its own in the workdir. It runs on CPU, one GPU, several GPUs and TPU pods alike; only
 `mesh_shape` changes, and -1 infers.
 """
 
@@ -12,16 +13,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxrec.config import TrainConfig, parse_train_arguments, write_run_config
+from jaxrec.config import (
+    TrainConfig,
+    note_stages,
+    parse_train_arguments,
+    stage_configs,
+    write_run_config,
+)
 from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import device_kind, initialize_platform, make_mesh
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
-from jaxrec.runs import open_dataset, run_of_state, setup_run
-from jaxrec.training.lookups import whole_tables
+from jaxrec.runs import is_trained, open_dataset, run_of_state, setup_run, start_of
 from jaxrec.training.loop import LoopConfig, NotFiniteError, train
-from jaxrec.training.setup import Setup
+from jaxrec.training.setup import Setup, describe
 from jaxrec.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -33,15 +39,29 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse_train_arguments(__doc__, arguments)
     try:
         initialize_platform()
-        train_run(given.config, given.workdir)
+        train_workdir(given.config, given.workdir)
     except (ValueError, OSError, NotFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def train_run(config: TrainConfig, workdir: Path) -> TrainState:
-    """Trains `config` in `workdir`, or resumes the run that is there."""
+def train_workdir(config: TrainConfig, workdir: Path) -> None:
+    """Trains the run of `config`, or its stages in their order, from where they were stopped."""
+    runs = stage_configs(config, workdir)
+    for name, run in runs.items():  # what is wrong with a later one is said before the first one trains
+        setup_run(run, open_dataset(run, workdir / name), make_mesh(run.mesh_shape))
+    note_stages(workdir, list(runs))
+    if not runs:
+        train_run(config, workdir)
+    for number, (name, run) in enumerate(runs.items(), 1):
+        logger.info("stage %s, %d of %d", name, number, len(runs))
+        if not train_run(run, workdir / name):
+            break
+
+
+def train_run(config: TrainConfig, workdir: Path) -> bool:
+    """Trains `config` in `workdir`, or resumes the run that is there; False = it was stopped before its end."""
     # 1. The mesh, and the config against it, before anything costly.
     mesh = make_mesh(config.mesh_shape)
     logger.info("%d devices (%s), mesh %s", mesh.size, device_kind(), dict(mesh.shape))
@@ -50,7 +70,11 @@ def train_run(config: TrainConfig, workdir: Path) -> TrainState:
     dataset = open_dataset(config, workdir)
     with jax.set_mesh(mesh):
         setup = setup_run(config, dataset, mesh)
+        initialize = start_of(config, dataset, setup, workdir)
         write_run_config(workdir, config, data_fingerprint=dataset.metadata.fingerprint)
+        if is_trained(config, workdir):
+            logger.info("%s is trained: %d steps", workdir, config.num_train_steps)
+            return True
         describe(setup, dataset)
 
         # 3. Train. Validation is handed in: the loop knows no metric.
@@ -68,38 +92,12 @@ def train_run(config: TrainConfig, workdir: Path) -> TrainState:
         users = validation_users(config, dataset)
         state = train(
             setup, dataset, loop, workdir,
-            lambda state: validation_metrics(config, dataset, setup, state, users),
+            lambda state: validation_metrics(config, dataset, setup, state, users), initialize,
         )  # fmt: skip
+    if int(jax.device_get(state.step)) < config.num_train_steps:
+        return False
     logger.info("done: %s; evaluate it with python -m jaxrec.evaluate --workdir=%s", workdir, workdir)
-    return state
-
-
-def describe(setup: Setup, dataset: PreparedDataset) -> None:
-    """Logs the sizes that a user wants to see before the wait."""
-    metadata = dataset.metadata
-    logger.info(
-        "%s: %d users, %d items, %d events, split %s",
-        metadata.name, metadata.num_users, metadata.num_items, metadata.num_events, metadata.split,
-    )  # fmt: skip
-    dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.step.abstract))
-    logger.info("%d dense parameters", dense)
-    whole = whole_tables(setup.tables, setup.step.tasks)
-    for name, table in setup.tables.items():
-        rows, parts = table.rows_per_shard(setup.mesh.size), table.placement.num_parts
-        padding = rows * table.placement.shards(setup.mesh.size) - table.num_rows * parts
-        logger.info(
-            "table %s: %d rows x %d, %d rows x %d on each of %d devices (%d of padding), gradient %s",
-            name, table.num_rows, table.dim, rows, table.dim // parts, setup.mesh.size, padding,
-            "dense and shard-local: a full softmax touches every row" if name in whole
-            else "sparse: rows of the batch only",
-        )  # fmt: skip
-    if (plan := setup.placement_plan) is not None:
-        logger.info("placement of the tables:\n%s", plan)
-        if plan.held_share > 1:
-            logger.warning(
-                "the tables need %.0f%% of a device's memory; take more devices or a narrower dim, or keep the table "
-                "of users on the host: cache_rows", 100 * plan.held_share,
-            )  # fmt: skip
+    return True
 
 
 def validation_users(config: TrainConfig, dataset: PreparedDataset) -> np.ndarray | None:

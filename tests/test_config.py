@@ -661,6 +661,8 @@ def with_encoder(**changes):
         ({"tasks": {"a": NextItem(weight=0)}}, r"weights of all tasks \(a\) are 0"),
         ({"tasks": {"a b": NextItem()}}, "task name 'a b'"),
         ({"balance": GradientSurgery()}, "balance=GradientSurgery balances tasks, and 'next_item' is the only one"),
+        ({"model": with_encoder(lora_rank=4)}, "lora_rank=4 freezes the kernels that it adapts.*set init_from"),
+        ({"init_without": ("item",)}, r"init_without=\('item',\) leaves out parts of nothing; set init_from"),
         ({"model": with_encoder(max_positions=64)}, "history_length=200 is more than model.encoder.max_positions=64"),
         (
             {"data": DataConfig(split=LeaveOneOut(validation=False)), "evaluation": EvaluationConfig(every_steps=5)},
@@ -712,6 +714,23 @@ def test_classes_and_keys_count_as_fields():
     assert differences(changed("tasks.masked=MaskedItem", config=before), before) == added
 
 
+def test_keys_of_plain_values_hold_dots_and_keep_their_order():
+    rates = changed("weights.a.*=0", "weights.b=1", "weights.a.b.*=2", config=Toy(weights={"b": 3.0})).weights
+    assert list(rates.items()) == [("a.*", 0.0), ("b", 1.0), ("a.b.*", 2.0)]
+    assert changed("weights.a.*=none", config=Toy(weights=rates)).weights == {"b": 1.0, "a.b.*": 2.0}
+    with pytest.raises(ValueError, match=r"config.weights has no key 'c.d'"):
+        changed("weights.c.d=none")
+
+
+def test_another_order_of_keys_is_another_run():
+    before, after = (changed(*some, config=train_config()) for some in (
+        ("optimizer.rates.encoder.*=0", "optimizer.rates.item=1"),
+        ("optimizer.rates.item=1", "optimizer.rates.encoder.*=0"),
+    ))  # fmt: skip
+    assert differences(before, before) == []
+    assert differences(before, after) == ["the order of keys"]
+
+
 def test_an_older_run_without_a_newer_field_can_be_resumed():
     tree = json.loads(to_json(train_config()))
     del tree["accumulation_steps"]
@@ -752,6 +771,16 @@ def test_the_data_may_move_while_they_are_the_same(tmp_path):
         write_run_config(tmp_path, moved, data_fingerprint="xyz")
     write_run_config(tmp_path, moved, data_fingerprint="abc")
     assert read_run_config(tmp_path).data.path == "new"
+
+
+def test_where_a_run_started_is_seen_from_its_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run_config("runs/b", train_config(init_from="runs/a"))
+    assert read_run_config("runs/b").init_from == "../a"
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    write_run_config("moved/b", train_config(init_from=str(tmp_path / "moved" / "a")))
+    with pytest.raises(ValueError, match=r'init_from was "../a", and is "../c"'):
+        write_run_config("moved/b", train_config(init_from="moved/c"))
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxrec.config import load_config, to_json
+from jaxrec.config import load_config, stage_configs, to_json
 from jaxrec.train import main
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -67,6 +67,7 @@ def test_the_promised_configs_are_there():
         "ml1m_multitask",
         "kuairand",
         "debug",
+        "pretrain_finetune",
         *OTHER_MESHES,
         *SMALLER,
     }
@@ -75,6 +76,10 @@ def test_the_promised_configs_are_there():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_every_config_trains_two_steps(path, directory, tmp_path):
+    config = load_config(str(path))
+    runs = {tmp_path / name: run for name, run in stage_configs(config, tmp_path).items()} or {
+        tmp_path: config
+    }
     status = main(
         [
             f"--config={path}",
@@ -87,17 +92,23 @@ def test_every_config_trains_two_steps(path, directory, tmp_path):
             "--config.accumulation_steps=1",
             "--config.log_every_steps=1",
             "--config.evaluation.every_steps=2",
+            *(f"--config.stages.{name}.num_train_steps=2" for name in config.stages),
         ]
     )
     assert status == 0
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for workdir, run in runs.items():
+        check_metrics(workdir, run.tasks)
+
+
+def check_metrics(workdir, tasks):
+    """Both steps logged a loss of each task, and it is a number."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = {
         (int(line["step"]), name): value
         for line in lines
         for name, value in line.items()
         if name.startswith("loss/")
     }
-    tasks = load_config(str(path)).tasks
     assert {(step, f"loss/{task}") for step in (1, 2) for task in tasks} <= set(losses)
     assert all(math.isfinite(value) for value in losses.values())
 

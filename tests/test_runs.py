@@ -140,6 +140,18 @@ def test_bad_input_ends_the_entry_with_one_line(directory, tmp_path, capsys):
     assert "/nowhere" in capsys.readouterr().err
 
 
+def test_where_a_run_cannot_start_is_said_and_leaves_nothing(workdir, directory, tmp_path):
+    itself = config_for(directory, init_from=str(tmp_path / "run" / ".." / "run"))
+    with pytest.raises(ValueError, match="is the run's own workdir; name another run"):
+        train_run(itself, tmp_path / "run")
+    with pytest.raises(ValueError, match="nowhere holds no run"):
+        train_run(config_for(directory, init_from=str(tmp_path / "nowhere")), tmp_path / "run")
+    wider = dataclasses.replace(load_config(str(DEBUG)).model, item_dim=12)
+    with pytest.raises(ValueError, match=r"projection is \[16, 8\] there and \[16, 12\] here"):
+        train_run(config_for(directory, init_from=str(workdir), model=wider), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_task_without_its_column_is_named(tmp_path, capsys):
     events = {"user_id": [1, 1, 1, 1], "item_id": [1, 2, 3, 4], "timestamp": [1, 2, 3, 4]}
     pq.write_table(pa.table(events), tmp_path / "events.parquet")

@@ -10,19 +10,25 @@ from jaxrec.config.run import (
     resume_differences,
     write_run_config,
 )
-from jaxrec.config.train_config import TrainConfig, validate
+from jaxrec.config.stages import note_stages, override_run, run_directory, stage_configs
+from jaxrec.config.train_config import Stage, TrainConfig, validate
 
 __all__ = [
     "RunArguments",
+    "Stage",
     "TrainConfig",
     "apply_overrides",
     "describe_fields",
     "from_json",
     "load_config",
+    "note_stages",
+    "override_run",
     "parse_train_arguments",
     "read_run_config",
     "resume_differences",
+    "run_directory",
     "split_overrides",
+    "stage_configs",
     "to_json",
     "validate",
     "write_run_config",

@@ -1,8 +1,9 @@
 """Overrides on the command line: `--config.optimizer.learning_rate=3e-4`, typed by the annotations of the fields.
 
 All overrides of a command are applied together, from the leaves up, so that two fields that must agree can change
-in one command. A mapping is addressed by its keys (`--config.tasks.next_item.weight=2`; `=none` takes a key out); a
-field that accepts several classes takes the name of one of them (`--config.data.split=GlobalTime`).
+in one command. A mapping is addressed by its keys (`--config.tasks.next_item.weight=2`; `=none` takes a key out), and
+where its values are plain, by all that follows: keys may hold dots (`--config.optimizer.rates.encoder.*=0`). A field
+that accepts several classes takes the name of one of them (`--config.data.split=GlobalTime`).
 """
 
 import dataclasses
@@ -36,10 +37,22 @@ BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclasses.dataclass
 class _Change:
-    """What the overrides ask of one node of the tree: a text for the node itself, and changes below it."""
+    """What the overrides ask of one node of the tree: a text for the node itself, and changes below it.
+
+    Attributes:
+      number: the text's place in the command.
+    """
 
     text: str | None = None
+    number: int = 0
     below: dict[str, "_Change"] = dataclasses.field(default_factory=dict)
+
+    def by_dotted_key(self) -> dict[str, "_Change"]:
+        """The changes below that bring a text, by all that is left of their paths, in the order of the command."""
+        found = {name: change for name, change in self.below.items() if change.text is not None}
+        for name, change in self.below.items():
+            found |= {f"{name}.{key}": below for key, below in change.by_dotted_key().items()}
+        return dict(sorted(found.items(), key=lambda item: item[1].number))
 
 
 def split_overrides(arguments: Sequence[str], *, prefix: str = "config") -> tuple[list[str], list[str]]:
@@ -57,7 +70,7 @@ def apply_overrides(config: Config, overrides: Sequence[str], *, prefix: str = "
             field; or the classes refuse the values together.
     """
     root = _Change()
-    for argument in overrides:
+    for number, argument in enumerate(overrides):
         path, equals, text = argument.partition("=")
         start = f"--{prefix}."
         names = path.removeprefix(start).split(".")
@@ -68,7 +81,7 @@ def apply_overrides(config: Config, overrides: Sequence[str], *, prefix: str = "
         node = root
         for name in names:
             node = node.below.setdefault(name, _Change())
-        node.text = text
+        node.text, node.number = text, number
     return _changed(config, type(config), root, prefix, config)
 
 
@@ -109,7 +122,8 @@ def _changed_keys(
 ) -> dict[str, Any]:
     of_values = mapping_value(annotation)
     result = dict(value)
-    for name, below in change.below.items():
+    plain = not dataclass_types(of_values) and mapping_value(of_values) is None
+    for name, below in (change.by_dotted_key() if plain else change.below).items():
         is_removal = below.text is not None and below.text.lower() == "none" and not is_optional(of_values)
         # A class or a plain value may bring a new key; a field below it, or its removal, needs an old one.
         if name not in result and (below.text is None or is_removal):
@@ -119,7 +133,9 @@ def _changed_keys(
         if is_removal:
             del result[name]
             continue
-        result[name] = _changed(result.get(name), of_values, below, f"{path}.{name}", root)
+        # Of plain values the order may count (`optimizer.rates`), and what is said later goes last.
+        old = result.pop(name, None) if plain else result.get(name)
+        result[name] = _changed(old, of_values, below, f"{path}.{name}", root)
     return result
 
 

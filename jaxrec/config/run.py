@@ -23,7 +23,8 @@ from typing import Any
 import jax
 
 from jaxrec.config.json_text import CLASS, CONFIG_FILE_MODULE, from_json, to_json
-from jaxrec.config.overrides import apply_overrides, describe_fields, split_overrides
+from jaxrec.config.overrides import describe_fields, split_overrides
+from jaxrec.config.stages import override_run
 from jaxrec.config.train_config import TrainConfig
 
 DEFAULT_VARIANT = "get_config"
@@ -171,7 +172,7 @@ def parse_train_arguments(description: str | None, arguments: Sequence[str] | No
     parser.add_argument("-h", "--help", action="store_true", help="show this, and the fields of the config")
     parsed, unknown = parser.parse_known_args(rest)
     try:
-        config = apply_overrides(load_config(parsed.config), overrides) if parsed.config else None
+        config = override_run(load_config(parsed.config), overrides) if parsed.config else None
         if parsed.help:
             parser.epilog = "fields of the config:\n" + (
                 describe_fields(config) if config else "  give --config=FILE with --help to see them"
@@ -205,6 +206,8 @@ def write_run_config(
         ValueError: the workdir belongs to another run; the message names the fields that differ.
     """
     path = Path(workdir) / CONFIG_FILE
+    if config.init_from:  # seen from the workdir, so that both may move together
+        config = dataclasses.replace(config, init_from=os.path.relpath(config.init_from, workdir))
     new = to_json(config)
     old = _read_run_file(path)
     if old is not None:
@@ -271,12 +274,16 @@ def _differences(old_json: str, new_json: str, *, same_data: bool) -> dict[str, 
     if old["optimizer.schedule"] == new["optimizer.schedule"] == '"constant"':
         # The other schedules fall towards the last step, so that a new end is another curve.
         may_change += ("num_train_steps",)
-    return {
+    counts = lambda name: not any(f"{name}.".startswith(f"{prefix}.") for prefix in may_change)  # noqa: E731
+    changed = {
         name: (old.get(name, "absent"), new.get(name, "absent"))
         for name in old | new
-        if old.get(name) != new.get(name)
-        and not any(f"{name}.".startswith(f"{prefix}.") for prefix in may_change)
+        if old.get(name) != new.get(name) and counts(name)
     }
+    # Fields have the order of their class; keys may change theirs, and that of tasks and of rates counts.
+    orders = ([name for name in one if name in old and name in new and counts(name)] for one in (old, new))
+    moved = [(was, now) for was, now in zip(*orders, strict=True) if was != now]
+    return changed | ({"the order of keys": moved[0]} if moved else {})
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -17,6 +17,28 @@ INFER = -1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the runs of a config with stages: what it has in place of the config's own; none = the same.
+
+    Attributes:
+      init_from: an earlier stage by its name, or the workdir of another run; none = the stage before, for the first
+        one the config's `init_from`; "" = fresh.
+      init_without: see `TrainConfig`; none = nothing, for the first one the config's.
+    """
+
+    data: DataConfig | None = None
+    model: TwoTowerConfig | None = None
+    tasks: Mapping[str, Task] | None = None
+    optimizer: OptimizerConfig | None = None
+    row_optimizer: RowOptimizer | None = None
+    num_train_steps: int | None = None
+    global_batch_size: int | None = None
+    evaluation: EvaluationConfig | None = None
+    init_from: str | None = None
+    init_without: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run: what it trains on, what it trains, and for how long.
 
@@ -35,6 +57,11 @@ class TrainConfig:
       global_batch_size: packed rows an update, over all devices.
       accumulation_steps: microbatches that an update is computed in, one after the other.
       mesh_shape: devices along (data, model); -1 is inferred.
+      init_from: workdir of another run whose parameters this one starts from, its best ones by validation, else its
+        newest; rows by the keys of items and users. "" = fresh. It counts when a run starts, not when it resumes.
+      init_without: glob patterns of the parameters and tables that start fresh although that run has them.
+      stages: runs that follow each other, each with a config of its own that differs from this one in some parts
+        (`config.stages`); {} = one run.
       seed: of the initial parameters, the order of the data, the dropout and the sampling.
       log_every_steps: interval of the metrics.
       checkpoint_every_steps: interval of the checkpoints.
@@ -56,6 +83,9 @@ class TrainConfig:
     global_batch_size: int
     accumulation_steps: int = 1
     mesh_shape: tuple[int, int] = (INFER, 1)
+    init_from: str = ""
+    init_without: tuple[str, ...] = ()
+    stages: Mapping[str, Stage] = field(default_factory=dict)
     seed: int = 0
     log_every_steps: int = 20
     checkpoint_every_steps: int = 200
@@ -94,6 +124,15 @@ def _size_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name}={getattr(config, name)} must be at least 1."
     if not 0 <= config.seed < 2**31:
         yield f"seed={config.seed} must be at least 0 and below 2**31."
+    if config.model.encoder.lora_rank and not config.init_from:
+        yield (
+            f"model.encoder.lora_rank={config.model.encoder.lora_rank} freezes the kernels that it adapts, and a fresh "
+            "run has nothing in them; set init_from to the run that trained them, or lora_rank to 0."
+        )
+    if config.stages:
+        yield f"stages={', '.join(config.stages)} are several runs; take one of config.stages.stage_configs."
+    if config.init_without and not config.init_from:
+        yield f"init_without={config.init_without} leaves out parts of nothing; set init_from, or leave it empty."
 
 
 def _data_problems(config: TrainConfig) -> Iterator[str]:

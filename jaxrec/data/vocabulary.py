@@ -3,7 +3,7 @@
 Codes are given in order of first appearance and mean nothing outside one run of prepare; the ids that leave it
 (`items.parquet`, `users.parquet`) are sorted, so the order of the rows in the source does not show.
 
-Letters: E events of a record batch, V distinct keys.
+Letters: E events of a record batch, V distinct keys, W keys of one data set.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
-__all__ = ["KeyIndex"]
+__all__ = ["KeyIndex", "known_ids"]
 
 
 class KeyIndex:
@@ -74,3 +74,20 @@ class KeyIndex:
         if self._kind == "string":
             return list(self._by_text)
         return self._sorted[np.argsort(self._codes)].tolist()
+
+
+def known_ids(keys: np.ndarray, known: np.ndarray) -> Int64[np.ndarray, " w_plus_1"]:
+    """For each id of one data set (0 = padding) the id of the same key in another, 0 where that does not know it.
+
+    Args:
+      keys: of the ids 1 .. W; numbers or strings.
+      known: the other data set's; where one has numbers and the other strings, no two are the same.
+    """
+    wanted, others = pa.array(keys), pa.array(known)
+    ids = np.zeros(len(keys) + 1, np.int64)
+    if pa.types.is_integer(wanted.type) != pa.types.is_integer(others.type):
+        return ids
+    if wanted.type != others.type:  # int64 and uint64: no integer type holds both
+        wanted, others = (one.cast(pa.decimal128(20)) for one in (wanted, others))
+    ids[1:] = pc.fill_null(pc.index_in(wanted, value_set=others), -1).to_numpy() + 1
+    return ids

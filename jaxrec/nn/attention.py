@@ -21,6 +21,7 @@ from jaxrec.nn.chunked_attention import CHUNK, attend_in_chunks
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.fused_attention import attend_fused
 from jaxrec.nn.layers import affine, glorot_normal, parameter
+from jaxrec.nn.lora import Adapter, LoraSpec
 from jaxrec.nn.positions import RelativeBias, rotate, score_bias
 from jaxrec.nn.visibility import MASKED, Path, Visibility
 
@@ -120,7 +121,7 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; query, key and value kernels lie in one array `[D, 3, H, K]`."""
+    """Multi-head self-attention; query, key and value kernels lie in one array `[D, 3, H, K]`, with one adapter."""
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class SelfAttention(nnx.Module):
         rotary: bool,
         relative_bias: RelativeBias,
         layout: Layout = "replicated",
+        lora: LoraSpec | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes random weights.
@@ -147,10 +149,15 @@ class SelfAttention(nnx.Module):
         self.relative_bias = relative_bias
         self.layout: Layout = layout
         kernel = glorot_normal(rngs.params(), (embed_dim, 3, num_heads, head_dim), embed_dim, embed_dim)
-        self.qkv_kernel = parameter(kernel, "embed", None, "heads", None)
+        names = ("embed", None, "heads", None)
+        self.qkv_kernel = parameter(kernel, *names)
+        self.qkv_lora = Adapter(kernel.shape, names, lora, num_in=1, rngs=rngs) if lora else None
         self.qkv_bias = parameter(jnp.zeros((3, num_heads, head_dim), jnp.float32), None, "heads", None)
         kernel = glorot_normal(rngs.params(), (num_heads, head_dim, embed_dim), embed_dim, embed_dim)
-        self.out_kernel = parameter(kernel, "heads", None, "embed")
+        self.out_kernel = parameter(kernel, *names[2:], "embed")
+        self.out_lora = (
+            Adapter(kernel.shape, (*names[2:], "embed"), lora, num_in=2, rngs=rngs) if lora else None
+        )
         self.out_bias = parameter(jnp.zeros((embed_dim,), jnp.float32), "embed")
 
     def __call__(
@@ -162,12 +169,11 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "b q d"]:
         """Attends from the query positions of `seen` to every position that they see, by the path of `seen`."""
         dim, query_positions = x.shape[-1], seen.query_positions
-        kernel, bias = self.qkv_kernel[...].reshape(dim, 3 * dim), self.qkv_bias[...].reshape(3 * dim)
         if query_positions is None:
-            queries, keys, values = jnp.split(affine(x, kernel, bias), 3, axis=-1)
+            queries, keys, values = jnp.split(self._project(x, slice(None)), 3, axis=-1)
         else:
-            queries = affine(take_columns(x, query_positions), kernel[:, :dim], bias[:dim])
-            keys, values = jnp.split(affine(x, kernel[:, dim:], bias[dim:]), 2, axis=-1)
+            queries = self._project(take_columns(x, query_positions), slice(dim))
+            keys, values = jnp.split(self._project(x, slice(dim, None)), 2, axis=-1)
         queries, keys, values = (self._split_heads(part) for part in (queries, keys, values))
         if self.rotary:
             queries, keys = rotate(queries, seen.queries.columns), rotate(keys, seen.keys.columns)
@@ -183,7 +189,15 @@ class SelfAttention(nnx.Module):
                     queries, keys, values, seen.segment_ids, causal=seen.causal, layout=self.layout
                 )
         mixed = self._join_heads(mixed)
-        return affine(mixed, self.out_kernel[...].reshape(dim, dim), self.out_bias[...])
+        out = affine(mixed, self.out_kernel[...].reshape(dim, dim), self.out_bias[...])
+        return out if self.out_lora is None else out + self.out_lora(mixed)
+
+    def _project(self, x: Float[Array, "b l d"], columns: slice) -> Float[Array, "b l f"]:
+        """Queries, keys and values side by side, or some of them."""
+        dim = x.shape[-1]
+        kernel, bias = self.qkv_kernel[...].reshape(dim, 3 * dim), self.qkv_bias[...].reshape(3 * dim)
+        out = affine(x, kernel[:, columns], bias[columns])
+        return out if self.qkv_lora is None else out + self.qkv_lora(x, columns)
 
     def _split_heads(self, x: Float[Array, "b l d"]) -> Float[Array, "b h l k"]:
         batch, length, dim = x.shape

@@ -23,7 +23,8 @@ from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_columns
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.hstu import PointwiseAttention
-from jaxrec.nn.layers import Dense, LayerNorm, parameter
+from jaxrec.nn.layers import LayerNorm, parameter
+from jaxrec.nn.lora import AdaptedDense, LoraSpec
 from jaxrec.nn.positions import RelativeBias
 from jaxrec.nn.visibility import Visibility
 
@@ -69,6 +70,9 @@ class EncoderConfig:
         memory in proportion to the length, in plain JAX and by the kernel of the platform (TPU, GPU), which drops
         no weights and adds no bias; "auto" = full up to 512 positions, else fused where it can be, else chunked.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
+      lora_rank: of the adapters (`nn.lora`) on the blocks' kernels, which are frozen then: a run trains the adapters,
+        and what `optimizer.rates` leaves of the rest; 0 = none.
+      lora_alpha: the adapters count `lora_alpha / lora_rank`; 0 = as much as the rank.
       vocab_size, type_vocab_size: rows of the token and token-type tables; for the text encoder only.
     """
 
@@ -95,6 +99,8 @@ class EncoderConfig:
     gather_dtype: ActivationDtype = "float32"
     attention: AskedPath = "auto"
     dtype: ActivationDtype = "float32"
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
     vocab_size: int = 0
     type_vocab_size: int = 0
 
@@ -117,6 +123,11 @@ class EncoderConfig:
             raise ValueError(f"layout={self.layout!r} must be one of {', '.join(LAYOUTS)}.")
         self._check_attention()
         self._check_block()
+        if self.lora_rank < 0 or self.lora_alpha < 0 or (self.lora_alpha and not self.lora_rank):
+            raise ValueError(
+                f"lora_rank={self.lora_rank} and lora_alpha={self.lora_alpha} must not be negative, and without "
+                "adapters (lora_rank=0) there is no alpha."
+            )
         compute_dtype(self.dtype)
         compute_dtype(self.gather_dtype)
         if self.layout == "tensor" and self.gather_dtype != "float32":
@@ -164,6 +175,8 @@ class EncoderConfig:
                     f"{name}={getattr(self, name)!r}: block='hstu' has no MLP and computes with SiLU; set it to "
                     f"{wanted!r}."
                 )
+        if self.lora_rank:
+            raise ValueError(f"lora_rank={self.lora_rank}: block='hstu' takes no adapters; set it to 0.")
         if self.mlp_dim % self.num_heads:
             raise ValueError(
                 f"mlp_dim={self.mlp_dim} is not a multiple of num_heads={self.num_heads}, among which block='hstu' "
@@ -175,20 +188,28 @@ class EncoderConfig:
         """Whether the attention is one that no kernel computes, dropout aside."""
         return self.block == "hstu" or self.positions == "relative" or self.time_bias
 
+    @property
+    def lora(self) -> LoraSpec | None:
+        """Of the blocks' kernels; None = no adapters."""
+        if not self.lora_rank:
+            return None
+        return LoraSpec(rank=self.lora_rank, scale=(self.lora_alpha or self.lora_rank) / self.lora_rank)
+
 
 class Block(nnx.Module):
     """One layer: attention, then (but in HSTU) an MLP, each with a residual connection and a normalisation."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
+        dense = functools.partial(AdaptedDense, lora=config.lora, rngs=rngs)
         self.attention = _attention(config, rngs)
         self.attention_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
         if config.block == "hstu":
             return
-        self.mlp_in = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
+        self.mlp_in = dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"))
         if config.mlp == "gated":
-            self.mlp_gate = Dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"), rngs=rngs)
-        self.mlp_out = Dense(config.mlp_dim, config.embed_dim, ("mlp", "embed"), rngs=rngs)
+            self.mlp_gate = dense(config.embed_dim, config.mlp_dim, ("embed", "mlp"))
+        self.mlp_out = dense(config.mlp_dim, config.embed_dim, ("mlp", "embed"))
         self.mlp_norm = LayerNorm(config.embed_dim, config.layer_norm_epsilon)
 
     def __call__(
@@ -251,6 +272,7 @@ def _attention(config: EncoderConfig, rngs: nnx.Rngs) -> SelfAttention | Pointwi
         rotary=rotary,
         relative_bias=relative_bias,
         layout=config.layout,
+        lora=config.lora,
         rngs=rngs,
     )
 

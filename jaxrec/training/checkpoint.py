@@ -218,8 +218,7 @@ class Checkpoints:
             DamagedCheckpointError: there are complete steps, and all are damaged.
             ValueError: the checkpoint holds another state; the message names the paths.
         """
-        self.wait()
-        found = self._newest_intact()
+        found = self.latest_manifest()
         if found is None:
             return None
         path = self.directory / str(found.step)
@@ -242,11 +241,12 @@ class Checkpoints:
         Raises:
             DamagedCheckpointError: there are complete steps, and all are damaged.
         """
-        self.wait()
-        found = self._newest_intact()
+        found = self.latest_manifest()
         return None if found is None else dict(found.metadata)
 
-    def _newest_intact(self) -> Manifest | None:
+    def latest_manifest(self) -> Manifest | None:
+        """What the newest intact step holds, or None where there is no checkpoint; raises as `latest_metadata` does."""
+        self.wait()
         while (step := self.latest_step()) is not None:
             path = self.directory / str(step)
             manifest, problem = None, "another process found it so"

@@ -36,6 +36,8 @@ Metrics = dict[str, jax.Array]
 class Gradients:
     """Gradients of one batch: of dense parameters, of looked-up rows, and of whole tables (full softmax).
 
+    Frozen tables have none, and those of frozen dense parameters are zero.
+
     Attributes:
       extra_rounds: of the look-ups' exchange, beyond the first.
       losses: means over the global batch, by task.
@@ -109,7 +111,7 @@ def _all_microbatches(config: StepConfig, state: TrainState, batch: Batch, key: 
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     dense = [zeros(state.dense) for _ in config.balance.passes(config.tasks)]
-    tables = catalogue_of(config, state)
+    tables = config.rates.trained(catalogue_of(config, state))
     losses = {name: jnp.float32(0) for name in config.tasks}
     start = (dense, zeros(tables), losses, jnp.int32(0))
     (dense, catalogue, losses, extra_rounds), (ids, rows) = jax.lax.scan(body, start, (parts, keys))
@@ -133,6 +135,7 @@ def _microbatch(
     def loss_fn(
         asked: tuple[str, ...], dense: Any, rows: Rows, catalogue: dict[str, jax.Array]
     ) -> tuple[jax.Array, Metrics]:
+        dense, rows, catalogue = config.rates.stop_gradients(dense, rows, catalogue)
         whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
         model = merge_model(config.graphdef, config.abstract, whole)
         forward = Forward(
@@ -169,7 +172,7 @@ def _microbatch(
         losses |= of_pass
         summed = others if summed is None else jax.tree.map(jnp.add, summed, others)
     assert summed is not None, "a run has a task"
-    row_gradients, tables = summed
+    row_gradients, tables = map(config.rates.trained, summed)
     return _Found(dense_gradients, tables, losses, extra_rounds, ids, routes, row_gradients)
 
 

@@ -56,8 +56,12 @@ def train(
     config: LoopConfig,
     workdir: Path,
     validate: Callable[[TrainState], dict[str, float]] | None,
+    initialize: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
     """Trains until `num_train_steps`, from the newest complete checkpoint of `workdir` where there is one.
+
+    Args:
+      initialize: makes the first state from a fresh one; a run that resumes does not ask it.
 
     Raises:
       NotFiniteError: names the step (= the batch's index) and the tasks.
@@ -76,9 +80,11 @@ def train(
         start = int(jax.device_get(state.step))
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
-        elif setup.model.memory is not None:
-            counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
-            state = dataclasses.replace(state, memory=counted)
+        else:
+            state = initialize(state) if initialize else state
+            if setup.model.memory is not None:
+                counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
+                state = dataclasses.replace(state, memory=counted)
         best_value = _best_value(best, config.metric)
         cached = CachedTables(setup.cache_rows, state, setup.mesh)
         state = cached.enter(state)

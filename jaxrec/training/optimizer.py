@@ -1,6 +1,8 @@
 """The optimizer of the dense parameters, and the schedule that the tables' rates follow too."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -19,6 +21,10 @@ class OptimizerConfig:
       weight_decay: decoupled, on kernels only (no biases, norms, positions).
       ema_decay: keep an exponential average of the parameters, and of tables under a full softmax, and evaluate
         with it; 0 = off.
+      rates: factors of the learning rate by glob pattern of a parameter's dotted path or of a table's name; of several
+        that match the last one counts. 0 = frozen.
+      layer_decay: what the rate loses from one block of an encoder to the one below it; see `rates.layer_factors`.
+        Tables do not take part: they feed the encoder and are scored against. 1 = nothing.
     """
 
     learning_rate: float = 1e-3
@@ -31,6 +37,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     max_gradient_norm: float = 0.0
     ema_decay: float = 0.0
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.learning_rate < 0:
@@ -42,6 +50,15 @@ class OptimizerConfig:
         if self.max_gradient_norm < 0:
             raise ValueError(
                 f"optimizer.max_gradient_norm={self.max_gradient_norm} must not be negative; 0 = none."
+            )
+        for pattern, factor in self.rates.items():
+            if not 0 <= factor < math.inf:
+                raise ValueError(
+                    f"optimizer.rates[{pattern!r}]={factor} must be a finite factor of at least 0; 0 = frozen."
+                )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"optimizer.layer_decay={self.layer_decay} must be above 0 and at most 1; 1 = all layers alike."
             )
 
 

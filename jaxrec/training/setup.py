@@ -1,6 +1,7 @@
 """From a config and a dataset to everything that a step needs. Training and inference both start here."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TypeVar
@@ -8,6 +9,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrec.core.partition import sharding
@@ -23,10 +25,13 @@ from jaxrec.training.balance import Balance, FixedWeights
 from jaxrec.training.cached_tables import check_cache_rows
 from jaxrec.training.lookups import whole_tables
 from jaxrec.training.optimizer import OptimizerConfig, dense_optimizer
+from jaxrec.training.rates import make_rates
 from jaxrec.training.state import TrainState, abstract_state, init_state, split_model
 from jaxrec.training.step_config import StepConfig
 
 Tree = TypeVar("Tree")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,8 +133,8 @@ def make_setup(
     """Derives the static parts.
 
     Raises:
-      ValueError: a task or the model needs a column that the dataset lacks (names both), or a table cannot live on
-        the host.
+      ValueError: a task or the model needs a column that the dataset lacks (names both), a table cannot live on the
+        host, or a rate is of no parameter.
     """
     if model.encoder.time_bias and not facts.has_timestamps:
         raise ValueError(
@@ -156,6 +161,7 @@ def make_setup(
         facts=facts,
         optimizer=dense_optimizer(optimizer, num_train_steps),
         optimizer_config=optimizer,
+        rates=make_rates(optimizer, nnx.to_pure_dict(abstract), tables),
         row_optimizer=row_optimizer,
         exchange=exchange,
         num_train_steps=num_train_steps,
@@ -191,6 +197,37 @@ def _check_memory(tasks: Mapping[str, Task]) -> None:
         raise ValueError(
             f"model.memory is set, but {who}; use NextItem with FullSoftmax candidates, or set model.memory=none."
         )
+
+
+def describe(setup: Setup, dataset: PreparedDataset) -> None:
+    """Logs the sizes that a user wants to see before the wait."""
+    metadata = dataset.metadata
+    logger.info(
+        "%s: %d users, %d items, %d events, split %s",
+        metadata.name, metadata.num_users, metadata.num_items, metadata.num_events, metadata.split,
+    )  # fmt: skip
+    dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.step.abstract))
+    logger.info("%d dense parameters", dense)
+    for line in setup.step.rates.summary():
+        logger.info("%s", line)
+    whole = whole_tables(setup.tables, setup.step.tasks)
+    for name, table in setup.tables.items():
+        rows, parts = table.rows_per_shard(setup.mesh.size), table.placement.num_parts
+        padding = rows * table.placement.shards(setup.mesh.size) - table.num_rows * parts
+        logger.info(
+            "table %s: %d rows x %d, %d rows x %d on each of %d devices (%d of padding), gradient %s",
+            name, table.num_rows, table.dim, rows, table.dim // parts, setup.mesh.size, padding,
+            "none: it is frozen" if not setup.step.rates.tables[name]
+            else "dense and shard-local: a full softmax touches every row" if name in whole
+            else "sparse: rows of the batch only",
+        )  # fmt: skip
+    if (plan := setup.placement_plan) is not None:
+        logger.info("placement of the tables:\n%s", plan)
+        if plan.held_share > 1:
+            logger.warning(
+                "the tables need %.0f%% of a device's memory; take more devices or a narrower dim, or keep the table "
+                "of users on the host: cache_rows", 100 * plan.held_share,
+            )  # fmt: skip
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:

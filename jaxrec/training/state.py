@@ -216,7 +216,7 @@ def to_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -
     logical = lambda name: lambda rows: to_logical(rows, tables[name].num_rows, tables[name].placement)  # noqa: E731
     # The copy is meant: a table on the host goes on changing while the checkpoint is written.
     on_host = lambda name: lambda rows: _with_rows(rows, file_rows(tables[name].num_rows))  # noqa: E731
-    where = lambda name: lambda rows: _sharding_of_file(tables[name], mesh)  # noqa: E731
+    where = lambda name: lambda rows: file_sharding(tables[name], mesh)  # noqa: E731
     return _convert(_as_dict(state), logical, where, on_host)
 
 
@@ -244,7 +244,7 @@ def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: M
 
     def stored(name: str) -> Any:
         table = tables[name]
-        where, parts = _sharding_of_file(table, mesh), table.placement.num_parts
+        where, parts = file_sharding(table, mesh), table.placement.num_parts
 
         def stored_array(x: Any) -> Any:
             shape = (file_rows(table.num_rows), *(size * parts for size in x.shape[1:]))
@@ -257,7 +257,7 @@ def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: M
     return _map_tables(tree, stored)
 
 
-def _sharding_of_file(table: TableSpec, mesh: Mesh) -> NamedSharding:
+def file_sharding(table: TableSpec, mesh: Mesh) -> NamedSharding:
     """Rows over every device, or whole on each where the devices do not divide a file's rows."""
     divides = file_rows(table.num_rows) % mesh.size == 0
     return sharding(mesh, "row") if divides else NamedSharding(mesh, PartitionSpec())

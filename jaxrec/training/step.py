@@ -93,12 +93,12 @@ def _update(
     clean = lambda tree: jax.tree.map(lambda g: jnp.where(apply, g, 0.0) * scale, tree)  # noqa: E731
     updates, dense_slots = config.optimizer.update(clean(gradients.dense), state.dense_slots, state.dense)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)  # noqa: E731
-    dense = keep(optax.apply_updates(state.dense, updates), state.dense)
+    dense = keep(config.rates.step(state.dense, updates), state.dense)
 
-    tables, table_slots = {}, {}
-    rate = config.row_optimizer.learning_rate * factor
-    for name, table in state.tables.items():
+    tables, table_slots = dict(state.tables), dict(state.table_slots)
+    for name, table in config.rates.trained(state.tables).items():
         slots = state.table_slots[name]
+        rate = config.row_optimizer.learning_rate * config.rates.tables[name] * factor
         if name in gradients.catalogue:
             gradient = clean(gradients.catalogue[name])
             tables[name], table_slots[name] = apply_dense(
@@ -120,7 +120,7 @@ def _update(
         # The average starts as the parameters themselves; a short memory at first forgets the random start.
         memory = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         current = {"dense": dense, "tables": {name: tables[name] for name in ema["tables"]}}
-        ema = keep(jax.tree.map(lambda a, p: a * memory + p * (1 - memory), ema, current), ema)
+        ema = keep(config.rates.average(ema, current, memory), ema)
     return TrainState(
         step=jnp.where(apply, state.step + 1, state.step),
         dense=dense,

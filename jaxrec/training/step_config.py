@@ -15,6 +15,7 @@ from jaxrec.embedding.table import TableSpec
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.training.balance import Balance
 from jaxrec.training.optimizer import OptimizerConfig
+from jaxrec.training.rates import Rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class StepConfig:
     facts: DataFacts
     optimizer: optax.GradientTransformation
     optimizer_config: OptimizerConfig
+    rates: Rates
     row_optimizer: RowOptimizer
     exchange: Exchange
     num_train_steps: int

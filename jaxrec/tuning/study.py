@@ -91,6 +91,10 @@ def run_search(search: Search) -> Study:
             "evaluation.every_steps=0: trials are judged and stopped early by validation while they train; set "
             "--config.evaluation.every_steps."
         )
+    if config.stages:
+        raise ValueError(
+            f"stages={', '.join(config.stages)} are several runs, and a trial is one; search the config of one of them."
+        )
     _claim(search)
     shared = _shared_data(search, config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
