@@ -24,6 +24,7 @@ from jaxrec.training.inference import Inference
 from jaxrec.training.loop import restore
 from jaxrec.training.setup import Setup, dataset_facts
 from jaxrec.training.state import TrainState
+from jaxrec.training.text_refresh import with_dataset_texts
 from jaxrec.training.writer import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
             dataset,
             mesh,
         )
-        fresh = setup.init_state()
+        fresh = with_dataset_texts(setup, setup.init_state(), dataset)
         for name in ("best", "checkpoints"):
             with Checkpoints(str(workdir / name), keep=1, save_every_steps=1) as checkpoints:
                 step = checkpoints.latest_step()

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.batch import NUM_TIME_GAPS, Batch
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.layers import Dense, glorot_normal, parameter
@@ -35,6 +36,7 @@ class TwoTowerConfig:
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
+      text: the text of items in the item tower; none = rows alone.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -45,6 +47,7 @@ class TwoTowerConfig:
     time_gaps: bool = False
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
+    text: TextTower | None = None
 
     def __post_init__(self) -> None:
         if self.item_dim < 1:
@@ -55,6 +58,21 @@ class TwoTowerConfig:
             raise ValueError(
                 f"projection=False needs item_dim={self.item_dim} to equal encoder.embed_dim="
                 f"{self.encoder.embed_dim}; make them equal or set projection=True."
+            )
+        if self.text is not None:
+            self._check_text(self.text)
+
+    def _check_text(self, text: TextTower) -> None:
+        for name in ("layout", "gather_dtype"):
+            ours, theirs = getattr(self.encoder, name), getattr(text.encoder, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"text.encoder.{name}={theirs!r} must equal encoder.{name}={ours!r}: one layout for all "
+                    "parameters."
+                )
+        if text.encoder.layout == "tensor":
+            raise ValueError(
+                "text.encoder.layout='tensor': a text encoder is not split by heads; use 'replicated' or 'fsdp'."
             )
 
     def tables(self, num_items: int, num_users: int) -> dict[str, TableSpec]:
@@ -101,12 +119,14 @@ class TwoTower(nnx.Module):
             self.projection = parameter(kernel, "embed", None)
         if config.memory is not None:
             self.memory = MemoryHead(config.memory, width)
+        if config.text is not None:
+            self.text = ItemText(config.text, config.item_dim, config.init_scale, rngs=rngs)
         if num_behaviours:
             self.behaviour_head = BehaviourHead(config.item_dim, num_behaviours, rngs=rngs)
 
     def encode(
         self,
-        event_rows: Float[Array, "B L D"],
+        events: Float[Array, "B L D"],
         batch: Batch,
         *,
         causal: bool,
@@ -118,15 +138,13 @@ class TwoTower(nnx.Module):
         """M(x): contextual states of the histories.
 
         Args:
-          event_rows: rows of the item table for the events.
+          events: v(y) of the events' items.
           user_rows: rows of the user table for the events; None where the model has none.
           masked: True = this event is hidden behind the mask vector.
           key: of dropout; None = evaluation.
           last_positions: compute these columns of each row only (see `Encoder`).
         """
-        x = self.item_vectors(event_rows)
-        if hasattr(self, "event_in"):
-            x = self.event_in(x)
+        x = self.event_in(events) if hasattr(self, "event_in") else events
         if masked is not None:
             x = jnp.where(masked[..., None], self.mask_vector[...], x)
         if user_rows is not None:
@@ -146,9 +164,11 @@ class TwoTower(nnx.Module):
         """M(x) W: the vectors that are multiplied with v(y)."""
         return states @ self.projection[...].astype(states.dtype) if self.config.projection else states
 
-    def item_vectors(self, rows: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        """v(y) from the item's table row. Text, features and the gate between them will come in here."""
-        return rows
+    def item_vectors(
+        self, rows: Float[Array, "*b D"], texts: ItemTexts | None = None
+    ) -> Float[Array, "*b D"]:
+        """v(y) from the item's table row and, where the model reads text, from its text."""
+        return rows if texts is None else self.text(rows, texts)
 
     def behaviour_logits(
         self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]

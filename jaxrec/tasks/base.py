@@ -4,7 +4,7 @@ A task works in two halves. `plan` sees integers only (the batch) and names the 
 sees the model and those rows. The step looks rows up in between, so that gradients are taken with respect to rows
 and never to a table that was merely read.
 
-B = packed rows, L = positions, T = targets, D = item dim, R = physical rows.
+B = packed rows, L = positions, T = targets or tokens, V = texts, D = item dim, R = physical rows.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ class DataFacts:
       num_items, num_users: ids are 1 .. n; 0 = padding.
       item_counts: training events of each id, `[num_items + 1]`; for sampling corrections. None where there are no
         data to count (the planner), and then tasks that need counts say so.
+      num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DataFacts:
     num_users: int
     behaviours: tuple[str, ...]
     item_counts: Float[np.ndarray, "n"] | None
+    num_text_tokens: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -70,10 +72,12 @@ class Forward:
     """One forward pass, shared by the tasks of a step: encodings that several want are made once.
 
     Attributes:
+      events: v(y) of the events' items.
       users: rows of the user table for the events, or None.
-      rows: rows of a task's `lookups` and `shared_lookups`, by table and name.
-      catalogue: the whole tables in physical row order, or None where no task asked for them.
+      rows: rows of a task's `lookups` and `shared_lookups`, by table and name; those of the items are v(y).
+      catalogue: the whole tables in physical row order, that of the items as v(y); None where no task asked for them.
       memory: the memory's rows of the events, by array, or None where the model has none.
+      text_tokens: of the texts that this step encodes with a gradient, split like the batch; None = it encodes none.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class Forward:
         key: jax.Array | None,
         users: Float[Array, "B L U"] | None = None,
         memory: Mapping[str, jax.Array] | None = None,
+        text_tokens: Int[Array, "V T"] | None = None,
     ):
         self.model, self.batch, self.facts, self.events = model, batch, facts, events
         self.catalogue, self.key, self.users, self.memory = catalogue, key, users, memory
+        self.text_tokens = text_tokens
         self.rows: dict[str, dict[str, jax.Array]] = {}
 
     def causal_queries(self) -> Float[Array, "B L D"]:
@@ -122,7 +128,7 @@ class Forward:
 
     def item_vectors(self, name: str) -> jax.Array:
         """v(y) of the rows of look-up `name`."""
-        return self.model.item_vectors(self.rows[ITEM][name])
+        return self.rows[ITEM][name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,10 @@ class Task:
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """(query, item) pairs that a batch scores, for the count of operations."""
         return 0.0
+
+    def masked_tokens(self, num_text_tokens: int) -> int:
+        """Words of an item's text that the loss hides and predicts, at most; 0 = none, as most tasks."""
+        return 0
 
     def check_data(self, facts: DataFacts) -> None:
         """Raises ValueError, naming the task and the column, where the dataset lacks what the task needs."""

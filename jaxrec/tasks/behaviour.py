@@ -55,8 +55,7 @@ class Behaviour(Task):
         """Cross-entropy of the event's labels given the history before it and its item."""
         queries = forward.causal_queries()
         before = jnp.pad(queries[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        items = forward.model.item_vectors(forward.events)
-        logits = forward.model.behaviour_logits(before, items.astype(before.dtype))
+        logits = forward.model.behaviour_logits(before, forward.events.astype(before.dtype))
         labels = jnp.where(plan.arrays["known"], forward.batch.labels, -1)
         total, _ = binary_cross_entropy(logits, labels)
         return TaskLoss(total)

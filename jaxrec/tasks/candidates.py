@@ -69,7 +69,7 @@ class FullSoftmax(Candidates):
     ) -> jax.Array:
         """See `losses.softmax`."""
         assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
-        vectors = forward.model.item_vectors(forward.catalogue[ITEM])
+        vectors = forward.catalogue[ITEM]
         bias = forward.catalogue.get(ITEM_BIAS)
         tokens = (queries, plan.arrays["target_ids"], plan.arrays["weights"])
         target_dims = tokens[1].ndim

@@ -24,12 +24,26 @@ def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
 
 
 def step_flops(
-    model: TwoTowerConfig, tasks: dict[str, Task], num_items: int, batch_rows: int, length: int
+    model: TwoTowerConfig,
+    tasks: dict[str, Task],
+    num_items: int,
+    batch_rows: int,
+    length: int,
+    num_text_tokens: int = 0,
 ) -> float:
-    """Operations of one training step over `batch_rows` rows; each task says how many queries it scores."""
+    """Operations of one training step over `batch_rows` rows; each task says how many queries it scores.
+
+    Of the text of items it counts what is encoded with a gradient; the refresh of all vectors comes on top, every
+    `refresh_every_steps`.
+    """
     modes = {name for task in tasks.values() for name in task.encodings}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)
     scored = sum(task.scored_pairs(batch_rows, length, num_items) for task in tasks.values())
+    if model.text is not None:
+        texts = min(model.text.trained_items, num_items)
+        passes = [task.masked_tokens(num_text_tokens) for task in tasks.values() if task.masked_tokens(1)]
+        encoder += encoder_flops_per_row(model.text.encoder, num_text_tokens) * texts * (1 + len(passes))
+        encoder += 2.0 * model.text.encoder.embed_dim * model.text.encoder.vocab_size * texts * sum(passes)
     return 3.0 * (encoder + 2.0 * model.item_dim * scored)
 
 

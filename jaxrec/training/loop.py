@@ -22,6 +22,7 @@ from jaxrec.training.memory import count_memory
 from jaxrec.training.setup import Setup, place_batch
 from jaxrec.training.state import NO_FAILURE, TrainState, abstract_checkpoint, from_checkpoint, to_checkpoint
 from jaxrec.training.step import make_train_step
+from jaxrec.training.text_refresh import TextEncoding, with_checkpoint_weights, with_dataset_texts
 from jaxrec.training.writer import MetricWriter, TrainingProgress
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def train(
     Raises:
       NotFiniteError: names the step (= the batch's index) and the tasks.
     """
-    state = setup.init_state()
+    state = with_dataset_texts(setup, setup.init_state(), dataset)
     with (
         Checkpoints(
             str(workdir / "checkpoints"),
@@ -76,13 +77,16 @@ def train(
         start = int(jax.device_get(state.step))
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
-        elif setup.model.memory is not None:
-            counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
-            state = dataclasses.replace(state, memory=counted)
+        else:
+            state = with_checkpoint_weights(setup, state)
+            if setup.model.memory is not None:
+                counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
+                state = dataclasses.replace(state, memory=counted)
         best_value = _best_value(best, config.metric)
         cached = CachedTables(setup.cache_rows, state, setup.mesh)
         state = cached.enter(state)
         step_fn = make_train_step(setup.step, state, setup.mesh)
+        encoding = TextEncoding(setup)
         meter = Meter(setup, config)
         # Collectives of several CPU devices may wait for each other for ever where runs of them are queued.
         one_by_one = platform() == "cpu" and setup.mesh.size > 1
@@ -94,6 +98,8 @@ def train(
             for step in range(start, config.num_train_steps):
                 batch, placed, waited = batches.next()
                 state, placed = cached.bring(state, batch, placed)
+                if encoding.is_due(step):
+                    state = encoding.refresh(state)
                 with jax.transfer_guard("disallow"):
                     state, metrics = step_fn(state, placed)
                 if one_by_one:
@@ -207,6 +213,7 @@ class Meter:
             setup.step.facts.num_items,
             config.global_batch_size,
             config.history_length,
+            setup.step.facts.num_text_tokens,
         )
         devices = setup.mesh.size
         kind = device_kind()

@@ -1,6 +1,7 @@
 """The optimizer of the dense parameters, and the schedule that the tables' rates follow too."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -60,9 +61,15 @@ def schedule_factor(config: OptimizerConfig, num_train_steps: int, step: jax.Arr
     return warm * (floor + (1 - floor) * fall[config.schedule])
 
 
-def dense_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
-    """AdamW under the schedule. Clipping is the step's, which alone sees the tables' gradients as well."""
-    return optax.adamw(
+def dense_optimizer(
+    config: OptimizerConfig, num_train_steps: int, *, frozen: tuple[str, ...] | None = None
+) -> optax.GradientTransformation:
+    """AdamW under the schedule. Clipping is the step's, which alone sees the tables' gradients as well.
+
+    Args:
+      frozen: the path of a part of the parameters that does not move, not even by decay.
+    """
+    adamw = optax.adamw(
         lambda count: config.learning_rate * schedule_factor(config, num_train_steps, count),
         b1=config.beta1,
         b2=config.beta2,
@@ -70,13 +77,23 @@ def dense_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Grad
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+    if frozen is None:
+        return adamw
+    stays = functools.partial(
+        jax.tree_util.tree_map_with_path, lambda path, _: _names(path)[: len(frozen)] == frozen
+    )
+    return optax.chain(adamw, optax.masked(optax.set_to_zero(), stays))
 
 
 def decay_mask(parameters: Any) -> Any:
     """True for kernels (two dims or more, by name), False for biases, norms, positions and single vectors."""
 
     def decays(path: tuple[Any, ...], value: jax.Array) -> bool:
-        names = {str(getattr(part, "key", getattr(part, "name", ""))) for part in path}
+        names = _names(path)
         return value.ndim >= 2 and any("kernel" in name or name == "projection" for name in names)
 
     return jax.tree_util.tree_map_with_path(decays, parameters)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(getattr(part, "key", getattr(part, "name", ""))) for part in path)

@@ -16,6 +16,7 @@ from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.placement_planner import PlacementPlan
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
@@ -72,6 +73,7 @@ class Setup:
             row_optimizer=self.step.row_optimizer,
             averaged=self._averaged,
             cache_rows=self.cache_rows,
+            num_text_tokens=self.step.facts.num_text_tokens,
             mesh=self.mesh,
         )
 
@@ -85,6 +87,7 @@ class Setup:
             row_optimizer=self.step.row_optimizer,
             averaged=self._averaged,
             cache_rows=self.cache_rows,
+            num_text_tokens=self.step.facts.num_text_tokens,
             mesh=self.mesh,
         )
 
@@ -103,6 +106,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         num_users=metadata.num_users,
         behaviours=metadata.behaviours,
         item_counts=np.asarray(dataset.item_counts, np.float32),
+        num_text_tokens=dataset.num_text_tokens,
     )
 
 
@@ -130,9 +134,13 @@ def make_setup(
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     if model.memory is not None:
         _check_memory(tasks)
+    if model.text is not None:
+        _check_text(model.text, facts)
+    _check_text_tasks(model.text, tasks)
     graphdef, abstract = split_model(model, num_behaviours)
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
+    frozen = ("text", "encoder") if model.text is not None and model.text.frozen else None
     step = StepConfig(
         graphdef=graphdef,
         abstract=abstract,
@@ -141,7 +149,8 @@ def make_setup(
         tables=tables,
         tasks=tasks,
         facts=facts,
-        optimizer=dense_optimizer(optimizer, num_train_steps),
+        text=model.text,
+        optimizer=dense_optimizer(optimizer, num_train_steps, frozen=frozen),
         optimizer_config=optimizer,
         row_optimizer=row_optimizer,
         exchange=exchange,
@@ -166,6 +175,28 @@ def _check_memory(tasks: Mapping[str, Task]) -> None:
         who = f"task {unable[0]} takes none" if unable else "no task ranks items"
         raise ValueError(
             f"model.memory is set, but {who}; use NextItem with FullSoftmax candidates, or set model.memory=none."
+        )
+
+
+def _check_text(text: TextTower, facts: DataFacts) -> None:
+    if not facts.num_text_tokens:
+        raise ValueError(
+            f"model.text is set, but dataset {facts.name!r} has no item text (item_tokens.npy); prepare it from an "
+            "items table with text columns, or set model.text=none."
+        )
+    if text.encoder.max_positions < facts.num_text_tokens:
+        raise ValueError(
+            f"text.encoder.max_positions={text.encoder.max_positions} is less than the {facts.num_text_tokens} tokens "
+            f"of an item of dataset {facts.name!r}; raise it, or prepare with a smaller data.text.max_tokens."
+        )
+
+
+def _check_text_tasks(text: TextTower | None, tasks: Mapping[str, Task]) -> None:
+    readers = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if task.masked_tokens(1)]
+    if readers and (text is None or text.frozen or not text.masked_head):
+        raise ValueError(
+            f"task {readers[0]} trains the text encoder; it needs model.text with masked_head=true and "
+            "trained_items of at least 1."
         )
 
 

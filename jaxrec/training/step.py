@@ -24,25 +24,23 @@ from jaxrec.embedding.engine import (
     SparseGradients,
     add_to,
     collect,
-    join_shared,
     look_up,
-    split_shared,
     squared_norm,
     update,
 )
-from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.row_optimizer import RowOptimizer, apply_dense
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task
+from jaxrec.training.item_text import StepTexts, choose_encoded, looked_up_arrays
+from jaxrec.training.lookups import EVENTS, Rows, Where, lookup_ids, rows_of_task, sharing_tables
 from jaxrec.training.optimizer import OptimizerConfig, schedule_factor
 from jaxrec.training.state import NO_FAILURE, TrainState, merge_model
+from jaxrec.training.text_cache import ENCODED_AT
 
 Metrics = dict[str, jax.Array]
-Where = tuple[str, str]  # (task, look-up)
-Rows = dict[str, dict[Where, jax.Array]]  # table -> where they are wanted -> rows
-EVENTS: Where = ("", "events")  # the look-up of the batch's own events, shared by all tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +54,7 @@ class StepConfig:
     tables: Mapping[str, TableSpec]
     tasks: Mapping[str, Task]
     facts: DataFacts
+    text: TextTower | None
     optimizer: optax.GradientTransformation
     optimizer_config: OptimizerConfig
     row_optimizer: RowOptimizer
@@ -70,9 +69,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the state is donated and keeps its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    rows = (state.tables, state.table_slots)
-    tables, slots = jax.tree.map(lambda x: row_major(x.sharding, x.shape), rows)
-    shardings = dataclasses.replace(shardings, tables=tables, table_slots=slots)
+    rows = (state.tables, state.table_slots, state.texts)
+    tables, slots, texts = jax.tree.map(lambda x: row_major(x.sharding, x.shape), rows)
+    shardings = dataclasses.replace(shardings, tables=tables, table_slots=slots, texts=texts)
     return jax.jit(
         functools.partial(train_step, config),
         donate_argnums=0,
@@ -97,12 +96,15 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     )
 
     factor = schedule_factor(config.optimizer_config, config.num_train_steps, state.step)
+    started = state.step
     state = dataclasses.replace(_update(config, state, gradients, norm, factor, apply), failure=failure)
     metrics = {f"loss/{name}": value for name, value in losses.items()}
     metrics["loss"] = jnp.sum(jnp.stack([task.weight * losses[name] for name, task in config.tasks.items()]))
     metrics |= {f"gradient_norm/{name}": value for name, value in norms.items()} | {"gradient_norm": norm}
     metrics["learning_rate"] = config.optimizer_config.learning_rate * factor
     metrics["events"] = jnp.sum(batch.history_mask.astype(jnp.int32))
+    if state.texts:
+        metrics["text_age_steps"] = started - state.texts[ENCODED_AT]
     metrics["exchange_extra_rounds"] = gradients.extra_rounds
     metrics["failed_step"] = failure[0]
     metrics["failed_tasks"] = failure[1]
@@ -214,6 +216,30 @@ def _memory_of_events(config: StepConfig, state: TrainState, batch: Batch) -> di
     return {name: rows[EVENTS] for name, rows in found.items()}
 
 
+def _step_texts(
+    config: StepConfig,
+    state: TrainState,
+    batch: Batch,
+    ids: dict[Where, jax.Array],
+    found: Rows,
+    key: jax.Array,
+) -> StepTexts | None:
+    """What the model is told of the text of the items that are looked up; None for a model that reads none."""
+    if config.text is None:
+        return None
+    encoded = choose_encoded(
+        config.text,
+        state.texts,
+        jnp.asarray(batch.item_ids),
+        num_items=config.facts.num_items,
+        parts=config.accumulation_steps,
+        key=jax.random.fold_in(key, 2 * len(config.tasks) + 1),
+        exchange=config.exchange,
+    )
+    id_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), state.step)
+    return StepTexts(ids, found, state.texts, encoded, id_key, config.text.id_dropout_rate)
+
+
 def _plans(config: StepConfig, batch: Batch, key: jax.Array) -> dict[str, Plan]:
     keys = {name: jax.random.fold_in(key, 2 * i + 1) for i, name in enumerate(config.tasks)}
     return {name: task.plan(batch, config.facts, keys[name]) for name, task in config.tasks.items()}
@@ -227,22 +253,31 @@ def _microbatch(
     weights: Metrics,
     key: jax.Array,
 ) -> _Microbatch:
-    ids, shared = _lookup_ids(config.tables, batch, plans)
+    ids, shared = lookup_ids(config.tables, batch, plans)
     rows: Rows = {}
     routes: dict[str, Any] = {}
+    texts: Rows = {}
     extra_rounds = jnp.int32(0)
     for (keyed_by, placement), together in sharing_tables(config.tables).items():
         arrays = {name: state.tables[name] for name in together}
-        found, route, rounds = look_up(arrays, ids[keyed_by], placement=placement, exchange=config.exchange)
-        rows |= found
+        beside = looked_up_arrays(state.texts) if ITEM in together else {}
+        found, route, rounds = look_up(
+            arrays | beside, ids[keyed_by], placement=placement, exchange=config.exchange
+        )
+        rows |= {name: found[name] for name in together}
+        texts |= {name: found[name] for name in beside}
         routes |= dict.fromkeys(together, route)
         extra_rounds += rounds
     catalogue = _catalogue(config, state)
     memory = _memory_of_events(config, state, batch)
+    step_texts = _step_texts(config, state, batch, ids[ITEM], texts, key)
 
     def loss_fn(dense: Any, rows: Rows, catalogue: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
         whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
         model = merge_model(config.graphdef, config.abstract, whole)
+        if step_texts is not None:
+            text_key = jax.random.fold_in(key, 2 * len(config.tasks) + 2)
+            rows, catalogue = step_texts.enter(model, rows, catalogue, text_key)
         forward = Forward(
             model,
             batch,
@@ -252,10 +287,11 @@ def _microbatch(
             jax.random.fold_in(key, 0),
             rows[USER][EVENTS] if USER in rows else None,
             memory or None,
+            step_texts.tokens if step_texts is not None else None,
         )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):
-            forward.rows = {table: _rows_of(name, found, shared) for table, found in rows.items()}
+            forward.rows = {table: rows_of_task(name, found, shared) for table, found in rows.items()}
             part = task.loss(forward, plans[name], jax.random.fold_in(key, 2 * i + 2))
             losses[name] = part.total / jnp.maximum(weights[name], 1.0)
             total += task.weight * losses[name]
@@ -267,50 +303,14 @@ def _microbatch(
     return _Microbatch(dense, tables, losses, extra_rounds, ids, routes, row_gradients)
 
 
-def sharing_tables(tables: Mapping[str, TableSpec]) -> dict[tuple[str, Placement], list[str]]:
-    """Tables that share a route, by what their ids are ids of and by their placement."""
-    together: dict[tuple[str, Placement], list[str]] = {}
-    for name, table in tables.items():
-        together.setdefault((table.keyed_by, table.placement), []).append(name)
-    return together
-
-
 def lookup_sizes(config: StepConfig, batch: Batch) -> dict[str, int]:
     """Ids that the look-ups of a global batch ask for, by what they are ids of; the batch's shapes suffice."""
 
     def ids(batch: Batch) -> Any:
-        return _lookup_ids(config.tables, batch, _plans(config, batch, jax.random.key(0)))[0]
+        return lookup_ids(config.tables, batch, _plans(config, batch, jax.random.key(0)))[0]
 
     found = jax.eval_shape(ids, batch)
     return {keyed_by: sum(wanted.size for wanted in parts.values()) for keyed_by, parts in found.items()}
-
-
-def _lookup_ids(
-    tables: Mapping[str, TableSpec], batch: Batch, plans: dict[str, Plan]
-) -> tuple[dict[str, dict[Where, jax.Array]], dict[Where, int]]:
-    """Ids of all look-ups by what they are ids of, and the number of ids of those that devices share.
-
-    The order is fixed by the tasks', hence the same on every mesh.
-    """
-    items = {EVENTS: jnp.asarray(batch.item_ids)}
-    shared: dict[Where, int] = {}
-    for name, plan in plans.items():
-        items |= {(name, inner): wanted for inner, wanted in plan.lookups.items()}
-        items |= {(name, inner): split_shared(wanted) for inner, wanted in plan.shared_lookups.items()}
-        shared |= {(name, inner): wanted.size for inner, wanted in plan.shared_lookups.items()}
-    ids = {ITEM: items}
-    if any(table.keyed_by == USER for table in tables.values()):
-        ids[USER] = {EVENTS: jnp.asarray(batch.user_ids)}
-    return ids, shared
-
-
-def _rows_of(task: str, found: dict[Where, jax.Array], shared: dict[Where, int]) -> dict[str, jax.Array]:
-    """The rows that `task` asked for; those of shared look-ups on every device."""
-    return {
-        inner: join_shared(value, shared[owner, inner]) if (owner, inner) in shared else value
-        for (owner, inner), value in found.items()
-        if owner == task
-    }
 
 
 def _norms(gradients: _Gradients) -> dict[str, jax.Array]:
@@ -368,14 +368,12 @@ def _update(
         memory = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         current = {"dense": dense, "tables": {name: tables[name] for name in ema["tables"]}}
         ema = keep(jax.tree.map(lambda a, p: a * memory + p * (1 - memory), ema, current), ema)
-    return TrainState(
+    return dataclasses.replace(
+        state,
         step=jnp.where(apply, state.step + 1, state.step),
         dense=dense,
         dense_slots=keep(dense_slots, state.dense_slots),
         tables=tables,
         table_slots=table_slots,
-        memory=state.memory,
         ema=ema,
-        caches=state.caches,
-        failure=state.failure,
     )
