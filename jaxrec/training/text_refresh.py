@@ -97,7 +97,8 @@ def with_checkpoint_weights(setup: Setup, state: TrainState) -> TrainState:
     weights.pop("pooler", None)
 
     def started(dense: dict[str, Any]) -> dict[str, Any]:
-        place = lambda new, old: jax.device_put(np.asarray(new), old.sharding)  # noqa: E731
+        # Copied: a step donates its state, and the averages have the same weights.
+        place = lambda new, old: jnp.copy(jax.device_put(np.asarray(new), old.sharding))  # noqa: E731
         encoder = jax.tree.map(place, weights, dense["text"]["encoder"])
         return dense | {"text": dense["text"] | {"encoder": encoder}}
 

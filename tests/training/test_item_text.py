@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.data.dataset import PreparedDataset
@@ -17,9 +18,13 @@ from jaxrec.losses.samplers import UniformSampler
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.nn.text_encoder import BertTextEncoder
 from jaxrec.tasks.candidates import SampledSoftmax
+from jaxrec.tasks.item_similarity import ItemSimilarity
+from jaxrec.tasks.masked_text import MaskedText
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training import step as step_module
+from jaxrec.training import text_refresh
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.inference import Inference
 from jaxrec.training.item_text import StepTexts, choose_encoded, looked_up_arrays
@@ -40,6 +45,10 @@ TEXT_ENCODER = EncoderConfig(
 TEXT = TextTower(encoder=TEXT_ENCODER, trained_items=8, refresh_every_steps=2, id_dropout_rate=0.25)
 ENCODER = EncoderConfig(embed_dim=8, num_layers=1, num_heads=2, mlp_dim=8, max_positions=LENGTH, **PLAIN)
 SAMPLED = NextItem(candidates=SampledSoftmax(sampler=UniformSampler(num_samples=11)))
+
+TASKS = {
+    "full": NextItem(), "sampled": SAMPLED, "words": MaskedText(mask_token=2), "similar": ItemSimilarity(),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,7 @@ def twin():
 def test_every_mesh_learns_and_answers_the_same(mesh, start, texts, twin):
     def learned(on):
         with jax.set_mesh(on):
-            setup, state = start(on, tasks={"full": NextItem(), "sampled": SAMPLED})
+            setup, state = start(on, dataclasses.replace(TEXT, masked_head=True), tasks=TASKS)
             before = logical(state.texts[VECTORS])
             state, metrics = run(setup, state, texts)
             asked = Inference(setup, state)
@@ -268,3 +277,21 @@ def test_data_without_text_are_refused_by_name(one_device, make, start, texts, d
     ):
         with pytest.raises(ValueError, match=said):
             start(one_device, **arguments)
+    for text in (TEXT, None, dataclasses.replace(TEXT, trained_items=0, refresh_every_steps=0)):
+        with pytest.raises(ValueError, match=r"task 'words' \(MaskedText\) trains the text encoder"):
+            start(one_device, text, tasks={"words": MaskedText()})
+
+
+def test_an_encoder_starts_from_a_checkpoint_of_its_sizes(one_device, start, monkeypatch):
+    setup, state = start(one_device, dataclasses.replace(TEXT, checkpoint="bert"))
+    bert = BertTextEncoder(TEXT_ENCODER, with_pooler=True, rngs=nnx.Rngs(7))
+    monkeypatch.setattr(text_refresh, "load_bert", lambda directory: (bert, TEXT_ENCODER))
+    started = text_refresh.with_checkpoint_weights(setup, state)
+    for dense in (started.dense, started.ema["dense"]):
+        table = dense["text"]["encoder"]["token_table"]
+        np.testing.assert_array_equal(table, bert.token_table[...])
+    assert jax.tree.structure(started) == jax.tree.structure(state)
+    other = dataclasses.replace(TEXT_ENCODER, mlp_dim=12)
+    monkeypatch.setattr(text_refresh, "load_bert", lambda directory: (bert, other))
+    with pytest.raises(ValueError, match=r"text.encoder.mlp_dim=8, but text.checkpoint='bert' has 12"):
+        text_refresh.with_checkpoint_weights(setup, state)
