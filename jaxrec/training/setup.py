@@ -198,6 +198,10 @@ def _check_text_tasks(text: TextTower | None, tasks: Mapping[str, Task]) -> None
             f"task {readers[0]} trains the text encoder; it needs model.text with masked_head=true and "
             "trained_items of at least 1."
         )
+    if not readers and text is not None and text.masked_head:
+        raise ValueError(
+            "model.text.masked_head=True, but no task trains the head; add a MaskedText task, or set it to false."
+        )
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:

@@ -109,6 +109,9 @@ def test_every_mesh_learns_and_answers_the_same(mesh, start, texts, twin):
     def learned(on):
         with jax.set_mesh(on):
             setup, state = start(on, dataclasses.replace(TEXT, masked_head=True), tasks=TASKS)
+            for leaf, declared in zip(*map(jax.tree.leaves, (state, setup.abstract_state())), strict=True):
+                assert (leaf.shape, leaf.dtype) == (declared.shape, declared.dtype)
+                assert leaf.sharding.is_equivalent_to(declared.sharding, leaf.ndim)
             before = logical(state.texts[VECTORS])
             state, metrics = run(setup, state, texts)
             asked = Inference(setup, state)
