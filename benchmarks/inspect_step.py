@@ -43,6 +43,8 @@ def declared_shardings(setup: Setup, state: TrainState) -> TrainState:
         "dense_slots": slot_shardings(setup.step.optimizer, state.dense, dense, mesh),
         "tables": dict.fromkeys(setup.tables, rows),
         "table_slots": {name: dict.fromkeys(slots, rows) for name, slots in state.table_slots.items()},
+        "memory": dict.fromkeys(state.memory, rows),
+        "texts": {name: rows if array.ndim else replicated for name, array in state.texts.items()},
         "ema": {"dense": dense, "tables": dict.fromkeys(state.ema["tables"], rows)} if state.ema else {},
         "caches": {},
         "failure": replicated,

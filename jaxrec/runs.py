@@ -28,6 +28,7 @@ from jaxrec.training.initial import Match, Start
 from jaxrec.training.loop import restore
 from jaxrec.training.setup import Setup, dataset_facts
 from jaxrec.training.state import TrainState
+from jaxrec.training.text_refresh import with_dataset_texts
 from jaxrec.training.writer import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def load_state(
             dataset,
             mesh,
         )
-        fresh = setup.init_state()
+        fresh = with_dataset_texts(setup, setup.init_state(), dataset)
         state = _from_best(workdir, lambda checkpoints: restore(setup, fresh, checkpoints))
         return config, dataset, setup, state
 

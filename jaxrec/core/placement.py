@@ -26,6 +26,13 @@ def physical_rows(ids: Ids, shards: int, rows_per_shard: int) -> Ids:
     return ids % shards * rows_per_shard + ids // shards
 
 
+def logical_ids(total_rows: int) -> Int[Array, "r"]:
+    """The ids of all physical rows, in physical order; may run past the table's last id."""
+    rows_per_shard = total_rows // num_shards()
+    place = jnp.arange(total_rows, dtype=jnp.int32)
+    return place % rows_per_shard * num_shards() + place // rows_per_shard
+
+
 def own_ids(rows: Int[Array, "r"] | UInt32[Array, "r"]) -> Array:
     """Inside `shard_map`: the ids of this shard's rows, in their dtype; may run past the table's last id."""
     return rows * num_shards() + jax.lax.axis_index(ALL_AXES).astype(rows.dtype)

@@ -79,6 +79,7 @@ class PreparedDataset:
         events: Histories | HistoryFiles,
         directory: Path | None = None,
         item_titles: Sequence[str] | None = None,
+        item_tokens: Int32[np.ndarray, "n_plus_1 t"] | None = None,
     ):
         self.metadata = metadata
         self.train_end = train_end
@@ -88,6 +89,7 @@ class PreparedDataset:
         self.directory = directory
         self._events = events
         self._item_titles = item_titles
+        self._item_tokens = item_tokens
 
     @classmethod
     def open(cls, path: str | Path, *, memory_budget_bytes: int = MEMORY_BUDGET_BYTES) -> "PreparedDataset":
@@ -147,6 +149,7 @@ class PreparedDataset:
         validation_end: Int[np.ndarray, " u"] | None = None,
         num_items: int | None = None,
         item_titles: Sequence[str] | None = None,
+        item_tokens: Int32[np.ndarray, "n_plus_1 t"] | None = None,
         behaviours: Sequence[str] | None = None,
         filter_seen: bool = True,
         name: str = "memory",
@@ -199,6 +202,7 @@ class PreparedDataset:
             item_counts=counts.astype(np.int64),
             events=histories,
             item_titles=item_titles,
+            item_tokens=item_tokens,
         )
 
     def histories(self, user_indices: Int[np.ndarray, " n"]) -> Histories:
@@ -263,6 +267,8 @@ class PreparedDataset:
         Raises:
             ValueError: the dataset has no text tokens.
         """
+        if self._item_tokens is not None:
+            return self._item_tokens
         path = None if self.directory is None else self.directory / "item_tokens.npy"
         if path is None or not path.exists():
             raise ValueError(
@@ -270,6 +276,14 @@ class PreparedDataset:
                 "prepare it from an items table with text columns."
             )
         return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    @property
+    def num_text_tokens(self) -> int:
+        """T, the tokens of an item's text; 0 where the dataset holds none."""
+        try:
+            return int(self.item_tokens.shape[1])
+        except ValueError:
+            return 0
 
 
 def _column(path: Path, name: str) -> pa.ChunkedArray:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrec.core.hashing import hashed_rows
 from jaxrec.core.mesh import ALL_AXES, platform
 from jaxrec.core.partition import spec
-from jaxrec.core.placement import num_shards
+from jaxrec.core.placement import logical_ids, num_shards
 from jaxrec.embedding.exchange import (
     NO_KEY,
     SCOPE,
@@ -198,9 +198,7 @@ def in_rows(table: Float[Array, "R W"], num_rows: int, placement: Placement) -> 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _in_rows(table: jax.Array, num_rows: int, placement: Placement) -> jax.Array:
     shards = num_shards()
-    per_shard = -(-num_rows // shards)
-    place = jnp.arange(shards * per_shard, dtype=jnp.int32)
-    return lookup(table, place % per_shard * shards + place // per_shard, placement)
+    return lookup(table, logical_ids(-(-num_rows // shards) * shards), placement)
 
 
 @jax.named_scope(SCOPE)

@@ -37,6 +37,7 @@ def sum_against_negatives(
     negative_offset: Float[Array, "S"],
     *,
     negative_mask: Bool[Array, "S"],
+    own_ids: Int[Array, "T"] | None = None,
     chunk_logits: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of each target's `loss` against shared negatives, and the sum of weights.
@@ -47,19 +48,22 @@ def sum_against_negatives(
       weights: 0 leaves a target out.
       negative_offset: added to the logits.
       negative_mask: True = counts.
+      own_ids: a second id of each target that is no negative for it.
     """
 
     def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
-        query, ids, target_logit, weight = part
+        query, ids, target_logit, weight, *own = part
         candidate_ids, vectors, offset, mask = shared
         # Its gradient is summed over the chunks: in float32, whatever the operands of the product are.
         vectors = vectors.astype(negative_vectors.dtype)
         logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + offset
-        counts = (ids[:, None] != candidate_ids[None, :]) & mask[None, :]
+        counts = mask[None, :]
+        for excluded in (ids, *own):
+            counts = counts & (excluded[:, None] != candidate_ids[None, :])
         return jnp.sum(jnp.where(weight > 0, weight * loss(target_logit, logits, counts), 0.0))
 
     weights = weights.astype(jnp.float32)
-    targets = (queries, target_ids, target_logits, weights)
+    targets = (queries, target_ids, target_logits, weights, *(() if own_ids is None else (own_ids,)))
     negatives = (negative_ids, negative_vectors.astype(jnp.float32), negative_offset, negative_mask)
     total = _sum_over_targets(chunk_loss, targets, negatives, max(1, chunk_logits // len(negative_ids)))
     return total, jnp.sum(weights)

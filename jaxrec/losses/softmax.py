@@ -81,7 +81,8 @@ def _forward_rule(*arguments):  # type: ignore[no-untyped-def]
 
 
 def _backward_rule(num_rows, chunk_logits, trust, gradients, cotangent):  # type: ignore[no-untyped-def]
-    d_queries, d_vectors, d_bias, *d_mixed = (gradient * cotangent for gradient in gradients)
+    scaled = ((gradient * cotangent).astype(gradient.dtype) for gradient in gradients)
+    d_queries, d_vectors, d_bias, *d_mixed = scaled
     return d_queries, None, None, d_vectors, d_bias, None, *d_mixed
 
 

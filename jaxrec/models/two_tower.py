@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.heads import Head, SharedBottom
@@ -62,6 +63,7 @@ class TwoTowerConfig:
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
       head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE.
+      text: the text of items in the item tower; none = rows alone.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -75,6 +77,7 @@ class TwoTowerConfig:
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
     head: Head = SharedBottom()
+    text: TextTower | None = None
 
     def __post_init__(self) -> None:
         if self.item_dim < 1:
@@ -85,6 +88,25 @@ class TwoTowerConfig:
             raise ValueError(
                 f"projection=False needs item_dim={self.item_dim} to equal encoder.embed_dim="
                 f"{self.encoder.embed_dim}; make them equal or set projection=True."
+            )
+        if self.text is not None:
+            self._check_text(self.text)
+
+    def _check_text(self, text: TextTower) -> None:
+        if self.output_table:
+            raise ValueError(
+                "output_table=True: text is mixed into one vector an item; set output_table to False, or text to none."
+            )
+        for name in ("layout", "gather_dtype"):
+            ours, theirs = getattr(self.encoder, name), getattr(text.encoder, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"text.encoder.{name}={theirs!r} must equal encoder.{name}={ours!r}: one layout for all "
+                    "parameters."
+                )
+        if text.encoder.layout == "tensor":
+            raise ValueError(
+                "text.encoder.layout='tensor': a text encoder is not split by heads; use 'replicated' or 'fsdp'."
             )
 
     @property
@@ -140,6 +162,8 @@ class TwoTower(nnx.Module):
             self.log_temperature = parameter(jnp.float32(math.log(config.cosine.temperature)))
         if config.memory is not None:
             self.memory = MemoryHead(config.memory, width)
+        if config.text is not None:
+            self.text = ItemText(config.text, config.item_dim, config.init_scale, rngs=rngs)
         if num_behaviours:
             self.behaviour_head = config.head.make(config.item_dim, num_behaviours, rngs=rngs)
         if weighed_tasks:
@@ -148,7 +172,7 @@ class TwoTower(nnx.Module):
 
     def encode(
         self,
-        event_rows: Float[Array, "B L D"],
+        events: Float[Array, "B L D"],
         batch: Batch,
         *,
         causal: bool,
@@ -160,15 +184,13 @@ class TwoTower(nnx.Module):
         """M(x): contextual states of the histories.
 
         Args:
-          event_rows: rows of the item table for the events.
+          events: vectors of the events' items (`item_vectors`).
           user_rows: rows of the user table for the events; None where the model has none.
           masked: True = this event is hidden behind the mask vector.
           key: of dropout; None = evaluation.
           last_positions: compute these columns of each row only (see `Encoder`).
         """
-        x = self.item_vectors(event_rows)
-        if hasattr(self, "event_in"):
-            x = self.event_in(x)
+        x = self.event_in(events) if hasattr(self, "event_in") else events
         if masked is not None:
             x = jnp.where(masked[..., None], self.mask_vector[...], x)
         if user_rows is not None:
@@ -203,13 +225,14 @@ class TwoTower(nnx.Module):
             temperature = jnp.float32(cosine.temperature)
         return _unit(states) / temperature.astype(states.dtype)
 
-    def item_vectors(self, rows: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        """The item in an event, from its row. Text, features and the gate between them will come in here."""
-        return rows
+    def item_vectors(
+        self, rows: Float[Array, "*b D"], texts: ItemTexts | None = None
+    ) -> Float[Array, "*b D"]:
+        """The item in an event: its row and, where the model reads text, its text."""
+        return rows if texts is None else self.text(rows, texts)
 
-    def candidate_vectors(self, rows: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        """v(y) of the item that is scored, from its row of `scored_table`."""
-        vectors = self.item_vectors(rows)
+    def candidate_vectors(self, vectors: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        """v(y) of the item that is scored, from its vector of `scored_table`."""
         return vectors if self.config.cosine is None else _unit(vectors)
 
     def behaviour_logits(

@@ -44,6 +44,7 @@ def measure_memory(program: Program) -> Memory:
         "dense optimizer": state.dense_slots,
         **{f"table {name}": table for name, table in state.tables.items()},
         **{f"table {name}, optimizer": slots for name, slots in state.table_slots.items()},
+        "text of the items": state.texts,
         "batch": (program.batch, state.step, state.failure),
     }
     kinds = {

@@ -125,6 +125,7 @@ def plan_facts(config: TrainConfig, given: str = "") -> DataFacts:
             return DataFacts(
                 name=path.stem, num_items=int(found["num_items"]), num_users=int(found["num_users"]),
                 behaviours=tuple(found.get("behaviours", ())), item_counts=None,
+                num_text_tokens=config.data.text.max_tokens,
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -134,7 +135,7 @@ def plan_facts(config: TrainConfig, given: str = "") -> DataFacts:
     if isinstance(source, SyntheticEvents):
         return DataFacts(
             name=source.name, num_items=source.num_items, num_users=source.num_users, behaviours=(),
-            item_counts=None,
+            item_counts=None, num_text_tokens=config.data.text.max_tokens,
         )  # fmt: skip
     if config.data.path and is_prepared(Path(config.data.path)):
         return dataset_facts(PreparedDataset.open(Path(config.data.path)))

@@ -10,6 +10,7 @@ import math
 
 from jaxrec.core.chips import Chip
 from jaxrec.core.mesh import ALL_AXES
+from jaxrec.core.precision import compute_dtype
 from jaxrec.embedding.exchange import SCOPE
 from jaxrec.planning.hlo import Collective
 from jaxrec.planning.program import Program
@@ -99,7 +100,9 @@ def measure_work(program: Program) -> Work:
     config, devices = case.config, case.topology.num_devices
     tasks, rows, length = dict(config.tasks), config.global_batch_size, config.data.history_length
     facts = case.facts
-    model_flops = step_flops(config.model, tasks, facts.num_items, len(facts.behaviours), rows, length)
+    model_flops = step_flops(
+        config.model, tasks, facts.num_items, len(facts.behaviours), rows, length, facts.num_text_tokens
+    )
     extra = recomputed_flops(config.model, tasks, facts.num_items, rows, length, devices)
     links = [make_link(collective, case.topology, config.mesh_shape) for collective in module.collectives()]
     return Work(
@@ -122,6 +125,9 @@ def _rows_bytes(program: Program, tables: dict) -> float:
         # Each ranking task looks its targets up as well.
         looked_up = ids * (1 + len(case.config.tasks) if table.keyed_by == "item" else 1)
         total += 2 * looked_up * table.dim * 4
+    if (text := case.config.model.text) is not None:  # vectors of texts travel one way
+        width = text.encoder.embed_dim * compute_dtype(text.encoder.dtype).itemsize
+        total += ids * (1 + len(case.config.tasks)) * width
     return total * (devices - 1) / devices
 
 

@@ -126,9 +126,9 @@ def largest_tables(
 
 
 def table_bytes(case: Case) -> tuple[int, int]:
-    """Argument bytes of one device: those of the tables with their optimizer, and all others."""
+    """Argument bytes of one device: those of the tables with their optimizer and of the text, and all others."""
     mesh = topology_mesh(case.topology, case.config.mesh_shape)
     state = setup_of(case.config, case.facts, mesh).abstract_state()
     size = lambda tree: sum(device_argument_bytes(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
-    tables = size((state.tables, state.table_slots))
+    tables = size((state.tables, state.table_slots, state.texts))
     return tables, size((state, abstract_batch(case, mesh))) - tables

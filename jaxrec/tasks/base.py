@@ -4,7 +4,7 @@ A task works in two halves. `plan` sees integers only (the batch) and names the 
 sees the model and those rows. The step looks rows up in between, so that gradients are taken with respect to rows
 and never to a table that was merely read.
 
-B = packed rows, L = positions, T = targets, D = item dim, R = physical rows.
+B = packed rows, L = positions, T = targets or tokens, V = texts, D = item dim, R = physical rows.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ class DataFacts:
       item_counts: training events of each id, `[num_items + 1]`; for sampling corrections. None where there are no
         data to count (the planner), and then tasks that need counts say so.
       has_timestamps: whether the time of any event is known.
+      num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataFacts:
     behaviours: tuple[str, ...]
     item_counts: Float[np.ndarray, "n"] | None
     has_timestamps: bool = True
+    num_text_tokens: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -72,11 +74,13 @@ class Forward:
     """One forward pass, shared by the tasks of a step: encodings that several want are made once.
 
     Attributes:
-      scored: rows of the scored table for the events.
+      events: vectors of the events' items.
+      scored: the same of the scored table.
       users: rows of the user table for the events, or None.
-      rows: rows of a task's `lookups` and `shared_lookups`, by table and name.
-      catalogue: the whole tables in physical row order, or None where no task asked for them.
+      rows: rows of a task's `lookups` and `shared_lookups`, by table and name; the items' with their text.
+      catalogue: the whole tables in physical row order, the items' with their text; None where no task asked.
       memory: the memory's rows of the events, by array, or None where the model has none.
+      text_tokens: of the texts that this step encodes with a gradient, split like the batch; None = it encodes none.
     """
 
     def __init__(
@@ -90,10 +94,12 @@ class Forward:
         users: Float[Array, "B L U"] | None = None,
         memory: Mapping[str, jax.Array] | None = None,
         scored: Float[Array, "B L D"] | None = None,
+        text_tokens: Int[Array, "V T"] | None = None,
     ):
         self.model, self.batch, self.facts, self.events = model, batch, facts, events
         self.catalogue, self.key, self.users, self.memory = catalogue, key, users, memory
         self.scored = events if scored is None else scored
+        self.text_tokens = text_tokens
         self.rows: dict[str, dict[str, jax.Array]] = {}
 
     def causal_queries(self) -> Float[Array, "B L D"]:
@@ -187,6 +193,10 @@ class Task:
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """(query, item) pairs that a batch scores, for the count of operations."""
         return 0.0
+
+    def masked_tokens(self, num_text_tokens: int) -> int:
+        """Words of an item's text that the loss hides and predicts, at most; 0 = none, as most tasks."""
+        return 0
 
     def check_data(self, facts: DataFacts) -> None:
         """Raises ValueError, naming the task and the column, where the dataset lacks what the task needs."""

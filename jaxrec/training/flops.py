@@ -34,14 +34,21 @@ def step_flops(
     num_behaviours: int,
     batch_rows: int,
     length: int,
+    num_text_tokens: int = 0,
 ) -> float:
     """Operations of one training step over `batch_rows` rows; each task says how many queries it scores.
 
-    The behaviour head judges every event once, for all tasks that ask it.
+    The behaviour head judges every event once, for all tasks that ask it. Of the text of items it counts what is
+    encoded with a gradient; the refresh of all vectors comes on top, every `refresh_every_steps`.
     """
     modes = {name for task in tasks.values() for name in task.encodings}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)
     scored = sum(task.scored_pairs(batch_rows, length, num_items) for task in tasks.values())
+    if model.text is not None:
+        texts = min(model.text.trained_items, num_items)
+        passes = [task.masked_tokens(num_text_tokens) for task in tasks.values() if task.masked_tokens(1)]
+        encoder += encoder_flops_per_row(model.text.encoder, num_text_tokens) * texts * (1 + len(passes))
+        encoder += 2.0 * model.text.encoder.embed_dim * model.text.encoder.vocab_size * texts * sum(passes)
     judged = batch_rows * length if any(task.needs_behaviour_head for task in tasks.values()) else 0
     head = 2.0 * judged * model.head.multiply_adds(model.item_dim, num_behaviours)
     return 3.0 * (encoder + 2.0 * model.item_dim * scored + head)

@@ -14,6 +14,7 @@ from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT, USER
 from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import Forward, Plan
 from jaxrec.training.balance import GradientSurgery
+from jaxrec.training.item_text import StepTexts, choose_encoded
 from jaxrec.training.lookups import (
     EVENTS,
     Rows,
@@ -128,9 +129,10 @@ def _microbatch(
     key: jax.Array,
 ) -> _Found:
     ids, shared = lookup_ids(config.tables, batch, plans)
-    rows, routes, extra_rounds = look_up_rows(config, state, ids)
+    rows, texts, routes, extra_rounds = look_up_rows(config, state, ids)
     catalogue = catalogue_of(config, state)
     memory = memory_of_events(config, state, batch)
+    step_texts = _step_texts(config, state, batch, ids[ITEM], texts, key)
 
     def loss_fn(
         asked: tuple[str, ...], dense: Any, rows: Rows, catalogue: dict[str, jax.Array]
@@ -138,6 +140,9 @@ def _microbatch(
         dense, rows, catalogue = config.rates.stop_gradients(dense, rows, catalogue)
         whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
         model = merge_model(config.graphdef, config.abstract, whole)
+        if step_texts is not None:
+            text_key = jax.random.fold_in(key, 2 * len(config.tasks) + 2)
+            rows, catalogue = step_texts.enter(model, rows, catalogue, text_key)
         forward = Forward(
             model,
             batch,
@@ -148,6 +153,7 @@ def _microbatch(
             rows[USER][EVENTS] if USER in rows else None,
             memory or None,
             rows[ITEM_OUTPUT][EVENTS] if ITEM_OUTPUT in rows else None,
+            step_texts.tokens if step_texts is not None else None,
         )
         total, losses = jnp.float32(0), {}
         for i, (name, task) in enumerate(config.tasks.items()):
@@ -174,6 +180,30 @@ def _microbatch(
     assert summed is not None, "a run has a task"
     row_gradients, tables = map(config.rates.trained, summed)
     return _Found(dense_gradients, tables, losses, extra_rounds, ids, routes, row_gradients)
+
+
+def _step_texts(
+    config: StepConfig,
+    state: TrainState,
+    batch: Batch,
+    ids: dict[Where, jax.Array],
+    found: Rows,
+    key: jax.Array,
+) -> StepTexts | None:
+    """What the model is told of the text of the items that are looked up; None for a model that reads none."""
+    if config.text is None:
+        return None
+    encoded = choose_encoded(
+        config.text,
+        state.texts,
+        jnp.asarray(batch.item_ids),
+        num_items=config.facts.num_items,
+        parts=config.accumulation_steps,
+        key=jax.random.fold_in(key, 2 * len(config.tasks) + 1),
+        exchange=config.exchange,
+    )
+    id_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), state.step)
+    return StepTexts(ids, found, state.texts, encoded, id_key, config.text.id_dropout_rate)
 
 
 def _collect(config: StepConfig, state: TrainState, found: _Found) -> dict[str, SparseGradients]:

@@ -14,12 +14,15 @@ from jaxtyping import Array, Float
 
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.evaluation_batches import EvaluationBatch
-from jaxrec.embedding.engine import in_rows, join_shared, look_up, lookup, lookup_shared, split_shared
+from jaxrec.embedding.engine import in_rows, join_shared, look_up, lookup, split_shared
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
 from jaxrec.nn.layers import whole_parameters
+from jaxrec.training.item_text import kept_texts, looked_up_arrays, with_texts
 from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
 from jaxrec.training.state import TrainState, merge_model
+from jaxrec.training.text_cache import VECTORS
+from jaxrec.training.text_refresh import TextEncoding
 
 
 class Inference:
@@ -31,10 +34,16 @@ class Inference:
         # Tables that live on the host stay there; the rows that a batch wants go with it.
         self.tables = {name: table for name, table in tables.items() if name not in setup.cache_rows}
         self.memory = state.memory
+        # Encoded with the parameters that are asked, the averages where the run keeps them.
+        self.texts = {}
+        if setup.model.text is not None:
+            vectors = TextEncoding(setup).vectors(self.dense, state)
+            self.texts = looked_up_arrays(state.texts | {VECTORS: vectors})
         self._host_users = np.asarray(tables[USER]) if USER in setup.cache_rows else None
         self._replicated = NamedSharding(setup.mesh, PartitionSpec())
         self._queries = jax.jit(self._query, out_shardings=self._replicated)
         self._behaviours = jax.jit(self._behaviour, out_shardings=self._replicated)
+        self._whole = jax.jit(self._with_texts)
 
     @property
     def appends_slot(self) -> bool:
@@ -43,7 +52,7 @@ class Inference:
 
     def queries(self, batch: EvaluationBatch) -> tuple[Float[Array, "N D"], SparseLogits | None]:
         """M(x) W of every user of the batch, and what the memory adds to the scores; replicated."""
-        return self._queries(self.dense, self.tables, self.memory, self._place(batch))
+        return self._queries(self.dense, self.tables, self.memory, self.texts, self._place(batch))
 
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
@@ -53,6 +62,8 @@ class Inference:
             for name in (scored, ITEM_BIAS)
             if name in specs
         }
+        if self.texts:
+            tables |= self._whole(self.dense, tables, self.texts)
         vectors = self._model(self.dense).candidate_vectors(tables[scored])
         return vectors, table_bias(tables, ITEM_BIAS, vectors)
 
@@ -64,7 +75,7 @@ class Inference:
         """
         if not self.setup.num_behaviours:
             raise ValueError(f"tasks={', '.join(self.setup.step.tasks)}: none of them learns behaviours.")
-        return self._behaviours(self.dense, self.tables, self._place(batch))
+        return self._behaviours(self.dense, self.tables, self.texts, self._place(batch))
 
     def _place(self, batch: EvaluationBatch) -> dict[str, Any]:
         """Histories are split over the devices, what is asked about them is replicated."""
@@ -86,6 +97,28 @@ class Inference:
     def _look_up(self, tables: dict[str, jax.Array], name: str, ids: jax.Array) -> jax.Array:
         return lookup(tables[name], ids, self.setup.tables[name].placement)
 
+    def _item_vectors(
+        self,
+        model: TwoTower,
+        tables: dict[str, jax.Array],
+        texts: dict[str, jax.Array],
+        ids: jax.Array,
+        name: str = ITEM,
+    ) -> Float[Array, "*b D"]:
+        """Vectors of items, from table `name`; the leading dim of the ids is split over the devices."""
+        rows = self._look_up(tables, name, ids)
+        if not texts:
+            return rows
+        found, _, _ = look_up(texts, {"": ids})
+        of_ids = {name: of_array[""] for name, of_array in found.items()}
+        return model.item_vectors(rows, kept_texts(model.text, of_ids))
+
+    def _with_texts(
+        self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        model = self._model(dense)
+        return with_texts(model, tables, kept_texts(model.text, texts))
+
     def _user_rows(
         self, tables: dict[str, jax.Array], placed: dict[str, Any]
     ) -> Float[Array, "B L U"] | None:
@@ -94,10 +127,15 @@ class Inference:
         return self._look_up(tables, USER, jnp.asarray(placed["batch"].user_ids)) if USER in tables else None
 
     def _query(
-        self, dense: Any, tables: dict[str, jax.Array], memory: dict[str, jax.Array], placed: dict[str, Any]
+        self,
+        dense: Any,
+        tables: dict[str, jax.Array],
+        memory: dict[str, jax.Array],
+        texts: dict[str, jax.Array],
+        placed: dict[str, Any],
     ) -> tuple[jax.Array, SparseLogits | None]:
         model, batch = self._model(dense), placed["batch"]
-        events = self._look_up(tables, ITEM, batch.item_ids)
+        events = self._item_vectors(model, tables, texts, batch.item_ids)
         masked = (batch.segment_ids > 0) & (batch.item_ids == 0) if self.appends_slot else None
         states = model.encode(
             events, batch, user_rows=self._user_rows(tables, placed), causal=not self.appends_slot, key=None,
@@ -126,16 +164,21 @@ class Inference:
         )
         return model.memory(states, MemoryRows(event_ids, successors, counts))
 
-    def _behaviour(self, dense: Any, tables: dict[str, jax.Array], placed: dict[str, Any]) -> jax.Array:
+    def _behaviour(
+        self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array], placed: dict[str, Any]
+    ) -> jax.Array:
         model, batch = self._model(dense), placed["batch"]
-        events, users = self._look_up(tables, ITEM, batch.item_ids), self._user_rows(tables, placed)
+        events, users = (
+            self._item_vectors(model, tables, texts, batch.item_ids),
+            self._user_rows(tables, placed),
+        )
         states = model.encode(events, batch, user_rows=users, causal=True, key=None)
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
         queries = model.queries(states)[placed["rows"], columns]
-        scored = self.setup.model.scored_table
-        placement = self.setup.tables[scored].placement
-        items = model.candidate_vectors(lookup_shared(tables[scored], placed["targets"], placement))
+        targets = split_shared(placed["targets"])
+        vectors = self._item_vectors(model, tables, texts, targets, self.setup.model.scored_table)
+        items = model.candidate_vectors(join_shared(vectors, placed["targets"].size))
         logits = model.behaviour_logits(queries, items.astype(queries.dtype))
         for task in self.setup.step.tasks.values():
             logits = task.predicted_logits(logits, self.setup.step.facts)

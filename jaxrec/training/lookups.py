@@ -12,6 +12,7 @@ from jaxrec.embedding.placement import Placement
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT, USER
 from jaxrec.tasks.base import Plan, Task
+from jaxrec.training.item_text import looked_up_arrays
 from jaxrec.training.state import TrainState
 from jaxrec.training.step_config import StepConfig
 
@@ -78,18 +79,27 @@ def lookup_ids(
 
 def look_up_rows(
     config: StepConfig, state: TrainState, ids: Mapping[str, dict[Where, jax.Array]]
-) -> tuple[Rows, dict[str, Any], jax.Array]:
-    """The rows of `ids` in every table, the routes by table, and the exchange's rounds beyond the first."""
+) -> tuple[Rows, Rows, dict[str, Any], jax.Array]:
+    """Looks `ids` up in every table.
+
+    Returns:
+      The rows; what the cache of texts has of the items; the routes by table; the exchange's rounds beyond the first.
+    """
     rows: Rows = {}
+    texts: Rows = {}
     routes: dict[str, Any] = {}
     extra_rounds = jnp.int32(0)
     for (keyed_by, placement), together in sharing_tables(config.tables).items():
         arrays = {name: state.tables[name] for name in together}
-        found, route, rounds = look_up(arrays, ids[keyed_by], placement=placement, exchange=config.exchange)
-        rows |= found
+        beside = looked_up_arrays(state.texts) if ITEM in together else {}
+        found, route, rounds = look_up(
+            arrays | beside, ids[keyed_by], placement=placement, exchange=config.exchange
+        )
+        rows |= {name: found[name] for name in together}
+        texts |= {name: found[name] for name in beside}
         routes |= dict.fromkeys(together, route)
         extra_rounds += rounds
-    return rows, routes, extra_rounds
+    return rows, texts, routes, extra_rounds
 
 
 def rows_of(task: str, found: dict[Where, jax.Array], shared: dict[Where, int]) -> dict[str, jax.Array]:

@@ -22,6 +22,7 @@ from jaxrec.training.memory import count_memory
 from jaxrec.training.setup import Setup, place_batch
 from jaxrec.training.state import NO_FAILURE, TrainState, abstract_checkpoint, from_checkpoint, to_checkpoint
 from jaxrec.training.step import make_train_step
+from jaxrec.training.text_refresh import TextEncoding, with_checkpoint_weights, with_dataset_texts
 from jaxrec.training.writer import MetricWriter, TrainingProgress
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def train(
     Raises:
       NotFiniteError: names the step (= the batch's index) and the tasks.
     """
-    state = setup.init_state()
+    state = with_dataset_texts(setup, setup.init_state(), dataset)
     with (
         Checkpoints(
             str(workdir / "checkpoints"),
@@ -81,6 +82,7 @@ def train(
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
         else:
+            state = with_checkpoint_weights(setup, state)
             state = initialize(state) if initialize else state
             if setup.model.memory is not None:
                 counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
@@ -89,6 +91,7 @@ def train(
         cached = CachedTables(setup.cache_rows, state, setup.mesh)
         state = cached.enter(state)
         step_fn = make_train_step(setup.step, state, setup.mesh)
+        encoding = TextEncoding(setup)
         meter = Meter(setup, config)
         # Collectives of several CPU devices may wait for each other for ever where runs of them are queued.
         one_by_one = platform() == "cpu" and setup.mesh.size > 1
@@ -100,6 +103,8 @@ def train(
             for step in range(start, config.num_train_steps):
                 batch, placed, waited = batches.next()
                 state, placed = cached.bring(state, batch, placed)
+                if encoding.is_due(step):
+                    state = encoding.refresh(state)
                 with jax.transfer_guard("disallow"):
                     state, metrics = step_fn(state, placed)
                 if one_by_one:
@@ -214,6 +219,7 @@ class Meter:
             len(setup.step.facts.behaviours),
             config.global_batch_size,
             config.history_length,
+            setup.step.facts.num_text_tokens,
         )
         devices = setup.mesh.size
         kind = device_kind()

@@ -9,6 +9,7 @@ from jaxrec.core.batch import abstract_batch
 from jaxrec.core.chips import CHIPS, chip_of
 from jaxrec.embedding.placement import Columns, Placement, Rows
 from jaxrec.embedding.placement_planner import Machine, plan_placements
+from jaxrec.models.two_tower import ITEM
 from jaxrec.training.lookups import lookup_sizes, whole_tables
 from jaxrec.training.setup import Setup
 
@@ -26,6 +27,8 @@ def place_tables(
     """
     kept = dict.fromkeys(whole_tables(setup.tables, setup.step.tasks), "a full softmax reads it whole")
     kept |= dict.fromkeys(setup.cache_rows, "the devices hold a cache of it")
+    if setup.model.text is not None:
+        kept |= {ITEM: "the vectors of its items' text lie as it does"}
     problems = list(_problems(setup, given, kept))
     if problems:
         raise ValueError("; ".join(problems))

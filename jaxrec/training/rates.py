@@ -70,7 +70,9 @@ class Rates:
         ]
 
 
-def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> Rates:
+def make_rates(
+    config: OptimizerConfig, dense: Tree, tables: Iterable[str], *, frozen: tuple[str, ...] = ()
+) -> Rates:
     """The factors of a model's parameters: `config.rates` times what `config.layer_decay` says.
 
     A kernel with an adapter is frozen.
@@ -78,6 +80,7 @@ def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> R
     Args:
       dense: the dense parameters, or anything of their tree.
       tables: names.
+      frozen: prefixes of paths that the model itself freezes.
 
     Raises:
       ValueError: a pattern matches nothing, or everything is frozen.
@@ -87,7 +90,7 @@ def make_rates(config: OptimizerConfig, dense: Tree, tables: Iterable[str]) -> R
     for pattern, factor in config.rates.items():
         factors |= dict.fromkeys(matching(pattern, factors, f"optimizer.rates[{pattern!r}]={factor}"), factor)
     for path, factor in layer_factors(paths, config.layer_decay).items():
-        factors[path] *= factor if adapter_of(path) not in factors else 0.0
+        factors[path] *= 0.0 if adapter_of(path) in factors or path.startswith(frozen) else factor
     if not any(factors.values()):
         raise ValueError(
             f"optimizer.rates={dict(config.rates)} freezes every parameter; leave one to be trained."

@@ -18,6 +18,7 @@ from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.placement_planner import PlacementPlan
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
@@ -80,6 +81,7 @@ class Setup:
             row_optimizer=self.step.row_optimizer,
             averaged=self._averaged,
             cache_rows=self.cache_rows,
+            num_text_tokens=self.step.facts.num_text_tokens,
             mesh=self.mesh,
         )
 
@@ -93,6 +95,7 @@ class Setup:
             row_optimizer=self.step.row_optimizer,
             averaged=self._averaged,
             cache_rows=self.cache_rows,
+            num_text_tokens=self.step.facts.num_text_tokens,
             mesh=self.mesh,
         )
 
@@ -112,6 +115,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         behaviours=metadata.behaviours,
         item_counts=np.asarray(dataset.item_counts, np.float32),
         has_timestamps=metadata.has_timestamps,
+        num_text_tokens=dataset.num_text_tokens,
     )
 
 
@@ -147,9 +151,13 @@ def make_setup(
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     if model.memory is not None:
         _check_memory(tasks)
+    if model.text is not None:
+        _check_text(model.text, facts)
+    _check_text_tasks(model.text, tasks)
     graphdef, abstract = split_model(model, num_behaviours, balance.weighed(tasks))
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
+    frozen = ("text.encoder.",) if model.text is not None and model.text.frozen else ()
     step = StepConfig(
         graphdef=graphdef,
         abstract=abstract,
@@ -159,9 +167,10 @@ def make_setup(
         tasks=tasks,
         balance=balance,
         facts=facts,
+        text=model.text,
         optimizer=dense_optimizer(optimizer, num_train_steps),
         optimizer_config=optimizer,
-        rates=make_rates(optimizer, nnx.to_pure_dict(abstract), tables),
+        rates=make_rates(optimizer, nnx.to_pure_dict(abstract), tables, frozen=frozen),
         row_optimizer=row_optimizer,
         exchange=exchange,
         num_train_steps=num_train_steps,
@@ -196,6 +205,32 @@ def _check_memory(tasks: Mapping[str, Task]) -> None:
         who = f"task {unable[0]} takes none" if unable else "no task ranks items"
         raise ValueError(
             f"model.memory is set, but {who}; use NextItem with FullSoftmax candidates, or set model.memory=none."
+        )
+
+
+def _check_text(text: TextTower, facts: DataFacts) -> None:
+    if not facts.num_text_tokens:
+        raise ValueError(
+            f"model.text is set, but dataset {facts.name!r} has no item text (item_tokens.npy); prepare it from an "
+            "items table with text columns, or set model.text=none."
+        )
+    if text.encoder.max_positions < facts.num_text_tokens:
+        raise ValueError(
+            f"text.encoder.max_positions={text.encoder.max_positions} is less than the {facts.num_text_tokens} tokens "
+            f"of an item of dataset {facts.name!r}; raise it, or prepare with a smaller data.text.max_tokens."
+        )
+
+
+def _check_text_tasks(text: TextTower | None, tasks: Mapping[str, Task]) -> None:
+    readers = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if task.masked_tokens(1)]
+    if readers and (text is None or text.frozen or not text.masked_head):
+        raise ValueError(
+            f"task {readers[0]} trains the text encoder; it needs model.text with masked_head=true and "
+            "trained_items of at least 1."
+        )
+    if not readers and text is not None and text.masked_head:
+        raise ValueError(
+            "model.text.masked_head=True, but no task trains the head; add a MaskedText task, or set it to false."
         )
 
 

@@ -21,6 +21,7 @@ from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_tabl
 from jaxrec.models.two_tower import ITEM, TwoTower, TwoTowerConfig
 from jaxrec.nn.layers import parameter_shardings
 from jaxrec.training.memory import abstract_memory, empty_memory
+from jaxrec.training.text_cache import OF_THE_DATA, VECTORS, abstract_texts, empty_texts
 
 # `failure[0]` is the step that found a number that is not finite, or this.
 NO_FAILURE = -1
@@ -36,6 +37,7 @@ class TrainState:
       dense: parameters of the model as a plain nested dict of arrays.
       tables: sharded tables in physical row order, by name.
       memory: the frozen memory of transitions (`training.memory`), or {} without one.
+      texts: the text of the catalogue and its vectors (`training.text_cache`), or {} for a model that reads none.
       ema: averages of `dense` and of the tables that a full softmax moves whole, or {} when off.
       caches: who lies where in the caches of tables that live on the host; {} in a step. See `cached_tables`.
       failure: `[2]` int32: the step of the first non-finite number (or -1), and the bit mask of the tasks whose
@@ -48,6 +50,7 @@ class TrainState:
     tables: dict[str, jax.Array]
     table_slots: dict[str, Slots]
     memory: dict[str, jax.Array]
+    texts: dict[str, jax.Array]
     ema: dict[str, Any]
     caches: dict[str, dict[str, np.ndarray]]
     failure: jax.Array
@@ -95,6 +98,7 @@ def init_state(
     row_optimizer: RowOptimizer,
     averaged: Sequence[str] | None,
     cache_rows: Mapping[str, int],
+    num_text_tokens: int,
     mesh: Mesh,
 ) -> TrainState:
     """A fresh state, placed on the mesh; the same numbers on every mesh.
@@ -140,6 +144,7 @@ def init_state(
         tables=arrays,
         table_slots=table_slots,
         memory=empty_memory(model.memory, tables[ITEM], mesh),
+        texts=empty_texts(model.text, tables[ITEM], num_text_tokens, mesh),
         ema=ema,
         caches=caches,
         failure=jax.device_put(jnp.array([NO_FAILURE, 0], jnp.int32), replicated),
@@ -155,6 +160,7 @@ def abstract_state(
     row_optimizer: RowOptimizer,
     averaged: Sequence[str] | None,
     cache_rows: Mapping[str, int],
+    num_text_tokens: int,
     mesh: Mesh,
 ) -> TrainState:
     """Shapes and shardings of the state that a step sees; nothing is computed and the devices need not be there."""
@@ -185,6 +191,7 @@ def abstract_state(
         "tables": arrays,
         "table_slots": table_slots,
         "memory": abstract_memory(model.memory, tables[ITEM], mesh),
+        "texts": abstract_texts(model.text, tables[ITEM], num_text_tokens, mesh),
         "ema": {},
         "caches": {},
         "failure": place(scalars[1], replicated),
@@ -223,7 +230,7 @@ def to_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: Mesh) -
 def from_checkpoint(
     tree: dict[str, Any], tables: dict[str, TableSpec], mesh: Mesh, like: TrainState
 ) -> TrainState:
-    """Inverse of `to_checkpoint` on the mesh in use; `like` gives the optimizer's tree."""
+    """Inverse of `to_checkpoint` on the mesh in use; `like` gives the optimizer's tree and the text of the data."""
     physical = lambda name: lambda rows: from_logical(rows, tables[name].num_rows, tables[name].placement)  # noqa: E731
     on_host = lambda name: lambda rows: _with_rows(rows, tables[name].num_rows)  # noqa: E731
     place = lambda name: lambda rows: row_major(tables[name].sharding(mesh), rows.shape)  # noqa: E731
@@ -231,6 +238,7 @@ def from_checkpoint(
     fields["dense_slots"] = jax.tree.unflatten(
         jax.tree.structure(like.dense_slots), fields["dense_slots"].values()
     )
+    fields["texts"] = like.texts | fields.get("texts", {})
     return TrainState(**({"memory": {}} | fields))
 
 
@@ -268,13 +276,15 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     # Named tuples of optax become a dict in the order of their leaves: a tree that any reader can open.
     leaves = jax.tree.leaves(state.dense_slots)
     fields["dense_slots"] = {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}
-    if not fields["memory"]:
-        del fields["memory"]
+    fields["texts"] = {name: array for name, array in state.texts.items() if name not in OF_THE_DATA}
+    for name in ("memory", "texts"):
+        if not fields[name]:
+            del fields[name]
     return fields
 
 
 def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
-    """Applies `function(name)` to every array of a table: rows, slots, averages, and the memory of the items."""
+    """Applies `function(name)` to every array of a table: rows, slots, averages, the memory and the texts."""
     mapped = dict(tree)
     mapped["tables"] = {name: function(name)(rows) for name, rows in tree["tables"].items()}
     mapped["table_slots"] = {
@@ -283,6 +293,8 @@ def _map_tables(tree: dict[str, Any], function: Any) -> dict[str, Any]:
     }
     if "memory" in tree:  # lies as the rows of the items do
         mapped["memory"] = {name: function(ITEM)(rows) for name, rows in tree["memory"].items()}
+    if "texts" in tree:  # so do these
+        mapped["texts"] = tree["texts"] | {VECTORS: function(ITEM)(tree["texts"][VECTORS])}
     if tree["ema"]:
         averages = {name: function(name)(rows) for name, rows in tree["ema"]["tables"].items()}
         mapped["ema"] = {"dense": tree["ema"]["dense"], "tables": averages}

@@ -21,6 +21,7 @@ from jaxrec.training.gradients import Gradients, Metrics, batch_gradients
 from jaxrec.training.optimizer import schedule_factor
 from jaxrec.training.state import NO_FAILURE, TrainState
 from jaxrec.training.step_config import StepConfig
+from jaxrec.training.text_cache import ENCODED_AT
 
 
 def make_train_step(
@@ -28,9 +29,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the state is donated and keeps its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    rows = (state.tables, state.table_slots)
-    tables, slots = jax.tree.map(lambda x: row_major(x.sharding, x.shape), rows)
-    shardings = dataclasses.replace(shardings, tables=tables, table_slots=slots)
+    rows = (state.tables, state.table_slots, state.texts)
+    tables, slots, texts = jax.tree.map(lambda x: row_major(x.sharding, x.shape), rows)
+    shardings = dataclasses.replace(shardings, tables=tables, table_slots=slots, texts=texts)
     return jax.jit(
         functools.partial(train_step, config),
         donate_argnums=0,
@@ -54,12 +55,15 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     )
 
     factor = schedule_factor(config.optimizer_config, config.num_train_steps, state.step)
+    started = state.step
     state = dataclasses.replace(_update(config, state, gradients, norm, factor, apply), failure=failure)
     metrics = {f"loss/{name}": value for name, value in losses.items()}
     metrics["loss"] = jnp.sum(jnp.stack([task.weight * losses[name] for name, task in config.tasks.items()]))
     metrics |= {f"gradient_norm/{name}": value for name, value in norms.items()} | {"gradient_norm": norm}
     metrics["learning_rate"] = config.optimizer_config.learning_rate * factor
     metrics["events"] = jnp.sum(batch.history_mask.astype(jnp.int32))
+    if state.texts:
+        metrics["text_age_steps"] = started - state.texts[ENCODED_AT]
     metrics["exchange_extra_rounds"] = gradients.extra_rounds
     metrics["failed_step"] = failure[0]
     metrics["failed_tasks"] = failure[1]
@@ -121,14 +125,12 @@ def _update(
         memory = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         current = {"dense": dense, "tables": {name: tables[name] for name in ema["tables"]}}
         ema = keep(config.rates.average(ema, current, memory), ema)
-    return TrainState(
+    return dataclasses.replace(
+        state,
         step=jnp.where(apply, state.step + 1, state.step),
         dense=dense,
         dense_slots=keep(dense_slots, state.dense_slots),
         tables=tables,
         table_slots=table_slots,
-        memory=state.memory,
         ema=ema,
-        caches=state.caches,
-        failure=state.failure,
     )

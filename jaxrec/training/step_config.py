@@ -12,6 +12,7 @@ from jaxrec.core.precision import ActivationDtype
 from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
+from jaxrec.models.item_text import TextTower
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.training.balance import Balance
 from jaxrec.training.optimizer import OptimizerConfig
@@ -30,6 +31,7 @@ class StepConfig:
     tasks: Mapping[str, Task]
     balance: Balance
     facts: DataFacts
+    text: TextTower | None
     optimizer: optax.GradientTransformation
     optimizer_config: OptimizerConfig
     rates: Rates

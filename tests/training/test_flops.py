@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.masked_text import MaskedText
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.flops import encoder_flops_per_row, peak_flops, step_flops
 
@@ -32,6 +34,20 @@ def test_a_step_is_three_forward_passes():
     # The causal pass is shared by the two tasks. The head: a hidden layer of 12 x 4, then 4 x 3, at every event.
     assert step_flops(model, {"next_item": NextItem()}, 100, 3, 2, 10) == 3 * (encoder + scores)
     assert step_flops(model, both, 100, 3, 2, 10) == 3 * (encoder + scores + 2 * 10 * 2 * (48 + 12))
+
+
+def test_the_texts_that_a_step_encodes_count():
+    encoder = EncoderConfig(embed_dim=4, num_layers=1, mlp_dim=8, vocab_size=50, type_vocab_size=1)
+    text = TextTower(encoder=encoder, trained_items=6, masked_head=True)
+    without, with_text = (TwoTowerConfig(encoder=encoder, item_dim=4, text=one) for one in (None, text))
+    tasks = {"next_item": NextItem()}
+    more = step_flops(with_text, tasks, 100, 2, 10, 12) - step_flops(without, tasks, 100, 2, 10, 12)
+    assert more == 3 * 6 * encoder_flops_per_row(encoder, 12)
+    tasks["words"] = MaskedText(mask_rate=0.3)  # 3 of 10 words, in a pass of its own
+    words = step_flops(with_text, tasks, 100, 2, 10, 12) - step_flops(
+        without, {"n": NextItem()}, 100, 2, 10, 12
+    )
+    assert words == 2 * more + 3 * 6 * 3 * 50 * 2 * 4
 
 
 def test_known_chips_have_a_published_peak_and_others_are_measured():
