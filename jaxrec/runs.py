@@ -156,7 +156,9 @@ def load_state(
 def is_trained(config: TrainConfig, workdir: Path) -> bool:
     """Whether the run in `workdir` has come to its end, and its last state is whole."""
     with Checkpoints(str(workdir / "checkpoints"), keep=1, save_every_steps=1) as checkpoints:
-        newest = checkpoints.latest_manifest()
+        if (checkpoints.latest_step() or 0) < config.num_train_steps:
+            return False
+        newest = checkpoints.latest_manifest()  # reads every file, and falls back from a damaged step
     return newest is not None and newest.step >= config.num_train_steps
 
 
