@@ -59,7 +59,7 @@ class ItemSimilarity(Task):
         """Softmax over the followers; the event's own item is no negative, whose cosine could be nothing but 1."""
         target_ids = plan.lookups["targets"].reshape(-1)
         total, _ = in_batch_softmax(
-            _unit(forward.events) / self.temperature,
+            _unit(forward.event_vectors()) / self.temperature,
             target_ids,
             _unit(forward.item_vectors("targets")),
             plan.arrays["weights"].reshape(-1),

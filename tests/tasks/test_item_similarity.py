@@ -1,5 +1,7 @@
 """Item similarity: the loss against a naive one, on every mesh."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +19,12 @@ SEGMENTS = np.array(
 )
 COUNTS = np.array([0, 5, 9, 4, 2, 7, 1], np.float32)
 FACTS = DataFacts(name="toy", num_items=6, num_users=9, behaviours=(), item_counts=COUNTS)
+MODEL = types.SimpleNamespace(
+    candidate_vectors=lambda vectors: vectors, config=types.SimpleNamespace(scored_table=ITEM)
+)
 NOTHING = np.zeros_like(IDS)
 BATCH = Batch(
-    item_ids=IDS, user_ids=NOTHING, segment_ids=SEGMENTS, positions=NOTHING, time_gaps=NOTHING,
+    item_ids=IDS, user_ids=NOTHING, segment_ids=SEGMENTS, positions=NOTHING, time_gaps=NOTHING, times=NOTHING,
     labels=np.zeros((*IDS.shape, 0), np.int8),
 )  # fmt: skip
 
@@ -53,7 +58,7 @@ def test_the_loss_is_the_naive_one_on_every_mesh(mesh):
     @jax.jit
     def loss(table, batch):
         plan = task.plan(batch, FACTS, jax.random.key(0))
-        forward = Forward(None, batch, FACTS, table[batch.item_ids], None, None)
+        forward = Forward(MODEL, batch, FACTS, table[batch.item_ids], None, None)
         forward.rows = {ITEM: {"targets": table[plan.lookups["targets"]]}}
         return task.loss(forward, plan, jax.random.key(1)).total, plan.weight
 

@@ -41,11 +41,11 @@ def test_the_texts_that_a_step_encodes_count():
     text = TextTower(encoder=encoder, trained_items=6, masked_head=True)
     without, with_text = (TwoTowerConfig(encoder=encoder, item_dim=4, text=one) for one in (None, text))
     tasks = {"next_item": NextItem()}
-    more = step_flops(with_text, tasks, 100, 2, 10, 12) - step_flops(without, tasks, 100, 2, 10, 12)
+    more = step_flops(with_text, tasks, 100, 0, 2, 10, 12) - step_flops(without, tasks, 100, 0, 2, 10, 12)
     assert more == 3 * 6 * encoder_flops_per_row(encoder, 12)
     tasks["words"] = MaskedText(mask_rate=0.3)  # 3 of 10 words, in a pass of its own
-    words = step_flops(with_text, tasks, 100, 2, 10, 12) - step_flops(
-        without, {"n": NextItem()}, 100, 2, 10, 12
+    words = step_flops(with_text, tasks, 100, 0, 2, 10, 12) - step_flops(
+        without, {"n": NextItem()}, 100, 0, 2, 10, 12
     )
     assert words == 2 * more + 3 * 6 * 3 * 50 * 2 * 4
 

@@ -26,6 +26,7 @@ from jaxrec.tasks.next_item import NextItem
 from jaxrec.training import step as step_module
 from jaxrec.training import text_refresh
 from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.gradients import batch_gradients
 from jaxrec.training.inference import Inference
 from jaxrec.training.item_text import StepTexts, choose_encoded, looked_up_arrays
 from jaxrec.training.loop import LoopConfig, train
@@ -158,11 +159,11 @@ def test_with_every_item_encoded_the_gradient_is_that_of_a_naive_twin(one_device
 
     arguments = state.dense, state.tables[ITEM], state.tables[ITEM_BIAS]
     loss, (dense, table, bias) = jax.jit(jax.value_and_grad(naive, argnums=(0, 1, 2)))(*arguments)
-    gradients, losses = jax.jit(lambda state, batch: step_module._gradients(config, state, batch, jax.random.key(0)))(
+    gradients = jax.jit(lambda state, batch: batch_gradients(config, state, batch, jax.random.key(0)))(
         state, batch
-    )  # fmt: skip
+    )
     step_module._norms(gradients)  # brings what look-ups add into the tables' gradients
-    np.testing.assert_allclose(losses["next_item"], loss, rtol=1e-5)
+    np.testing.assert_allclose(gradients.losses["next_item"], loss, rtol=1e-5)
     for found, wanted in ((gradients.dense, dense), (gradients.catalogue, {ITEM: table, ITEM_BIAS: bias})):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), found, wanted)
     assert float(jnp.abs(dense["text"]["encoder"]["token_table"]).max()) > 0
