@@ -5,7 +5,9 @@
 The split is by time: the last tenth of the events is the test part, and every event of it is judged. Variants:
 `mmoe`, `ple` (other heads), `esmm` (long view as a product over click), `single_click`, `single_long_view`,
 `single_profile_enter`, `single_comment` (one behaviour alone), `second_stage` (long view learned where there was a
-click). Minutes each on two cores. python benchmarks/quality/multitask.py trains them all and compares them.
+click). A minute each on two cores. Validation AUC of one seed: click .755, long view .735, profile entry .716, comment
+.682, below those of counting a user's and an item's rates (.771, .754, .754, .709).
+python benchmarks/quality/multitask.py trains all variants and compares them on the test part; not yet run to its end.
 """
 
 import dataclasses
@@ -15,13 +17,12 @@ from jaxrec.config import TrainConfig
 from jaxrec.data.config import DataConfig, GlobalTime
 from jaxrec.embedding.row_optimizer import Adam
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.losses.samplers import LogUniformSampler
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.heads import PLE, Head, MMoE
 from jaxrec.tasks.base import Task
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.tasks.candidates import SampledSoftmax
+from jaxrec.tasks.candidates import InBatch
 from jaxrec.tasks.funnel import Funnel
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.optimizer import OptimizerConfig
@@ -59,15 +60,15 @@ def get_config() -> TrainConfig:
             time_gaps=True,
         ),
         tasks={
-            "next_item": NextItem(
-                weight=0.1, candidates=SampledSoftmax(sampler=LogUniformSampler(num_samples=256))
-            ),
+            # More of it, or negatives from outside of the batch, costs the behaviours a point and more of AUC.
+            "next_item": NextItem(weight=0.01, candidates=InBatch()),
             "behaviour": Behaviour(behaviours=LEARNED),
         },
         optimizer=OptimizerConfig(
             learning_rate=1e-3, warmup_steps=50, schedule="cosine", final_factor=0.05, weight_decay=0.01
         ),
-        row_optimizer=Adam(learning_rate=3e-3),
+        # A user's rows are in few batches, so they move fast, and items have few events, so they are drawn to 0.
+        row_optimizer=Adam(learning_rate=3e-2, weight_decay=5.0),
         num_train_steps=400,
         global_batch_size=16,
         checkpoint_every_steps=200,

@@ -9,7 +9,7 @@ over the seeds; Holm's correction is over all comparisons. The bars ask that the
 that the joint model's AUCs are above those of counting: a user's rate and an item's rate, from the training events.
 What is above what else is in the figures and printed, whichever way it went.
 
-    python benchmarks/quality/multitask.py            # an hour and more on 2 cores
+    python benchmarks/quality/multitask.py            # some 40 minutes on 2 quiet cores
     python benchmarks/quality/multitask.py --seeds=1
 """
 
