@@ -22,7 +22,7 @@ from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.heads import Head, SharedBottom
-from jaxrec.nn.layers import Dense, glorot_normal, parameter
+from jaxrec.nn.layers import Dense, glorot_normal, parameter, unit_vectors
 
 ITEM, ITEM_BIAS, ITEM_OUTPUT, USER = "item", "item_bias", "item_output", "user"
 LOG_VARIANCES = "log_variances"  # the attribute, and so the key of its parameters
@@ -223,7 +223,7 @@ class TwoTower(nnx.Module):
             temperature = jnp.maximum(jnp.exp(self.log_temperature[...]), MIN_TEMPERATURE)
         else:
             temperature = jnp.float32(cosine.temperature)
-        return _unit(states) / temperature.astype(states.dtype)
+        return unit_vectors(states) / temperature.astype(states.dtype)
 
     def item_vectors(
         self, rows: Float[Array, "*b D"], texts: ItemTexts | None = None
@@ -233,16 +233,10 @@ class TwoTower(nnx.Module):
 
     def candidate_vectors(self, vectors: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """v(y) of the item that is scored, from its vector of `scored_table`."""
-        return vectors if self.config.cosine is None else _unit(vectors)
+        return vectors if self.config.cosine is None else unit_vectors(vectors)
 
     def behaviour_logits(
         self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]
     ) -> Float[Array, "*b K"]:
         """Logits of the behaviours of (user, item)."""
         return self.behaviour_head(queries, items)
-
-
-def _unit(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-    """Vectors of length 1; zeros stay zeros, with finite gradients."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), -1, keepdims=True) + 1e-12)).astype(x.dtype)

@@ -116,6 +116,12 @@ def glorot_normal(key: jax.Array, shape: Sequence[int], fan_in: int, fan_out: in
     return math.sqrt(2.0 / (fan_in + fan_out)) * jax.random.normal(key, tuple(shape), jnp.float32)
 
 
+def unit_vectors(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Vectors of length 1, worked out in float32; zeros stay zeros, with finite gradients."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.sum(jnp.square(wide), -1, keepdims=True) + 1e-12)).astype(x.dtype)
+
+
 class Dense(nnx.Module):
     """`[..., D] -> [..., F]`: x W + b."""
 

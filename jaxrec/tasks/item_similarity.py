@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.core.batch import Batch
 from jaxrec.losses.in_batch import in_batch_softmax, item_log_q
+from jaxrec.nn.layers import unit_vectors
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task, TaskLoss
 from jaxrec.tasks.next_item import next_events
 
@@ -70,5 +71,4 @@ class ItemSimilarity(Task):
 
 
 def _unit(vectors: Float[Array, "b l d"]) -> Float[Array, "t d"]:
-    flat = jax.lax.collapse(vectors.astype(jnp.float32), 0, 2)
-    return flat * jax.lax.rsqrt(jnp.sum(jnp.square(flat), -1, keepdims=True) + 1e-12)
+    return unit_vectors(jax.lax.collapse(vectors.astype(jnp.float32), 0, 2))

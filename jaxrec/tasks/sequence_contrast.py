@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrec.core.batch import Batch
 from jaxrec.core.hashing import hashed_uniform
 from jaxrec.losses.sampled import sampled_softmax
+from jaxrec.nn.layers import unit_vectors
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task, TaskLoss
 
 View = Literal["crop", "mask", "reorder"]
@@ -119,8 +120,7 @@ class SequenceContrast(Task):
             last_positions=view.last,
         )  # fmt: skip
         queries = forward.model.queries(states).astype(jnp.float32)
-        queries = queries.reshape(-1, queries.shape[-1])
-        return queries * jax.lax.rsqrt(jnp.sum(jnp.square(queries), -1, keepdims=True) + 1e-12)
+        return unit_vectors(queries.reshape(-1, queries.shape[-1]))
 
     def _view(self, batch: Batch, ends: "_Ends", first: Int[Array, "B S"], key: jax.Array) -> ViewPlan:
         shape = batch.item_ids.shape

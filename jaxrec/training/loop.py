@@ -82,11 +82,7 @@ def train(
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
         else:
-            state = with_checkpoint_weights(setup, state)
-            state = initialize(state) if initialize else state
-            if setup.model.memory is not None:
-                counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
-                state = dataclasses.replace(state, memory=counted)
+            state = _first_state(setup, state, dataset, initialize)
         best_value = _best_value(best, config.metric)
         cached = CachedTables(setup.cache_rows, state, setup.mesh)
         state = cached.enter(state)
@@ -139,6 +135,21 @@ def train(
                     logger.warning("preempted: saved step %d, start the same command again to go on", done)
                     break
         return cached.whole(state)
+
+
+def _first_state(
+    setup: Setup,
+    fresh: TrainState,
+    dataset: PreparedDataset,
+    initialize: Callable[[TrainState], TrainState] | None,
+) -> TrainState:
+    """Where a run starts that resumes nothing: a text checkpoint's weights, another run's, the counts of the data."""
+    state = with_checkpoint_weights(setup, fresh)
+    state = initialize(state) if initialize else state
+    if setup.model.memory is None:
+        return state
+    counted = count_memory(setup.model.memory, setup.tables[ITEM], dataset, setup.mesh)
+    return dataclasses.replace(state, memory=counted)
 
 
 def restore(setup: Setup, state: TrainState, checkpoints: Checkpoints) -> TrainState:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -145,8 +146,13 @@ def _claim(search: Search) -> None:
             )
         return
     search.workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(path, new)
+
+
+def _write_json(path: Path, body: dict[str, Any]) -> None:
+    """At once, so that a kill leaves the old file or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -244,9 +250,7 @@ def _keep_best(search: Search, study: Study) -> None:
         "values": values,
         "command": shlex.join(command),
     }
-    temporary = search.workdir / f".{BEST_FILE}.tmp"
-    temporary.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, search.workdir / BEST_FILE)
+    _write_json(search.workdir / BEST_FILE, body)
     for other in (search.workdir / "trials").iterdir():
         if other.name != best.user_attrs[WORKDIR]:
             for name in ("checkpoints", "best"):
