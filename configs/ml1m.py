@@ -14,7 +14,8 @@ from jaxrec.models.memory import TransitionMemory
 
 
 def get_config() -> TrainConfig:
-    """`ml1m_sasrec` and the memory, nothing else: what differs between the two is what the memory gives."""
+    """`ml1m_sasrec` and the memory, with which fewer steps do."""
     base = ml1m_sasrec.get_config()
     memory = TransitionMemory(num_successors=128)
-    return dataclasses.replace(base, name="ml1m", model=dataclasses.replace(base.model, memory=memory))
+    model = dataclasses.replace(base.model, memory=memory)
+    return dataclasses.replace(base, name="ml1m", model=model, num_train_steps=1500)

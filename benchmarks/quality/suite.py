@@ -4,7 +4,7 @@ A seed of a variant is trained and evaluated by the entries, in a workdir of its
 to be kept of it is written to `benchmarks/results/quality/`: figures, command, commit, machine, config, and every
 user's rank. A seed that is there is read, not run again, unless its config has changed since; an interrupted training
 goes on from its checkpoint. Training time is the wall clock of the training processes, start-up, compilation and
-validation included, over all sittings.
+validation included, over all sittings; the processor time is kept beside it, because the machine may be shared.
 """
 
 from __future__ import annotations
@@ -124,20 +124,32 @@ def train_and_evaluate(run: training_runs.Run, name: str) -> None:
     print(f"{name}: training", flush=True)
     run.workdir.mkdir(parents=True, exist_ok=True)
     spent = sittings(run)
-    started = time.monotonic()
+    started, processor = time.monotonic(), _processor_seconds()
     try:
         run.finish("train")
     finally:
-        spent.append({"seconds": round(time.monotonic() - started, 1), "load_average": record.load_average()})
+        spent.append(
+            {
+                "seconds": round(time.monotonic() - started, 1),
+                "processor_seconds": round(_processor_seconds() - processor, 1),
+                "load_average": record.load_average(),
+            }
+        )
         clock.write_text(json.dumps(spent) + "\n")
     run.finish("evaluate")
 
 
 def sittings(run: training_runs.Run) -> list[dict[str, Any]]:
-    """The training processes of a run so far: seconds, and the load when each ended."""
+    """The training processes of a run so far: seconds, of the processor too, and the load when each ended."""
     clock = run.workdir / CLOCK_FILE
     found: list[dict[str, Any]] = json.loads(clock.read_text()) if clock.exists() else []
     return found
+
+
+def _processor_seconds() -> float:
+    """Of the processes that have been waited for, over all cores."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def minutes(sittings: Sequence[Mapping[str, Any]]) -> float:
