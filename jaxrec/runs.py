@@ -96,11 +96,13 @@ class Run:
         """v(y) and b_y in physical row order."""
         return self._catalogue
 
-    def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"] | None:
-        """Logits of the target event's behaviours; None where no task learns them."""
-        if not self.setup.num_behaviours:
-            return None
+    def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"]:
+        """Logits of the target event's behaviours; ValueError where no task learns them."""
         return np.asarray(self.inference.behaviour_logits(batch))
+
+    def values(self, batch: EvaluationBatch) -> Float[np.ndarray, " n"]:
+        """The number beside the target event, as the model expects it; ValueError where no task learns it."""
+        return np.asarray(self.inference.values(batch))
 
 
 def run_of_state(

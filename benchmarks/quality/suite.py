@@ -3,8 +3,9 @@
 A seed of a variant is trained and evaluated by the entries, in a workdir of its own under `runs/quality/`, and what is
 to be kept of it is written to `benchmarks/results/quality/`: figures, command, commit, machine, config, and every
 user's rank. A seed that is there is read, not run again, unless its config has changed since; an interrupted training
-goes on from its checkpoint. Training time is the wall clock of the training processes, start-up, compilation and
-validation included, over all sittings; the processor time is kept beside it, because the machine may be shared.
+goes on from its checkpoint. Training time is that of the training processes, start-up, compilation and validation
+included, over all sittings. What a limit is held against is the processor time, shared by two cores: other programs on
+the machine lengthen the wall clock, which is kept beside it.
 """
 
 from __future__ import annotations
@@ -83,8 +84,13 @@ class Seed:
 
     @property
     def minutes(self) -> float:
-        """Of training."""
+        """Of training, by the wall clock."""
         return self.figures["train_minutes"]
+
+    @property
+    def two_core_minutes(self) -> float:
+        """Of training, by the processor time."""
+        return two_core_minutes(self.figures["sittings"])
 
 
 def run_seeds(variant: Variant, seeds: int, data: Path, base: Path, results: Path = RESULTS) -> list[Seed]:
@@ -157,6 +163,11 @@ def minutes(sittings: Sequence[Mapping[str, Any]]) -> float:
     return sum(sitting["seconds"] for sitting in sittings) / 60
 
 
+def two_core_minutes(sittings: Sequence[Mapping[str, Any]]) -> float:
+    """Half the processor time of training, over all sittings."""
+    return sum(sitting["processor_seconds"] for sitting in sittings) / 2 / 60
+
+
 def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path) -> None:
     """Copies what counts out of the workdir; the figures come last, so that they never lack their ranks."""
     evaluation = json.loads((run.workdir / "evaluation.json").read_text())
@@ -189,6 +200,7 @@ def summary(seeds: Sequence[Seed]) -> dict[str, Any]:
         }
     return over | {
         "train_minutes": [seed.minutes for seed in seeds],
+        "two_core_minutes": [seed.two_core_minutes for seed in seeds],
         "baselines": {name: values[METRIC] for name, values in seeds[0].figures["baselines"].items()},
         "commands": [seed.figures["command"] for seed in seeds],
         "commits": [seed.figures["commit"] for seed in seeds],
@@ -221,9 +233,11 @@ def paired_bar(name: str, comparison: Comparison) -> record.Bar:
 
 
 def minutes_bar(name: str, seeds: Sequence[Seed], limit: float) -> record.Bar:
-    """The slowest seed trains within the limit."""
-    value = max(seed.minutes for seed in seeds)
-    return record.Bar(name=f"{name}: minutes of training", value=value, limit=limit, at_most=True)
+    """The slowest seed trains within the limit, on two cores that do nothing else."""
+    value = max(seed.two_core_minutes for seed in seeds)
+    return record.Bar(
+        name=f"{name}: minutes of training on two cores", value=value, limit=limit, at_most=True
+    )
 
 
 def argument_parser(

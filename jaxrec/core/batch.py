@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 Array = jax.Array | np.ndarray
 
@@ -17,6 +17,20 @@ Array = jax.Array | np.ndarray
 # last takes the rest.
 NUM_TIME_GAPS = 32
 UNKNOWN_SECONDS = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValueFacts:
+    """What the numbers beside the training events are like.
+
+    Attributes:
+      name: their column.
+      deviation: standard deviation.
+    """
+
+    name: str
+    mean: float
+    deviation: float
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +46,7 @@ class Batch:
       time_gaps: log2 bucket of the seconds since the segment's previous event; 0 = unknown or first.
       times: seconds since the first moment of the segment that is known, 2^31 - 1 at most; -1 = unknown.
       labels: behaviour labels: 1, 0, or -1 = unknown. Targets only; never a model input.
+      values: the number beside each event (a rating, a count); NaN = unknown. Targets only, as the labels.
     """
 
     item_ids: Int[Array, "b l"]
@@ -41,6 +56,7 @@ class Batch:
     time_gaps: Int[Array, "b l"]
     times: Int[Array, "b l"]
     labels: Int[Array, "b l k"]
+    values: Float[Array, "b l"]
 
     @property
     def history_mask(self) -> Bool[Array, "b l"]:
@@ -61,4 +77,5 @@ def abstract_batch(
     integers = jax.ShapeDtypeStruct((num_rows, length), jnp.int32, sharding=where)
     labels = jax.ShapeDtypeStruct((num_rows, length, num_behaviours), jnp.int8, sharding=where)
     fields: dict[str, Any] = {field.name: integers for field in dataclasses.fields(Batch)}
-    return Batch(**(fields | {"labels": labels}))
+    values = jax.ShapeDtypeStruct((num_rows, length), jnp.float32, sharding=where)
+    return Batch(**(fields | {"labels": labels, "values": values}))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from jaxrec.data.columns import ABSENT
 from jaxrec.data.config import GlobalTime, LeaveOneOut
@@ -33,6 +33,11 @@ class Sorted:
     train_end: Int64[np.ndarray, " u"] = field(default_factory=lambda: np.zeros(0, np.int64))
     validation_end: Int64[np.ndarray, " u"] = field(default_factory=lambda: np.zeros(0, np.int64))
     item_counts: Int64[np.ndarray, " v"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    value_sums: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # of the training part: count, sum, sum of squares
     cut_times: tuple[int, ...] = ()
     duplicates: int = 0
     dropped: int = 0
@@ -58,7 +63,9 @@ def sort_buckets(
         raise ValueError(
             f"the behaviours {', '.join(behaviours)} are not distinct; set --data.columns.value.name to another name."
         )
-    dtype = np.dtype([("item", "<i4"), ("seconds", "<i8"), ("labels", "i1", (len(behaviours),))])
+    dtype = np.dtype(
+        [("item", "<i4"), ("seconds", "<i8"), ("labels", "i1", (len(behaviours),)), ("value", "<f4")]
+    )
     result = Sorted(state, dtype, rank, np.zeros(len(rank), np.int64))
     result.positives = dict.fromkeys(behaviours, 0)
     result.unknown_labels = dict.fromkeys(behaviours, 0)
@@ -73,6 +80,7 @@ def sort_buckets(
         out["item"] = records["item"]
         out["seconds"] = _seconds(records, state) if use_times else UNKNOWN
         out["labels"] = _labels(records, len(state.behaviours), name_rank)
+        out["value"] = _values(records)
         for column, name in enumerate(behaviours):
             result.positives[name] += int((out["labels"][:, column] == 1).sum())
             result.unknown_labels[name] += int((out["labels"][:, column] == -1).sum())
@@ -135,6 +143,13 @@ def _labels(records: np.ndarray, num_direct: int, name_rank: Int64[np.ndarray, "
     return labels
 
 
+def _values(records: np.ndarray) -> Float32[np.ndarray, " e"]:
+    """The number beside each event; NaN where there is none that float32 can hold."""
+    if "value" not in (records.dtype.names or ()):
+        return np.full(len(records), np.nan, np.float32)
+    return np.where(np.isfinite(records["value"]), records["value"], np.float32(np.nan))
+
+
 def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
     """Fill the cut points of every user and the training count of every item.
 
@@ -149,7 +164,7 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
         quantiles = (split.validation_quantile, split.test_quantile)
         histories.cut_times = streaming_quantiles(lambda: _times(histories), quantiles)
         histories.train_end, histories.validation_end = np.zeros_like(lengths), np.zeros_like(lengths)
-    histories.item_counts = np.zeros(len(state.items), np.int64)
+    histories.item_counts, sums = np.zeros(len(state.items), np.int64), np.zeros(3)
     for bucket in range(state.spool.num_buckets):
         records = state.spool.reader(bucket, histories.dtype).take(-1)
         users = histories.users_of(bucket)
@@ -160,6 +175,10 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
         place = np.arange(len(records)) - np.repeat(offsets[:-1], lengths[users])
         in_training = place < np.repeat(histories.train_end[users], lengths[users])
         histories.item_counts += np.bincount(records["item"][in_training], minlength=len(state.items))
+        values = records["value"][in_training].astype(np.float64)
+        values = values[~np.isnan(values)]
+        sums += len(values), values.sum(), (values**2).sum()
+    histories.value_sums = (float(sums[0]), float(sums[1]), float(sums[2]))
     if histories.cut_times and (not histories.train_end.any() or (histories.validation_end == lengths).all()):
         raise ValueError(
             f"the cut times {histories.cut_times} (of quantiles {split}) leave "

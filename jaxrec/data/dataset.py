@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
+from jaxrec.core.batch import ValueFacts
 from jaxrec.data.histories import UNKNOWN_TIME, Histories, HistoryFiles, blocks
 from jaxrec.data.packing import Windows
 from jaxrec.data.split import leave_one_out_cuts
@@ -39,6 +40,7 @@ class DatasetMetadata:
     filter_seen: bool
     split: str
     has_timestamps: bool
+    value: ValueFacts | None
     fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +58,9 @@ class DatasetMetadata:
         missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"the dataset's metadata lacks {missing}; run python -m jaxrec.prepare again.")
-        return cls(**{**{name: values[name] for name in names}, "behaviours": tuple(values["behaviours"])})
+        value = ValueFacts(**values["value"]) if values["value"] is not None else None
+        known = {name: values[name] for name in names}
+        return cls(**known | {"behaviours": tuple(values["behaviours"]), "value": value})
 
 
 class PreparedDataset:
@@ -126,9 +130,10 @@ class PreparedDataset:
                 f"the metadata says num_items={metadata.num_items}, but the tables hold {len(counts)}; "
                 "the dataset is damaged: run python -m jaxrec.prepare again."
             )
-        _check_sizes(metadata, train_end, validation_end, lengths)
+        _check_sizes(metadata, lengths)
+        _check_cuts(train_end, validation_end, lengths)
         files = HistoryFiles(directory / "histories", lengths, len(metadata.behaviours))
-        bytes_per_event = 4 + 8 + len(metadata.behaviours)  # item_ids, timestamps, labels
+        bytes_per_event = 4 + 8 + 4 + len(metadata.behaviours)  # item_ids, timestamps, values, labels
         fits = metadata.num_events * bytes_per_event <= memory_budget_bytes
         return cls(
             metadata,
@@ -180,6 +185,8 @@ class PreparedDataset:
                 f"{len(behaviours)} behaviours are named, but the labels have "
                 f"{histories.labels.shape[1]} columns."
             )
+        _check_cuts(train_end, validation_end, lengths)
+        train = histories.take(np.arange(len(lengths)), np.zeros_like(lengths), train_end)
         metadata = DatasetMetadata(
             name=name,
             num_users=len(histories),
@@ -189,10 +196,9 @@ class PreparedDataset:
             filter_seen=filter_seen,
             split=split,
             has_timestamps=bool((histories.timestamps != UNKNOWN_TIME).any()),
+            value=_value_facts(train.values),
             fingerprint="",
         )
-        _check_sizes(metadata, train_end, validation_end, lengths)
-        train = histories.take(np.arange(len(lengths)), np.zeros_like(lengths), train_end)
         counts = np.bincount(train.item_ids, minlength=num_items + 1)
         return cls(
             metadata,
@@ -290,19 +296,29 @@ def _column(path: Path, name: str) -> pa.ChunkedArray:
     return pq.read_table(path, columns=[name])[name]
 
 
-def _check_sizes(
-    metadata: DatasetMetadata,
-    train_end: Int64[np.ndarray, " t"],
-    validation_end: Int64[np.ndarray, " v"],
-    lengths: Int64[np.ndarray, " u"],
-) -> None:
-    """Raises ValueError where the parts of a dataset do not fit together."""
+def _value_facts(values: Float32[np.ndarray, " e"]) -> ValueFacts | None:
+    known = values[~np.isnan(values)].astype(np.float64)
+    if not len(known):
+        return None
+    return ValueFacts(name="value", mean=float(known.mean()), deviation=float(known.std()))
+
+
+def _check_sizes(metadata: DatasetMetadata, lengths: Int64[np.ndarray, " u"]) -> None:
+    """Raises ValueError where the tables are not those of the metadata."""
     for name, value in (("num_users", len(lengths)), ("num_events", int(lengths.sum()))):
         if value != getattr(metadata, name):
             raise ValueError(
                 f"the metadata says {name}={getattr(metadata, name)}, but the tables hold {value}; "
                 "the dataset is damaged: run python -m jaxrec.prepare again."
             )
+
+
+def _check_cuts(
+    train_end: Int64[np.ndarray, " t"],
+    validation_end: Int64[np.ndarray, " v"],
+    lengths: Int64[np.ndarray, " u"],
+) -> None:
+    """Raises ValueError where the cut points are not those of histories of these lengths."""
     if not (len(train_end) == len(validation_end) == len(lengths)):
         raise ValueError(
             f"{len(train_end)} and {len(validation_end)} cut points are given for {len(lengths)} users."

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, Int8, Int32
+from jaxtyping import Bool, Float32, Int, Int8, Int32
 
 from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
@@ -43,6 +43,7 @@ class EvaluationBatch:
       slots: where `last_positions[row]` holds that column.
       targets: the item to be ranked; 0 = none (or padding).
       target_labels: the labels of the target event; -1 = unknown (or padding).
+      target_values: the number beside the target event; NaN = unknown (or padding).
       seen_users, seen_items: pairs: the user's place in the global batch (0 .. N * processes - 1) and
         an item of the user's history before the target, however long; padding is place 0, item 0.
     """
@@ -55,6 +56,7 @@ class EvaluationBatch:
     slots: Int32[Array, " n"]
     targets: Int32[Array, " n"]
     target_labels: Int8[Array, "n k"]
+    target_values: Float32[Array, " n"]
     seen_users: Int32[Array, " m"]
     seen_items: Int32[Array, " m"]
 
@@ -205,15 +207,17 @@ class EvaluationRows:
         last_positions[last_cells // length, numbers - 1] = last_cells % length
 
         target_at = np.where(has_target, histories.offsets[1:] - 1, 0)
-        labels = np.where(has_target[:, None], histories.labels[target_at], -1)
+        labels = np.where(has_target[:, None], histories.labels[target_at], -1).astype(np.int8)
+        values = np.where(has_target, histories.values[target_at], np.float32(np.nan))
         seen_ends = ends if self.with_seen else np.zeros_like(ends)
         seen_users = np.repeat(order, seen_ends) + process_index * num_places
         seen_items = histories.take(order, np.zeros_like(ends), seen_ends).item_ids
 
-        def places(values: np.ndarray, padding: int = 0, size: int = num_places) -> np.ndarray:
+        def places(values: np.ndarray, padding: float = 0, size: int = num_places) -> np.ndarray:
             widths = [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1)
-            dtype = np.int8 if values.ndim == 2 else np.int32
-            return np.pad(values.astype(dtype), widths, constant_values=padding)
+            if values.dtype == np.int64:
+                values = values.astype(np.int32)
+            return np.pad(values, widths, constant_values=padding)
 
         events = histories.take(order, windows.starts, windows.lengths)
         batch = fill_rows(events, cells, numbers, windows.users, (block, length))
@@ -230,6 +234,7 @@ class EvaluationRows:
             slots=places(numbers - 1),
             targets=places(np.where(has_target, histories.item_ids[target_at], 0)),
             target_labels=places(labels, -1),
+            target_values=places(values, np.nan),
             seen_users=places(seen_users, size=num_seen),
             seen_items=places(seen_items, size=num_seen),
         )

@@ -10,22 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int8, Int32, Int64
+from jaxtyping import Float32, Int, Int8, Int32, Int64
 
 __all__ = ["UNKNOWN_TIME", "Histories", "HistoryFiles", "blocks"]
 
 UNKNOWN_TIME = np.iinfo(np.int64).min  # the timestamp of an event whose time nobody knows
-COLUMNS = {"item_ids": "<i4", "timestamps": "<i8", "labels": "i1"}  # as the files hold them
+COLUMNS = {"item_ids": "<i4", "timestamps": "<i8", "labels": "i1", "values": "<f4"}  # as the files hold them
 
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
-    """Ragged histories: the events of history `i` are `[offsets[i] : offsets[i + 1]]` of each column."""
+    """Ragged histories: the events of history `i` are `[offsets[i] : offsets[i + 1]]` of each column.
+
+    `values` are the numbers beside the events, NaN where unknown; empty = no event has one.
+    """
 
     offsets: Int64[np.ndarray, " n_plus_1"]
     item_ids: Int32[np.ndarray, " e"]
     timestamps: Int64[np.ndarray, " e"]  # seconds; UNKNOWN_TIME where unknown
     labels: Int8[np.ndarray, "e k"]  # 1 yes, 0 no, -1 unknown
+    values: Float32[np.ndarray, " e"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __post_init__(self) -> None:
+        if not len(self.values):
+            object.__setattr__(self, "values", np.full(len(self.item_ids), np.nan, np.float32))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -37,7 +45,7 @@ class Histories:
         offsets = offsets_of(lengths)
         shifts = self.offsets[indices] + starts - offsets[:-1]
         at = np.arange(offsets[-1]) + np.repeat(shifts, lengths)
-        return Histories(offsets, self.item_ids[at], self.timestamps[at], self.labels[at])
+        return Histories(offsets, self.item_ids[at], self.timestamps[at], self.labels[at], self.values[at])
 
 
 class HistoryFiles:
@@ -89,7 +97,8 @@ class HistoryFiles:
         features = [self._parse(record).features.feature for record in records]
         parts = {name: [_bytes(feature, name) for feature in features] for name in COLUMNS}
         lengths = np.asarray(self._lengths[indices])
-        for name, width in (("item_ids", 4), ("timestamps", 8), ("labels", self._num_behaviours)):
+        widths = {name: np.dtype(dtype).itemsize for name, dtype in COLUMNS.items()}
+        for name, width in (widths | {"labels": self._num_behaviours}).items():
             found = np.fromiter(map(len, parts[name]), np.int64, len(indices))
             wrong = np.flatnonzero(found != lengths * width)
             if len(wrong):
@@ -98,11 +107,15 @@ class HistoryFiles:
                     f"{str(self._directory)!r}, but {lengths[wrong[0]]} events by users.parquet; "
                     "one of them is damaged: run python -m jaxrec.prepare again."
                 )
-        item_ids, timestamps, labels = (
+        item_ids, timestamps, labels, values = (
             np.frombuffer(b"".join(parts[name]), dtype) for name, dtype in COLUMNS.items()
         )
         return Histories(
-            offsets_of(lengths), item_ids, timestamps, labels.reshape(len(item_ids), self._num_behaviours)
+            offsets_of(lengths),
+            item_ids,
+            timestamps,
+            labels.reshape(len(item_ids), self._num_behaviours),
+            values,
         )
 
     def take(
@@ -116,12 +129,13 @@ class HistoryFiles:
         offsets = offsets_of(self._lengths)
         size = int(offsets[-1])
         item_ids, timestamps = np.empty(size, np.int32), np.empty(size, np.int64)
-        labels = np.empty((size, self._num_behaviours), np.int8)
+        labels, values = np.empty((size, self._num_behaviours), np.int8), np.empty(size, np.float32)
         for users in blocks(len(self._lengths), users_per_read):
             part = self.read(users)
             here = slice(int(offsets[users[0]]), int(offsets[users[-1] + 1]))
-            item_ids[here], timestamps[here], labels[here] = part.item_ids, part.timestamps, part.labels
-        return Histories(offsets, item_ids, timestamps, labels)
+            item_ids[here], timestamps[here] = part.item_ids, part.timestamps
+            labels[here], values[here] = part.labels, part.values
+        return Histories(offsets, item_ids, timestamps, labels, values)
 
 
 def _bytes(feature: Any, name: str) -> bytes:

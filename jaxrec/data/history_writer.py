@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int8, Int32, Int64
+from jaxtyping import Float32, Int8, Int32, Int64
 
 __all__ = ["HistoryWriter"]
 
@@ -39,6 +39,7 @@ class HistoryWriter:
                 "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64, encoding=encoding),
                 # Flat [n * K]: with K = 0 a two-dimensional array could not be told from its bytes.
                 "labels": tfds.features.Tensor(shape=(None,), dtype=np.int8, encoding=encoding),
+                "values": tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding=encoding),
             }
         )
         self._serializer = tfds.core.example_serializer.ExampleSerializer(
@@ -53,6 +54,7 @@ class HistoryWriter:
         item_ids: Int32[np.ndarray, " n"],
         timestamps: Int64[np.ndarray, " n"],
         labels: Int8[np.ndarray, "n k"],
+        values: Float32[np.ndarray, " n"],
     ) -> None:
         """Write the next user."""
         if self._writer is None:
@@ -64,6 +66,7 @@ class HistoryWriter:
             "item_ids": item_ids.astype("<i4").tobytes(),
             "timestamps": timestamps.astype("<i8").tobytes(),
             "labels": labels.astype("i1").tobytes(),
+            "values": values.astype("<f4").tobytes(),
         }
         record = self._serializer.serialize_example(example)
         self._writer.write(record)

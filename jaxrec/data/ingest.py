@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int8, UInt64
+from jaxtyping import Float64, Int8, UInt64
 
 from jaxrec.data.columns import ABSENT, UNITS_PER_SECOND, ColumnMap, direct_behaviours
 from jaxrec.data.quarantine import Quarantine
@@ -69,7 +69,11 @@ def ingest(
     kinds = _text_kinds(table, columns)
     direct = direct_behaviours(columns)
     dtype = record_type(
-        len(direct), columns.timestamp != ABSENT, columns.order != ABSENT, columns.behaviour != ABSENT
+        len(direct),
+        has_time=columns.timestamp != ABSENT,
+        has_order=columns.order != ABSENT,
+        has_names=columns.behaviour != ABSENT,
+        has_value=columns.value.column != ABSENT,
     )
     ticks = 1
     if columns.timestamp != ABSENT:
@@ -159,8 +163,14 @@ def _ingest_batch(part: SourceBatch, state: Ingested, kinds: dict[str, str], qua
         if column != ABSENT:
             kind = kinds.get("timestamp" if name == "time" else "order", "")
             records[name] = parse_times(batch.column(column), column, kind, check)
+    values = None
+    if columns.value.column != ABSENT:
+        values = parse_numbers(batch.column(columns.value.column), columns.value.column, check)
+        with np.errstate(over="ignore"):
+            records["value"] = values
     if state.behaviours:
-        records["labels"] = _direct_labels(batch, columns, check)
+        # By the values as they were read: in float32 some fall below a threshold that they reach.
+        records["labels"] = _direct_labels(batch, columns, values, check)
     names: pa.Array | None = None
     if columns.behaviour != ABSENT:
         names, unreadable = as_text(batch.column(columns.behaviour))
@@ -194,10 +204,11 @@ def set_aside(part: SourceBatch, check: RowCheck, source: str, quarantine: Quara
             quarantine.add(source, int(part.rows[row]), check.reasons[row], content)
 
 
-def _direct_labels(batch: pa.RecordBatch, columns: ColumnMap, check: RowCheck) -> Int8[np.ndarray, "e k"]:
+def _direct_labels(
+    batch: pa.RecordBatch, columns: ColumnMap, values: Float64[np.ndarray, " e"] | None, check: RowCheck
+) -> Int8[np.ndarray, "e k"]:
     labels = []
-    if columns.value.column != ABSENT:
-        values = parse_numbers(batch.column(columns.value.column), columns.value.column, check)
+    if values is not None:
         assert columns.value.at_least is not None, "resolve_events fills the threshold"
         with np.errstate(invalid="ignore"):
             labels.append(np.where(np.isnan(values), -1, values >= columns.value.at_least))

@@ -151,7 +151,7 @@ def stream_batches(
     _rows_per_process(global_batch_size, process_index, process_count)  # at once: not from inside tf.data
     tf = import_tensorflow()
     names = [field.name for field in dataclasses.fields(Batch)]
-    dtypes = [tf.int8 if name == "labels" else tf.int32 for name in names]
+    dtypes = [{"labels": tf.int8, "values": tf.float32}.get(name, tf.int32) for name in names]
 
     def arrays(step: np.int64) -> list[np.ndarray]:
         batch = build_batch(

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from jaxrec.data.bucket_sort import Sorted, cut_histories, merged_users, sort_buckets
 from jaxrec.data.column_maps import COLUMN_MAPS
-from jaxrec.data.columns import ABSENT, ColumnMap, fill_from, resolve_events
+from jaxrec.data.columns import ABSENT, ColumnMap, ValueLabel, fill_from, resolve_events
 from jaxrec.data.config import DataConfig, GlobalTime, LeaveOneOut
 from jaxrec.data.history_writer import HistoryWriter
 from jaxrec.data.ingest import Ingested, ingest
@@ -36,7 +37,7 @@ from jaxrec.data.validate import RowCheck, parse_ids
 __all__ = ["Progress", "embedded_path", "is_prepared", "prepare", "prepared_fingerprint"]
 
 # Part of the fingerprint: raise it when the files or their meaning change.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Above this share of events that repeat an item of their user, a seen item is taken for a sensible answer.
 REPEATS_MEAN_NO_FILTER = 0.1
 TFDS_PREFIX = "tfds:"
@@ -267,13 +268,14 @@ def _write_histories(staging: Path, histories: Sorted, item_id_of_code: np.ndarr
     done, total = 0, len(histories.lengths)
     with HistoryWriter(staging / "histories", total) as writer:
         for offsets, records in merged_users(histories):
-            item_ids, seconds, labels = (
+            columns = (
                 item_id_of_code[records["item"]],
                 records["seconds"],
                 records["labels"],
+                records["value"],
             )
             for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                writer.add(item_ids[start:stop], seconds[start:stop], labels[start:stop])
+                writer.add(*(column[start:stop] for column in columns))
             done += len(offsets) - 1
             report("write", done, total)
 
@@ -301,6 +303,16 @@ def _unknown_users(table: Table | None, columns: ColumnMap, keys: pa.Array) -> i
         ids = parse_ids(part.batch.column(columns.user), columns.user, id_type, check)
         listed.update(ids.to_pylist() if isinstance(ids, pa.Array) else ids.tolist())
     return sum(key not in listed for key in keys.to_pylist())
+
+
+def _value_facts(value: ValueLabel, sums: tuple[float, float, float]) -> dict[str, Any] | None:
+    """Name, mean and standard deviation of the numbers beside the training events; None where there are none."""
+    count, total, squares = sums
+    if value.column == ABSENT or not count:
+        return None
+    mean = total / count
+    deviation = math.sqrt(max(squares / count - mean**2, 0.0))
+    return {"name": value.column, "mean": round(mean, 9), "deviation": round(deviation, 9)}
 
 
 def _split_statistics(histories: Sorted) -> dict[str, Any]:
@@ -343,6 +355,7 @@ def _statistics(
             "filter_seen": filter_seen,
             "split": "leave_one_out" if isinstance(split, LeaveOneOut) else "global_time",
             "has_timestamps": use_times,
+            "value": _value_facts(state.columns.value, histories.value_sums),
             "fingerprint": "",
         },
         "format_version": FORMAT_VERSION,

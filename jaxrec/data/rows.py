@@ -38,7 +38,7 @@ def fill_rows(
     positions = np.arange(events.offsets[-1]) - np.repeat(events.offsets[:-1], lengths)
     cells = np.repeat(first_cells, lengths) + positions
 
-    def laid(values: np.ndarray, dtype: type, padding: int = 0) -> np.ndarray:
+    def laid(values: np.ndarray, dtype: type, padding: float = 0) -> np.ndarray:
         flat = np.full((shape[0] * shape[1], *values.shape[1:]), padding, dtype)
         flat[cells] = values
         return flat.reshape(*shape, *values.shape[1:])
@@ -51,6 +51,7 @@ def fill_rows(
         time_gaps=laid(time_gap_buckets(events.timestamps, positions == 0), np.int32),
         times=laid(seconds_in_segment(events.timestamps, events.offsets), np.int32, padding=UNKNOWN_SECONDS),
         labels=laid(events.labels, np.int8, padding=-1),
+        values=laid(events.values, np.float32, padding=np.nan),
     )
 
 

@@ -20,15 +20,20 @@ _COPY_ROWS = 1 << 16
 UNKNOWN = int(np.iinfo(np.int64).min)
 
 
-def record_type(num_behaviours: int, has_time: bool, has_order: bool, has_names: bool) -> np.dtype:
-    """One event on disk: codes of user and item, time in ticks, order, a hash of all columns, labels."""
+def record_type(
+    num_behaviours: int, *, has_time: bool, has_order: bool, has_names: bool, has_value: bool
+) -> np.dtype:
+    """One event on disk: codes of user and item, a hash of all columns, labels; time in ticks, order, value if any."""
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
         ("user", "<i4"),
         ("item", "<i4"),
         ("hash", "<u8"),
     ]
     fields += (
-        [("time", "<i8")] * has_time + [("order", "<i8")] * has_order + [("behaviour", "<i2")] * has_names
+        [("time", "<i8")] * has_time
+        + [("order", "<i8")] * has_order
+        + [("behaviour", "<i2")] * has_names
+        + [("value", "<f4")] * has_value
     )
     return np.dtype([*fields, ("labels", "i1", (num_behaviours,))])
 

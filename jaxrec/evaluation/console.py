@@ -50,6 +50,12 @@ def print_evaluation(console: Console, values: Mapping[str, Any]) -> None:
             f"({low:+.4f} to {high:+.4f}, paired over users): {verdict}",
             highlight=False,
         )
+    for name, found in values.get("values", {}).items():
+        errors = ", ".join(
+            f"{system.replace('_', ' ')} {error:.4f}"
+            for system, error in sorted(found["rmse"].items(), key=lambda one: one[1])
+        )
+        console.print(f"RMSE of {escape(name)}, best first: {errors}", highlight=False)
     for name, reason in values["baselines_refused"].items():
         console.print(f"{display_name(name)} did not run: {reason}", style="yellow", markup=False)
 

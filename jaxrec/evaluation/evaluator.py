@@ -28,6 +28,7 @@ from jaxrec.evaluation.behaviours import (
 from jaxrec.evaluation.comparison import write_ranks
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.list_quality import list_quality
+from jaxrec.evaluation.ratings import learns_values, value_metrics
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
 from jaxrec.evaluation.significance import bootstrap_intervals, compare
 from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
@@ -38,6 +39,7 @@ from jaxrec.evaluation.user_ranking import (
     UserRanks,
     evaluation_rows,
     predict_behaviours,
+    predict_values,
 )
 from jaxrec.metrics.ranking import per_user_metrics
 
@@ -102,7 +104,7 @@ def evaluate(
     lists = {MODEL: ranks.top_item_ids} | baselines.recommended
     values["beyond_accuracy"] = list_quality(run, lists, ranks.user_indices, split)
     predictions, of_behaviours = _behaviours(run, split, config, rows_per_batch)
-    values |= of_behaviours
+    values |= of_behaviours | {"values": _values(run, split, config, rows_per_batch)}
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
         "baseline_seconds": baselines.seconds,
@@ -287,6 +289,16 @@ def _behaviours(
         "behaviours": measured,
         "funnels": funnel_counts(tasks, names, predicted, measured),
     }
+
+
+def _values(run: Run, split: str, config: EvaluationConfig, rows_per_batch: int) -> dict[str, Any]:
+    """The errors of predicted values; {} where no task learns them."""
+    if not learns_values(run.config.tasks):
+        return {}
+    every_event = config.behaviour_events == "all"
+    rows = evaluation_rows(run, split, rows_per_batch=rows_per_batch, every_event=every_event)
+    predicted = predict_values(run, rows)
+    return value_metrics(run.dataset, predicted, split) if predicted is not None else {}
 
 
 def _describe(run: Run) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def render_report(
         "Who it works for": _slices(evaluation),
         "What the lists look like": _beyond_accuracy(evaluation),
         "Behaviours": _behaviours(evaluation),
+        "Values": _values(evaluation),
         "Example users": _examples(examples),
         "How this was measured": _protocol(evaluation, config),
     }
@@ -287,6 +288,24 @@ def _behaviours(evaluation: Mapping[str, Any]) -> str:
             f"{counts['num_events']:,} labels, {counts['predicted']:,} predictions."
         )
     return f'<p class="note">{note}</p><div class="panel scroll">{table}</div><div class="gap"></div>{plot}'
+
+
+def _values(evaluation: Mapping[str, Any]) -> str:
+    parts = []
+    for name, found in (evaluation.get("values") or {}).items():
+        rows = [
+            f'<tr><th scope="row">{elements.text(system.replace("_", " "))}</th>'
+            f"<td>{elements.number(rmse)}</td><td>{elements.number(found['mae'][system])}</td></tr>"
+            for system, rmse in sorted(found["rmse"].items(), key=lambda one: one[1])
+        ]
+        low, high = found["difference"]["interval"]
+        note = (
+            f"{elements.text(name)} of {found['num_values']:,} events. Squared error of the model less that of the "
+            f"user's and the item's means: {found['difference']['mean']:+.4f} ({low:+.4f} to {high:+.4f})."
+        )
+        table = elements.table(["", "RMSE", "MAE"], rows, "")
+        parts.append(f'<p class="note">{note}</p><div class="panel scroll">{table}</div>')
+    return "".join(parts)
 
 
 def _examples(examples: Sequence[ExampleUser]) -> str:

@@ -66,8 +66,11 @@ class Run(Protocol):
     def catalogue(self) -> tuple[Float[jax.Array, "r d"], Float[jax.Array, " r"]]:
         """The item vectors and biases in physical row order, sharded over all axes of the mesh."""
 
-    def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"] | None:
-        """Logits of the behaviours at the target event; None where no task learns them."""
+    def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"]:
+        """Logits of the behaviours at the target event."""
+
+    def values(self, batch: EvaluationBatch) -> Float[np.ndarray, " n"]:
+        """The number beside the target event, as the model expects it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,32 +233,66 @@ class BehaviourPredictions:
     labels: Int8[np.ndarray, "u k"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ValuePredictions:
+    """Of each target event, by user index: the number beside it, as the model expects it and as it is.
+
+    Attributes:
+      values: NaN = unknown.
+    """
+
+    user_indices: Int64[np.ndarray, " u"]
+    targets: Int32[np.ndarray, " u"]
+    predicted: Float32[np.ndarray, " u"]
+    values: Float32[np.ndarray, " u"]
+
+
 def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions | None:
-    """The behaviours of every target event; None where no task of the run learns them.
+    """The behaviours of every target event; None where there is none.
 
     Raises:
-      ValueError: a logit is not finite.
+      ValueError: a logit is not finite, or no task of the run learns behaviours.
     """
-    users, targets, logits, labels = [], [], [], []
-    for batch, predicted in _stream(rows, run.behaviour_logits):
-        if predicted is None:
-            return None
-        user_indices = _gather(batch.user_indices)
-        users.append(user_indices[user_indices >= 0])
-        targets.append(_gather(batch.targets)[user_indices >= 0])
-        logits.append(np.asarray(predicted, np.float32)[user_indices >= 0])
-        labels.append(_gather(batch.target_labels)[user_indices >= 0])
-    if not users:
+    found = _predict(run, rows, run.behaviour_logits, "target_labels", "behaviour")
+    if found is None:
         return None
-    if not all(np.isfinite(part).all() for part in logits):
-        raise ValueError(_diverged("behaviour", run.step))
-    order = np.argsort(np.concatenate(users), kind="stable")
-    return BehaviourPredictions(
-        user_indices=np.concatenate(users)[order].astype(np.int64),
-        targets=np.concatenate(targets)[order],
-        logits=np.concatenate(logits)[order],
-        labels=np.concatenate(labels)[order],
-    )
+    user_indices, targets, logits, labels = found
+    return BehaviourPredictions(user_indices=user_indices, targets=targets, logits=logits, labels=labels)
+
+
+def predict_values(run: Run, rows: EvaluationRows) -> ValuePredictions | None:
+    """The number beside every target event; None where there is none.
+
+    Raises:
+      ValueError: a prediction is not finite, or no task of the run learns values.
+    """
+    found = _predict(run, rows, run.values, "target_values", "value")
+    if found is None:
+        return None
+    user_indices, targets, predicted, values = found
+    return ValuePredictions(user_indices=user_indices, targets=targets, predicted=predicted, values=values)
+
+
+def _predict(
+    run: Run,
+    rows: EvaluationRows,
+    dispatch: Callable[[EvaluationBatch], np.ndarray],
+    wanted: str,
+    part: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Of every target event, by user index: user, item, what is predicted, and the batch's field `wanted`."""
+    columns: list[tuple[np.ndarray, ...]] = []
+    for batch, predicted in _stream(rows, dispatch):
+        user_indices = _gather(batch.user_indices)
+        found = _gather(batch.targets), np.asarray(predicted, np.float32), _gather(getattr(batch, wanted))
+        columns.append(tuple(column[user_indices >= 0] for column in (user_indices.astype(np.int64), *found)))
+    if not columns:
+        return None
+    users, targets, values, known = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    if not np.isfinite(values).all():
+        raise ValueError(_diverged(part, run.step))
+    order = np.argsort(users, kind="stable")
+    return users[order], targets[order], values[order], known[order]
 
 
 def _stream(

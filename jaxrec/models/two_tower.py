@@ -9,7 +9,6 @@ K = behaviours.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,8 @@ class TwoTowerConfig:
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
-      head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE.
+      head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE. Values have
+        one of the same kind to themselves.
       text: the text of items in the item tower; none = rows alone.
     """
 
@@ -129,19 +129,29 @@ class TwoTowerConfig:
         return tables
 
 
-class TwoTower(nnx.Module):
-    """User tower, item tower and W. `rngs` seeds the dense parameters.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What the tasks of a run ask of the model beside scores.
 
-    Args:
-      weighed_tasks: tasks whose weight in the sum of losses is learned, as a log variance.
+    Attributes:
+      num_behaviours: logits of the behaviour head; 0 = no such head.
+      values: whether there is a head for the number beside an event.
+      weighed_tasks: whose weight in the sum of losses is learned, as a log variance.
     """
+
+    num_behaviours: int = 0
+    values: bool = False
+    weighed_tasks: tuple[str, ...] = ()
+
+
+class TwoTower(nnx.Module):
+    """User tower, item tower and W. `rngs` seeds the dense parameters."""
 
     def __init__(
         self,
         config: TwoTowerConfig,
         *,
-        num_behaviours: int = 0,
-        weighed_tasks: Sequence[str] = (),
+        outputs: Outputs = Outputs(),
         rngs: nnx.Rngs,
     ):
         self.config = config
@@ -164,10 +174,12 @@ class TwoTower(nnx.Module):
             self.memory = MemoryHead(config.memory, width)
         if config.text is not None:
             self.text = ItemText(config.text, config.item_dim, config.init_scale, rngs=rngs)
-        if num_behaviours:
-            self.behaviour_head = config.head.make(config.item_dim, num_behaviours, rngs=rngs)
-        if weighed_tasks:
-            log_variances = {name: parameter(jnp.zeros((), jnp.float32)) for name in weighed_tasks}
+        if outputs.num_behaviours:
+            self.behaviour_head = config.head.make(config.item_dim, outputs.num_behaviours, rngs=rngs)
+        if outputs.values:
+            self.value_head = config.head.make(config.item_dim, 1, rngs=rngs)
+        if outputs.weighed_tasks:
+            log_variances = {name: parameter(jnp.zeros((), jnp.float32)) for name in outputs.weighed_tasks}
             self.log_variances = nnx.Dict(log_variances)
 
     def encode(
@@ -240,3 +252,7 @@ class TwoTower(nnx.Module):
     ) -> Float[Array, "*b K"]:
         """Logits of the behaviours of (user, item)."""
         return self.behaviour_head(queries, items)
+
+    def values(self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]) -> Float[Array, "*b"]:
+        """The value that the user gives the item, in deviations from the mean of the training events."""
+        return self.value_head(queries, items)[..., 0]

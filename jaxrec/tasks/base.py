@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrec.core.batch import Batch
+from jaxrec.core.batch import Batch, ValueFacts
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM_BIAS, TwoTower
@@ -32,6 +32,7 @@ class DataFacts:
       item_counts: training events of each id, `[num_items + 1]`; for sampling corrections. None where there are no
         data to count (the planner), and then tasks that need counts say so.
       has_timestamps: whether the time of any event is known.
+      value: of the numbers beside the training events; None = there are none, or nobody has counted yet.
       num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
     """
 
@@ -41,6 +42,7 @@ class DataFacts:
     behaviours: tuple[str, ...]
     item_counts: Float[np.ndarray, "n"] | None
     has_timestamps: bool = True
+    value: ValueFacts | None = None
     num_text_tokens: int = 0
 
 
@@ -125,10 +127,19 @@ class Forward:
     @functools.cached_property
     def behaviour_logits(self) -> Float[Array, "B L K"]:
         """The head's logits of every event, given the history before it and its item."""
+        return self.model.behaviour_logits(*self._pairs)
+
+    @functools.cached_property
+    def values(self) -> Float[Array, "B L"]:
+        """The predicted value of every event, in deviations from the mean, given the history before it and its item."""
+        return self.model.values(*self._pairs)
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """Of every event the query before it and the vector of its item."""
         queries = self.causal_queries()
         before = jnp.pad(queries[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        items = self.event_vectors()
-        return self.model.behaviour_logits(before, items.astype(before.dtype))
+        return before, self.event_vectors().astype(before.dtype)
 
     def encode(self, events: Float[Array, "B L D"], **options: Any) -> Float[Array, "B S E"]:
         """M(x) before W, of these events by these users; see `TwoTower.encode`."""
@@ -170,6 +181,11 @@ class Task:
     @property
     def needs_behaviour_head(self) -> bool:
         """Whether `loss` asks the model for behaviour logits."""
+        return False
+
+    @property
+    def needs_value_head(self) -> bool:
+        """Whether `loss` asks the model for values."""
         return False
 
     def learned_behaviours(self, names: Sequence[str]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def step_flops(
 ) -> float:
     """Operations of one training step over `batch_rows` rows; each task says how many queries it scores.
 
-    The behaviour head judges every event once, for all tasks that ask it. Of the text of items it counts what is
+    The heads judge every event once, for all tasks that ask them. Of the text of items it counts what is
     encoded with a gradient; the refresh of all vectors comes on top, every `refresh_every_steps`.
     """
     modes = {name for task in tasks.values() for name in task.encodings}
@@ -49,8 +49,9 @@ def step_flops(
         passes = [task.masked_tokens(num_text_tokens) for task in tasks.values() if task.masked_tokens(1)]
         encoder += encoder_flops_per_row(model.text.encoder, num_text_tokens) * texts * (1 + len(passes))
         encoder += 2.0 * model.text.encoder.embed_dim * model.text.encoder.vocab_size * texts * sum(passes)
-    judged = batch_rows * length if any(task.needs_behaviour_head for task in tasks.values()) else 0
-    head = 2.0 * judged * model.head.multiply_adds(model.item_dim, num_behaviours)
+    outputs = [num_behaviours] * any(task.needs_behaviour_head for task in tasks.values())
+    outputs += [1] * any(task.needs_value_head for task in tasks.values())
+    head = 2.0 * batch_rows * length * sum(model.head.multiply_adds(model.item_dim, num) for num in outputs)
     return 3.0 * (encoder + 2.0 * model.item_dim * scored + head)
 
 

@@ -43,6 +43,7 @@ class Inference:
         self._replicated = NamedSharding(setup.mesh, PartitionSpec())
         self._queries = jax.jit(self._query, out_shardings=self._replicated)
         self._behaviours = jax.jit(self._behaviour, out_shardings=self._replicated)
+        self._values = jax.jit(self._value, out_shardings=self._replicated)
         self._whole = jax.jit(self._with_texts)
 
     @property
@@ -73,9 +74,19 @@ class Inference:
         Raises:
           ValueError: the run has no behaviour task.
         """
-        if not self.setup.num_behaviours:
+        if not self.setup.outputs.num_behaviours:
             raise ValueError(f"tasks={', '.join(self.setup.step.tasks)}: none of them learns behaviours.")
         return self._behaviours(self.dense, self.tables, self.texts, self._place(batch))
+
+    def values(self, batch: EvaluationBatch) -> Float[Array, "N"]:
+        """The number beside the target event, as the history before it and its item let expect.
+
+        Raises:
+          ValueError: the run has no task of values.
+        """
+        if not self.setup.outputs.values:
+            raise ValueError(f"tasks={', '.join(self.setup.step.tasks)}: none of them learns values.")
+        return self._values(self.dense, self.tables, self.texts, self._place(batch))
 
     def _place(self, batch: EvaluationBatch) -> dict[str, Any]:
         """Histories are split over the devices, what is asked about them is replicated."""
@@ -167,7 +178,28 @@ class Inference:
     def _behaviour(
         self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array], placed: dict[str, Any]
     ) -> jax.Array:
-        model, batch = self._model(dense), placed["batch"]
+        model = self._model(dense)
+        logits = model.behaviour_logits(*self._pairs(model, tables, texts, placed))
+        for task in self.setup.step.tasks.values():
+            logits = task.predicted_logits(logits, self.setup.step.facts)
+        return logits
+
+    def _value(
+        self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array], placed: dict[str, Any]
+    ) -> jax.Array:
+        model, facts = self._model(dense), self.setup.step.facts.value
+        assert facts is not None, "a task of values has checked that there are some"
+        return facts.mean + facts.deviation * model.values(*self._pairs(model, tables, texts, placed))
+
+    def _pairs(
+        self,
+        model: TwoTower,
+        tables: dict[str, jax.Array],
+        texts: dict[str, jax.Array],
+        placed: dict[str, Any],
+    ) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+        """Of each user the query after the whole history, and the vector of the target."""
+        batch = placed["batch"]
         events, users = (
             self._item_vectors(model, tables, texts, batch.item_ids),
             self._user_rows(tables, placed),
@@ -179,10 +211,7 @@ class Inference:
         targets = split_shared(placed["targets"])
         vectors = self._item_vectors(model, tables, texts, targets, self.setup.model.scored_table)
         items = model.candidate_vectors(join_shared(vectors, placed["targets"].size))
-        logits = model.behaviour_logits(queries, items.astype(queries.dtype))
-        for task in self.setup.step.tasks.values():
-            logits = task.predicted_logits(logits, self.setup.step.facts)
-        return logits
+        return queries, items.astype(queries.dtype)
 
 
 def gather_to_all(local: Any, replicated: NamedSharding) -> jax.Array:

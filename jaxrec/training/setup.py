@@ -19,7 +19,7 @@ from jaxrec.embedding.placement_planner import PlacementPlan
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.item_text import TextTower
-from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.models.two_tower import Outputs, TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.balance import Balance, FixedWeights
@@ -50,7 +50,7 @@ class Setup:
     model: TwoTowerConfig
     tables: dict[str, TableSpec]
     step: StepConfig
-    num_behaviours: int
+    outputs: Outputs
     cache_rows: Mapping[str, int]
     placement_plan: PlacementPlan | None = None
 
@@ -74,8 +74,7 @@ class Setup:
         return init_state(
             self.model,
             self.tables,
-            num_behaviours=self.num_behaviours,
-            weighed_tasks=self.step.balance.weighed(self.step.tasks),
+            outputs=self.outputs,
             seed=self.step.seed,
             optimizer=self.step.optimizer,
             row_optimizer=self.step.row_optimizer,
@@ -115,6 +114,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         behaviours=metadata.behaviours,
         item_counts=np.asarray(dataset.item_counts, np.float32),
         has_timestamps=metadata.has_timestamps,
+        value=metadata.value,
         num_text_tokens=dataset.num_text_tokens,
     )
 
@@ -148,13 +148,18 @@ def make_setup(
     for task in tasks.values():
         task.check_data(facts)
     _check_behaviours(tasks, facts)
-    num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
+    judges = any(task.needs_behaviour_head for task in tasks.values())
+    outputs = Outputs(
+        num_behaviours=len(facts.behaviours) if judges else 0,
+        values=any(task.needs_value_head for task in tasks.values()),
+        weighed_tasks=balance.weighed(tasks),
+    )
     if model.memory is not None:
         _check_memory(tasks)
     if model.text is not None:
         _check_text(model.text, facts)
     _check_text_tasks(model.text, tasks)
-    graphdef, abstract = split_model(model, num_behaviours, balance.weighed(tasks))
+    graphdef, abstract = split_model(model, outputs)
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
     frozen = ("text.encoder.",) if model.text is not None and model.text.frozen else ()
@@ -182,7 +187,7 @@ def make_setup(
         model=model,
         tables=tables,
         step=step,
-        num_behaviours=num_behaviours,
+        outputs=outputs,
         cache_rows=cache_rows,
     )
 

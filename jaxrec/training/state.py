@@ -18,7 +18,7 @@ from jaxrec.core.partition import Layout, row_major, sharding
 from jaxrec.embedding.host_table import empty_layout, init_host_rows
 from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
 from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
-from jaxrec.models.two_tower import ITEM, TwoTower, TwoTowerConfig
+from jaxrec.models.two_tower import ITEM, Outputs, TwoTower, TwoTowerConfig
 from jaxrec.nn.layers import parameter_shardings
 from jaxrec.training.memory import abstract_memory, empty_memory
 from jaxrec.training.text_cache import OF_THE_DATA, VECTORS, abstract_texts, empty_texts
@@ -56,23 +56,18 @@ class TrainState:
     failure: jax.Array
 
 
-def make_model(
-    config: TwoTowerConfig, num_behaviours: int, seed: int, weighed_tasks: Sequence[str] = ()
-) -> TwoTower:
+def make_model(config: TwoTowerConfig, outputs: Outputs, seed: int) -> TwoTower:
     """The towers, seeded."""
     return TwoTower(
         config,
-        num_behaviours=num_behaviours,
-        weighed_tasks=weighed_tasks,
+        outputs=outputs,
         rngs=nnx.Rngs(params=jax.random.fold_in(jax.random.key(seed), 0)),
     )
 
 
-def split_model(
-    config: TwoTowerConfig, num_behaviours: int, weighed_tasks: Sequence[str] = ()
-) -> tuple[nnx.GraphDef, nnx.State]:
+def split_model(config: TwoTowerConfig, outputs: Outputs) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's structure and its abstract parameters (shapes and logical axes), without computing them."""
-    return nnx.split(nnx.eval_shape(lambda: make_model(config, num_behaviours, 0, weighed_tasks)), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: make_model(config, outputs, 0)), nnx.Param)
 
 
 def merge_model(graphdef: nnx.GraphDef, abstract: nnx.State, dense: dict[str, Any]) -> TwoTower:
@@ -91,8 +86,7 @@ def init_state(
     model: TwoTowerConfig,
     tables: dict[str, TableSpec],
     *,
-    num_behaviours: int,
-    weighed_tasks: Sequence[str],
+    outputs: Outputs,
     seed: int,
     optimizer: optax.GradientTransformation,
     row_optimizer: RowOptimizer,
@@ -108,13 +102,11 @@ def init_state(
         row, so only tables are worth it whose every row moves in every step.
       cache_rows: the tables that live on the host, whose rows and slots are NumPy arrays in logical order here.
     """
-    _, abstract = split_model(model, num_behaviours, weighed_tasks)
+    _, abstract = split_model(model, outputs)
     shardings = dense_shardings(abstract, mesh, model.encoder.layout)
 
     def create() -> dict[str, Any]:
-        return nnx.to_pure_dict(
-            nnx.split(make_model(model, num_behaviours, seed, weighed_tasks), nnx.Param)[1]
-        )
+        return nnx.to_pure_dict(nnx.split(make_model(model, outputs, seed), nnx.Param)[1])
 
     dense = jax.jit(create, out_shardings=shardings)()
     replicated = NamedSharding(mesh, PartitionSpec())

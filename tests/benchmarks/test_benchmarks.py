@@ -121,9 +121,8 @@ def test_promises_hold_for_the_worst_seed(module):
 
     def seed(ndcg: float, transition: float = 0.1597):
         baselines = {"transition": {"ndcg@10": transition}}
-        figures = {
-            "metrics": {"ndcg@10": ndcg, "hr@10": 0.31}, "baselines": baselines, "train_minutes": 30.0
-        }  # fmt: skip
+        sittings = [{"seconds": 3000.0, "processor_seconds": 3600.0}]
+        figures = {"metrics": {"ndcg@10": ndcg, "hr@10": 0.31}, "baselines": baselines, "sittings": sittings}
         return suite.Seed(figures, np.zeros(0, np.int64))
 
     assert all(bar.met for bar in promises.check(promise, [seed(0.176), seed(0.18)]))

@@ -29,6 +29,7 @@ def make_histories(lengths=LENGTHS, num_behaviours=3):
         rng.integers(1, NUM_ITEMS + 1, size).astype(np.int32),
         timestamps.astype(np.int64),
         rng.integers(-1, 2, (size, num_behaviours)).astype(np.int8),
+        np.where(np.arange(size) % 5, rng.normal(size=size), np.nan).astype(np.float32),
     )
 
 
@@ -41,7 +42,12 @@ def write_directory(directory, dataset, users_per_shard=3):
             writer.add(
                 *(
                     column[start:stop]
-                    for column in (histories.item_ids, histories.timestamps, histories.labels)
+                    for column in (
+                        histories.item_ids,
+                        histories.timestamps,
+                        histories.labels,
+                        histories.values,
+                    )
                 )
             )
     num_items = dataset.metadata.num_items

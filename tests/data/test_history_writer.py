@@ -11,7 +11,8 @@ def write(directory, num_behaviours):
         for user in range(25):
             size = user % 4
             ids = np.arange(user, user + size, dtype=np.int32)
-            writer.add(ids, ids.astype(np.int64) - 2**40, np.full((size, num_behaviours), -1, np.int8))
+            labels = np.full((size, num_behaviours), -1, np.int8)
+            writer.add(ids, ids.astype(np.int64) - 2**40, labels, ids.astype(np.float32) / 3)
 
 
 def test_tfds_reads_what_was_written(tmp_path):
@@ -27,6 +28,7 @@ def test_tfds_reads_what_was_written(tmp_path):
         assert example["timestamps"].tolist() == [one - 2**40 for one in range(user, user + size)]
         assert example["labels"].tolist() == [-1] * size * 3
         assert example["labels"].dtype == np.int8
+        np.testing.assert_array_equal(example["values"], np.arange(user, user + size, dtype=np.float32) / 3)
 
 
 def test_no_behaviours_and_equal_bytes(tmp_path):

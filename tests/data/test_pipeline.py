@@ -28,6 +28,7 @@ def make_dataset(lengths, seed=0, num_behaviours=2):
             np.arange(1, offsets[-1] + 1, dtype=np.int32),
             np.arange(offsets[-1], dtype=np.int64),
             rng.integers(-1, 2, (offsets[-1], num_behaviours)).astype(np.int8),
+            np.arange(offsets[-1], dtype=np.float32) / 2,
         )
     )
 
@@ -146,7 +147,7 @@ def test_tf_data_yields_the_built_batches_with_their_types():
         assert batch.labels.shape == (4, 8, 2)
         assert {name: getattr(batch, name).dtype for name in FIELDS} == {
             "item_ids": np.int32, "user_ids": np.int32, "segment_ids": np.int32, "positions": np.int32,
-            "time_gaps": np.int32, "times": np.int32, "labels": np.int8,
+            "time_gaps": np.int32, "times": np.int32, "labels": np.int8, "values": np.float32,
         }  # fmt: skip
     assert step == 9
 

@@ -51,8 +51,6 @@ class LastItemRun:
         )
 
     def behaviour_logits(self, batch):
-        if not self.with_behaviours:
-            return None
         last = np.asarray(batch.batch.item_ids)[batch.rows, batch.columns]
         logits = self.vectors[last, :1] + self.vectors[np.asarray(batch.targets), :1]
         return np.repeat(logits, len(self.dataset.metadata.behaviours), axis=1)

@@ -102,7 +102,6 @@ def test_behaviours_come_with_the_labels_of_the_target(make_last_item_run):
         np.testing.assert_array_equal(predicted.labels[i], history.labels[-1])
         logit = run.vectors[history.item_ids[-2], 0] + run.vectors[history.item_ids[-1], 0]
         np.testing.assert_allclose(predicted.logits[i], logit, rtol=1e-6)
-    assert predict_behaviours(make_last_item_run(), rows) is None
     run.behaviour_logits = lambda batch: np.full((len(batch.targets), 2), np.nan)
     with pytest.raises(ValueError, match="behaviour vectors"):
         predict_behaviours(run, rows)

@@ -15,6 +15,7 @@ from jaxrec.models.two_tower import (
     MIN_TEMPERATURE,
     USER,
     Cosine,
+    Outputs,
     TwoTowerConfig,
 )
 from jaxrec.nn.encoder import EncoderConfig
@@ -29,12 +30,13 @@ BATCH = Batch(
     time_gaps=np.array([[0, 5, 9, 0, 0, 0]], np.int32),
     times=np.array([[0, 10, 300, 0, -1, -1]], np.int32),
     labels=np.full((1, 6, 2), -1, np.int8),
+    values=np.full((1, 6), np.nan, np.float32),
 )
 ROWS = jax.random.normal(jax.random.key(0), (1, 6, 4))
 
 
 def queries(config, batch=BATCH, **options):
-    model = make_model(config, 0, 0)
+    model = make_model(config, Outputs(), 0)
     states = model.encode(ROWS, batch, causal=True, key=None, **options)
     return np.asarray(model.queries(states))
 
@@ -52,7 +54,7 @@ def test_time_gaps_matter_only_where_they_are_asked_for():
 
 def test_a_masked_event_hides_its_item():
     config = TwoTowerConfig(encoder=ENCODER, item_dim=4)
-    model = make_model(config, 0, 0)
+    model = make_model(config, Outputs(), 0)
     masked = jnp.asarray(BATCH.item_ids == 2)
     other_rows = ROWS.at[0, 1].add(1.0)
     shown, hidden = (
@@ -65,7 +67,7 @@ def test_a_masked_event_hides_its_item():
 
 def test_a_masked_event_hides_its_time():
     config = TwoTowerConfig(encoder=dataclasses.replace(ENCODER, time_bias=True), item_dim=4)
-    model = make_model(config, 0, 0)
+    model = make_model(config, Outputs(), 0)
     table = model.encoder.blocks[0].attention.relative_bias.time
     table[...] = jax.random.normal(jax.random.key(1), table.shape)
     masked = jnp.asarray(BATCH.item_ids == 2)
@@ -91,7 +93,7 @@ def test_tables_hold_padding_and_every_item():
 
 
 def test_behaviour_logits_look_at_user_and_item():
-    model = make_model(TwoTowerConfig(encoder=ENCODER, item_dim=4), 2, 0)
+    model = make_model(TwoTowerConfig(encoder=ENCODER, item_dim=4), Outputs(num_behaviours=2), 0)
     logits = model.behaviour_logits(ROWS, ROWS[:, ::-1])
     assert logits.shape == (1, 6, 2)
     assert logits.dtype == jnp.float32
@@ -102,7 +104,7 @@ def test_behaviour_logits_look_at_user_and_item():
 def test_cosines_are_divided_by_the_temperature(learned):
     plain = queries(TwoTowerConfig(encoder=ENCODER, item_dim=4))
     config = TwoTowerConfig(encoder=ENCODER, item_dim=4, cosine=Cosine(temperature=0.2, learned=learned))
-    model = make_model(config, 0, 0)
+    model = make_model(config, Outputs(), 0)
     assert hasattr(model, "log_temperature") == learned
     lengths = np.linalg.norm(plain, axis=-1, keepdims=True)
     np.testing.assert_allclose(queries(config), plain / lengths / 0.2, rtol=1e-5)
@@ -114,7 +116,7 @@ def test_cosines_are_divided_by_the_temperature(learned):
 
 def test_a_learned_temperature_has_a_floor():
     config = TwoTowerConfig(encoder=ENCODER, item_dim=4, cosine=Cosine(learned=True))
-    model = make_model(config, 0, 0)
+    model = make_model(config, Outputs(), 0)
     model.log_temperature[...] = jnp.float32(-20.0)
     lengths = np.linalg.norm(model.queries(model.encode(ROWS, BATCH, causal=True, key=None)), axis=-1)
     np.testing.assert_allclose(lengths, 1 / MIN_TEMPERATURE, rtol=1e-4)
@@ -131,7 +133,7 @@ def test_bad_shapes_name_themselves(changes, message):
 
 def test_seeds_make_the_parameters():
     config = TwoTowerConfig(encoder=ENCODER, item_dim=4)
-    first, same, other = (make_model(config, 0, seed).projection[...] for seed in (0, 0, 1))
+    first, same, other = (make_model(config, Outputs(), seed).projection[...] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert (np.asarray(first) != np.asarray(other)).any()
 

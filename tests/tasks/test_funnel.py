@@ -11,7 +11,7 @@ from jaxrec.core.batch import Batch
 from jaxrec.core.mesh import make_mesh
 from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.row_optimizer import Adam
-from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.models.two_tower import Outputs, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.heads import MMoE
 from jaxrec.tasks.base import DataFacts, Forward
@@ -43,12 +43,15 @@ def make_batch():
         time_gaps=np.zeros((1, LENGTH), np.int32),
         times=np.zeros((1, LENGTH), np.int32),
         labels=labels,
+        values=np.zeros((1, LENGTH), np.float32),
     )
 
 
 def forward_of(batch, dtype="float32"):
     encoder = EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=LENGTH, dtype=dtype)
-    model = make_model(TwoTowerConfig(encoder=encoder, item_dim=8, head=MMoE(expert_dim=8)), 3, 0)
+    model = make_model(
+        TwoTowerConfig(encoder=encoder, item_dim=8, head=MMoE(expert_dim=8)), Outputs(num_behaviours=3), 0
+    )
     events = 3.0 * jax.random.normal(jax.random.key(1), (1, LENGTH, 8))
     return Forward(model, batch, FACTS, events, None, None)
 

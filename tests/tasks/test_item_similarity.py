@@ -25,7 +25,7 @@ MODEL = types.SimpleNamespace(
 NOTHING = np.zeros_like(IDS)
 BATCH = Batch(
     item_ids=IDS, user_ids=NOTHING, segment_ids=SEGMENTS, positions=NOTHING, time_gaps=NOTHING, times=NOTHING,
-    labels=np.zeros((*IDS.shape, 0), np.int8),
+    labels=np.zeros((*IDS.shape, 0), np.int8), values=np.zeros(IDS.shape, np.float32),
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Tasks: what they hide, what they predict, and that labels never become inputs."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.core.batch import Batch
+from jaxrec.core.batch import Batch, ValueFacts
 from jaxrec.core.mesh import make_mesh
 from jaxrec.losses.samplers import UniformSampler
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, Outputs, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import DataFacts, Forward, Task
 from jaxrec.tasks.behaviour import Behaviour
@@ -20,6 +21,7 @@ from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, Mixed, Sam
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem, next_events
 from jaxrec.tasks.ranking import RankingTask
+from jaxrec.tasks.rating import Rating
 from jaxrec.training.state import make_model
 
 NUM_ITEMS = 50
@@ -29,8 +31,11 @@ FACTS = DataFacts(
     num_users=5,
     behaviours=("click", "buy"),
     item_counts=np.ones(NUM_ITEMS + 1, np.float32),
+    value=ValueFacts(name="rating", mean=3.5, deviation=2.0),
 )
-TASKS = {"next_item": NextItem(), "masked_item": MaskedItem(), "behaviour": Behaviour()}
+TASKS = {
+    "next_item": NextItem(), "masked_item": MaskedItem(), "behaviour": Behaviour(), "rating": Rating(),
+}  # fmt: skip
 
 
 def packed(lengths_by_row, row_length=24, seed=0):
@@ -53,6 +58,9 @@ def packed(lengths_by_row, row_length=24, seed=0):
         time_gaps=np.where(positions > 0, 3, 0).astype(np.int32),
         times=np.where(real, 4 * positions, -1).astype(np.int32),
         labels=np.where(real[..., None], rng.integers(-1, 2, (*shape, 2)), -1).astype(np.int8),
+        values=np.where(real & (rng.random(shape) < 0.8), rng.normal(3.5, 1, shape), np.nan).astype(
+            np.float32
+        ),
     )
 
 
@@ -121,7 +129,7 @@ def outputs(task, batch):
         TwoTowerConfig(
             encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8
         ),
-        2,
+        Outputs(num_behaviours=2, values=True),
         0,
     )
     table = jax.random.normal(jax.random.key(1), (NUM_ITEMS + 1, 8))
@@ -139,7 +147,7 @@ def outputs(task, batch):
 def test_flipping_the_labels_changes_no_model_input(task):
     batch = packed([[5, 7], [3, 9], [24]])
     flipped = dataclasses.replace(
-        batch, labels=np.where(batch.labels >= 0, 1 - batch.labels, -1).astype(np.int8)
+        batch, labels=np.where(batch.labels >= 0, 1 - batch.labels, -1).astype(np.int8), values=-batch.values
     )
     assert (flipped.labels != batch.labels).any()
     jax.tree.map(np.testing.assert_array_equal, outputs(task, batch), outputs(task, flipped))
@@ -154,6 +162,33 @@ def test_behaviours_are_judged_from_the_events_before():
     )
     assert not only_buy[..., 0].any()
     np.testing.assert_array_equal(only_buy[..., 1], known[..., 1])
+
+
+@pytest.mark.parametrize("huber", [None, 0.5])
+def test_ratings_are_judged_from_the_events_before(huber):
+    batch, task = packed([[5, 7], [3]]), Rating(huber=huber)
+    plan = task.plan(batch, FACTS, jax.random.key(0))
+    known = ~np.isnan(batch.values) & (batch.positions > 0)
+    assert float(plan.weight) == known.sum() < (batch.positions > 0).sum()
+    predicted = np.random.default_rng(1).normal(size=batch.values.shape).astype(np.float32)
+    loss = task.loss(types.SimpleNamespace(values=jnp.asarray(predicted)), plan, jax.random.key(0)).total
+    errors = np.abs(predicted - (batch.values - 3.5) / 2.0)[known]
+    expected = errors**2 / 2
+    if huber is not None:
+        expected = np.where(errors > huber, huber * (errors - huber / 2), expected)
+        assert (errors > huber).any() and (errors < huber).any()
+    np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
+
+
+def test_ratings_need_numbers_that_differ():
+    with pytest.raises(ValueError, match="'toy' has none.*data.columns.value.column"):
+        Rating().check_data(dataclasses.replace(FACTS, value=None))
+    with pytest.raises(ValueError, match="'rating'.*is 3.5 everywhere"):
+        Rating().check_data(
+            dataclasses.replace(FACTS, value=ValueFacts(name="rating", mean=3.5, deviation=0.0))
+        )
+    with pytest.raises(ValueError, match="Rating.huber=0"):
+        Rating(huber=0)
 
 
 def test_a_missing_behaviour_names_task_and_column():
@@ -193,7 +228,7 @@ def test_every_candidate_set_estimates_the_full_softmax(candidates):
         TwoTowerConfig(
             encoder=EncoderConfig(embed_dim=8, num_layers=1, mlp_dim=8, max_positions=24), item_dim=8
         ),
-        0,
+        Outputs(),
         0,
     )
     rows = {

@@ -12,7 +12,7 @@ from jaxrec.data.pipeline import train_batches
 from jaxrec.embedding.row_optimizer import Sgd
 from jaxrec.embedding.table import to_logical
 from jaxrec.losses.samplers import UniformSampler
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, ITEM_OUTPUT, Cosine, TwoTowerConfig
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, ITEM_OUTPUT, Cosine, Outputs, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.candidates import SampledSoftmax
@@ -102,7 +102,7 @@ def test_the_loss_the_head_and_the_evaluation_see_one_score(make, dataset, one_d
     (batch,) = train_batches(dataset, global_batch_size=ROWS, history_length=LENGTH, seed=0, stop_step=1)
     inputs, outputs = (logical(first.tables[name]) for name in (ITEM, ITEM_OUTPUT))
     towers = merge_model(setup.step.graphdef, setup.step.abstract, first.dense)
-    plain = make_model(TwoTowerConfig(encoder=encoder, item_dim=8), 0, 0)
+    plain = make_model(TwoTowerConfig(encoder=encoder, item_dim=8), Outputs(), 0)
     states = towers.encode(inputs[batch.item_ids], batch, causal=True, key=None)
     plain.projection[...] = towers.projection[...]
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731

@@ -107,4 +107,5 @@ def select(histories: Histories, keep: Bool[np.ndarray, " e"]) -> Histories:
         histories.item_ids[keep],
         histories.timestamps[keep],
         histories.labels[keep],
+        histories.values[keep],
     )
