@@ -57,6 +57,7 @@ def interference_of(given: argparse.Namespace) -> dict[str, Any]:
         dataset,
         global_batch_size=config.global_batch_size,
         history_length=config.data.history_length,
+        user_share=config.data.train_users,
         windows=config.data.windows,
         seed=config.seed,
         start_step=step,

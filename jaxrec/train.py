@@ -82,6 +82,7 @@ def train_run(config: TrainConfig, workdir: Path) -> bool:
             num_train_steps=config.num_train_steps,
             global_batch_size=config.global_batch_size,
             history_length=config.data.history_length,
+            user_share=config.data.train_users,
             windows=config.data.windows,
             log_every_steps=config.log_every_steps,
             checkpoint_every_steps=config.checkpoint_every_steps,

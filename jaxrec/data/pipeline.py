@@ -45,18 +45,30 @@ class TrainingRows:
 
     @classmethod
     def make(
-        cls, dataset: PreparedDataset, *, history_length: int, windows: str = "last", seed: int = 0
+        cls,
+        dataset: PreparedDataset,
+        *,
+        history_length: int,
+        windows: str = "last",
+        user_share: float = 1.0,
+        seed: int = 0,
     ) -> "TrainingRows":
-        """Packs the dataset's training events.
+        """Packs the dataset's training events, or those of a share of its users.
+
+        The users are the same for every `seed`, and those of a smaller share are among those of a larger one.
 
         Raises:
             ValueError: no user has a training event, or a setting is out of range.
         """
-        stretches = training_windows(dataset.train_end, history_length, windows)
+        ends = dataset.train_end
+        if user_share < 1.0:
+            chosen = random_stream(0, 0).permutation(len(ends))[: round(user_share * len(ends))]
+            ends = np.where(np.isin(np.arange(len(ends)), chosen), ends, 0)
+        stretches = training_windows(ends, history_length, windows)
         if not len(stretches):
             raise ValueError(
-                f"dataset {dataset.metadata.name!r} has no training event in {dataset.metadata.num_users} "
-                "users; prepare it with an earlier split or more data."
+                f"dataset {dataset.metadata.name!r} has no training event in {user_share:g} of its "
+                f"{dataset.metadata.num_users} users; prepare it with an earlier split or more data."
             )
         plan = pack(stretches.lengths, history_length, seed)
         return cls(dataset=dataset, windows=stretches, plan=plan, seed=seed)
@@ -116,6 +128,7 @@ def train_batches(
     global_batch_size: int,
     history_length: int,
     windows: str = "last",
+    user_share: float = 1.0,
     seed: int = 0,
     start_step: int = 0,
     stop_step: int,
@@ -123,7 +136,9 @@ def train_batches(
     process_count: int = 1,
 ) -> "BatchStream":
     """The batches of steps `start_step .. stop_step - 1`, built ahead of time by tf.data."""
-    rows = TrainingRows.make(dataset, history_length=history_length, windows=windows, seed=seed)
+    rows = TrainingRows.make(
+        dataset, history_length=history_length, windows=windows, user_share=user_share, seed=seed
+    )
     return stream_batches(
         rows,
         global_batch_size=global_batch_size,

@@ -38,6 +38,7 @@ class LoopConfig:
 
     Attributes:
       validate_every_steps: 0 = never; the best state by `metric` is then kept in `workdir/best`.
+      user_share: see `TrainingRows.make`.
     """
 
     num_train_steps: int
@@ -49,6 +50,7 @@ class LoopConfig:
     keep_checkpoints: int
     validate_every_steps: int
     metric: str
+    user_share: float = 1.0
 
 
 def train(
@@ -194,6 +196,7 @@ class Prefetch:
             global_batch_size=config.global_batch_size,
             history_length=config.history_length,
             windows=config.windows,
+            user_share=config.user_share,
             seed=setup.step.seed,
             start_step=start,
             stop_step=config.num_train_steps,

@@ -140,6 +140,21 @@ def test_a_batch_may_span_many_epochs_of_a_tiny_dataset():
     assert (batch.segment_ids.max(axis=1) == 2).all(), "one row holds both users"
 
 
+@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0))
+def test_users_of_a_smaller_share_are_among_those_of_a_larger_one(one, other):
+    dataset = make_dataset([4] * 40)
+    users = []
+    for share in sorted((one, other)):
+        if round(share * 40) == 0:
+            with pytest.raises(ValueError, match="no training event in 0.0"):
+                TrainingRows.make(dataset, history_length=8, user_share=share)
+            return
+        rows = TrainingRows.make(dataset, history_length=8, user_share=share, seed=len(users))
+        users.append(set(rows.windows.users.tolist()))
+        assert len(users[-1]) == round(share * 40)
+    assert users[0] <= users[1]
+
+
 def test_tf_data_yields_the_built_batches_with_their_types():
     rows = TrainingRows.make(make_dataset(range(1, 30)), history_length=8, seed=3)
     for step, batch in enumerate(stream_batches(rows, global_batch_size=4, stop_step=10), start=0):
