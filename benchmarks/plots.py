@@ -40,6 +40,16 @@ def draw_lines(
     _save(figure, path)
 
 
+def draw_fit(path: Path, title: str, *, points: Points, curve: Points, **labels: Any) -> None:
+    """Measured points and the curve that was fitted to them."""
+    figure, axes = _new(title)
+    axes.plot(*zip(*curve, strict=True), color="0.4", linestyle="--", label="fitted")
+    axes.plot(*zip(*points, strict=True), marker="o", linestyle="", label="measured")
+    axes.set(**labels)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def draw_bars(path: Path, title: str, bars: Mapping[str, float], **labels: Any) -> None:
     """A horizontal bar a name, the first on top, with its value."""
     figure, axes = _new(title)

@@ -18,7 +18,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import record
 import training_runs
 
 from jaxrec.config import TrainConfig, apply_overrides, from_json, load_config, to_json
+from jaxrec.config.stages import run_directory
 from jaxrec.evaluation.comparison import RANKS_FILE
 from jaxrec.evaluation.significance import Comparison, paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
@@ -93,24 +94,42 @@ class Seed:
         return two_core_minutes(self.figures["sittings"])
 
 
-def run_seeds(variant: Variant, seeds: int, data: Path, base: Path, results: Path = RESULTS) -> list[Seed]:
-    """Every seed of a variant: what is missing is trained; prints a line a seed."""
+def run_seeds(
+    variant: Variant,
+    seeds: int,
+    data: Path,
+    base: Path,
+    results: Path = RESULTS,
+    measure: Callable[[Path], dict[str, Any]] | None = None,
+) -> list[Seed]:
+    """Every seed of a variant: what is missing is trained; prints a line a seed.
+
+    Args:
+        measure: what else is to be kept of a run, from its workdir.
+    """
     found = []
     for seed in range(seeds):
-        found.append(_run_seed(variant, seed, data, base, results))
+        found.append(_run_seed(variant, seed, data, base, results, measure))
         values = " ".join(f"{name} {found[-1].metrics[name]:.4f}" for name in SHOWN)
         print(f"{variant.name}, seed {seed}: {values}, {found[-1].minutes:.1f} min", flush=True)
     return found
 
 
-def _run_seed(variant: Variant, seed: int, data: Path, base: Path, results: Path) -> Seed:
+def _run_seed(
+    variant: Variant,
+    seed: int,
+    data: Path,
+    base: Path,
+    results: Path,
+    measure: Callable[[Path], dict[str, Any]] | None,
+) -> Seed:
     run = variant.run(seed, data, base)
     kept = results / f"{run.workdir.name}.json"
     overrides = [f"--config.{text}" for text in run.overrides]
     config = json.loads(to_json(apply_overrides(load_config(variant.config), overrides)))
     if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
         train_and_evaluate(run, f"{variant.name}, seed {seed}")
-        _keep(run, config, kept)
+        _keep(run, config, kept, measure(run.workdir) if measure else {})
     return Seed(json.loads(kept.read_text()), pq.read_table(kept.with_suffix(".parquet"))["rank"].to_numpy())
 
 
@@ -168,11 +187,12 @@ def two_core_minutes(sittings: Sequence[Mapping[str, Any]]) -> float:
     return sum(sitting["processor_seconds"] for sitting in sittings) / 2 / 60
 
 
-def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path) -> None:
+def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path, measured: dict[str, Any]) -> None:
     """Copies what counts out of the workdir; the figures come last, so that they never lack their ranks."""
-    evaluation = json.loads((run.workdir / "evaluation.json").read_text())
+    workdir = run_directory(run.workdir)
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
     figures = {name: evaluation[name] for name in ("metrics", "intervals", "baselines", "paired")}
-    figures |= {
+    figures |= measured | {
         "train_minutes": minutes(sittings(run)),
         "sittings": sittings(run),
         "command": run.shown_command("train"),
@@ -182,7 +202,7 @@ def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path) -> None:
         "config": config,
     }
     kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.workdir / RANKS_FILE, kept.with_suffix(".parquet"))
+    shutil.copyfile(workdir / RANKS_FILE, kept.with_suffix(".parquet"))
     temporary = kept.with_suffix(".tmp")
     temporary.write_text(json.dumps(figures, indent=1) + "\n")
     os.replace(temporary, kept)

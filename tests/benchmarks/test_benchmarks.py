@@ -1,7 +1,6 @@
 """The benchmark programs' own arithmetic: a benchmark that cannot fail shows nothing."""
 
 import functools
-import importlib
 import json
 import types
 
@@ -17,14 +16,6 @@ from jaxrec.data.histories import Histories
 from jaxrec.embedding.table import TableSpec
 from jaxrec.metrics.binary import auc
 from jaxrec.training.checkpoint import Checkpoints
-
-
-@pytest.fixture
-def module(monkeypatch, repository):
-    """Imports a module of `benchmarks/`, which is a directory of scripts and no package."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
-    return importlib.import_module
 
 
 @pytest.mark.parametrize(
