@@ -33,6 +33,7 @@ import training_runs
 
 from jaxrec.config import TrainConfig, apply_overrides, from_json, load_config, to_json
 from jaxrec.config.stages import run_directory
+from jaxrec.data.config import DataConfig
 from jaxrec.evaluation.comparison import RANKS_FILE
 from jaxrec.evaluation.significance import Comparison, paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
@@ -136,7 +137,15 @@ def _run_seed(
 def _without_place(config: dict[str, Any]) -> TrainConfig:
     """The config but for where the data lie; a field that is newer than the result has its default."""
     read = from_json(json.dumps(config), TrainConfig)
-    return dataclasses.replace(read, data=dataclasses.replace(read.data, path=""))
+    stages = {
+        name: stage if stage.data is None else dataclasses.replace(stage, data=_somewhere(stage.data))
+        for name, stage in read.stages.items()
+    }
+    return dataclasses.replace(read, data=_somewhere(read.data), stages=stages)
+
+
+def _somewhere(data: DataConfig) -> DataConfig:
+    return dataclasses.replace(data, path=Path(data.path).name)
 
 
 def train_and_evaluate(run: training_runs.Run, name: str) -> None:

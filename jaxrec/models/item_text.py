@@ -37,7 +37,8 @@ class TextTower:
         others are seen through the cached vectors. From the catalogue's size on every item is. 0 = the encoder is
         frozen: the vectors are encoded once, and what follows them still learns.
       refresh_every_steps: the cached vectors of the whole catalogue are encoded anew so often; 0 where it is frozen.
-      id_dropout_rate: chance of an item to be without its row for a step, as event and as candidate alike.
+      id_dropout_rate: chance of an item to be without its row for a step, as event and as candidate alike. 1 = items
+        with a text are their text alone, when they are evaluated too: nothing is then tied to one catalogue.
       masked_head: have the parameters that the task MaskedText needs.
     """
 
@@ -71,8 +72,8 @@ class TextTower:
                 f"text.refresh_every_steps={self.refresh_every_steps} must be at least 1 where the encoder learns "
                 f"(trained_items={self.trained_items})."
             )
-        if not 0.0 <= self.id_dropout_rate < 1.0:
-            raise ValueError(f"text.id_dropout_rate={self.id_dropout_rate} must be at least 0 and below 1.")
+        if not 0.0 <= self.id_dropout_rate <= 1.0:
+            raise ValueError(f"text.id_dropout_rate={self.id_dropout_rate} must lie in 0..1.")
 
     @classmethod
     def of_checkpoint(
@@ -95,6 +96,11 @@ class TextTower:
     def frozen(self) -> bool:
         """Whether the encoder keeps the weights that it starts with."""
         return not self.trained_items
+
+    @property
+    def alone(self) -> bool:
+        """Whether items with a text never use their row."""
+        return self.id_dropout_rate == 1.0
 
 
 @jax.tree_util.register_dataclass

@@ -149,7 +149,7 @@ class StepTexts:
 
     def _by_id(self, texts: ItemTexts, ids: Int[Array, "*b"]) -> Bool[Array, "*b"]:
         """Items without a text keep their row: else nothing would be left of them."""
-        if not self.id_dropout_rate:
+        if self.id_dropout_rate in (0.0, 1.0):  # of 1 `kept_texts` has told
             return texts.by_id
         bits = hashed_rows(self.id_key, ids.reshape(-1).astype(jnp.uint32), ()).reshape(ids.shape)
         kept = bits >= np.uint32(self.id_dropout_rate * 2**32)
@@ -160,7 +160,7 @@ def kept_texts(item_text: ItemText, rows: Mapping[str, jax.Array]) -> ItemTexts:
     """What rows of the cache say of their items, as evaluated: no gradient, no item left out."""
     vectors = rows[VECTORS]
     has_text = jnp.any(vectors != 0, -1)
-    by_id = (rows[HAS_EVENTS][..., 0] > 0) | ~has_text
+    by_id = (rows[HAS_EVENTS][..., 0] > 0) & (not item_text.config.alone) | ~has_text
     return ItemTexts(item_text.project(vectors), has_text, by_id)
 
 

@@ -7,6 +7,7 @@ from jaxrec.data.dataset import UNKNOWN_TIME, Histories, PreparedDataset
 from jaxrec.evaluation import baselines
 from jaxrec.evaluation.baselines import ease, item_knn
 from jaxrec.evaluation.baselines.base import interactions
+from jaxrec.evaluation.baselines.content_knn import ContentKNN
 from jaxrec.evaluation.baselines.evaluate import top_items
 from jaxrec.metrics.ranking import mean_metrics, rank_targets
 
@@ -113,6 +114,28 @@ def test_item_knn_equals_its_formula(monkeypatch, block_elements):
     scores = baselines.ItemKNN(num_neighbours=num_neighbours).fit(train, num_items).scores(queries)
     expected = dense(queries, num_items) @ similar.T
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-5, atol=1e-7)
+
+
+@hypothesis.given(
+    st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), min_size=2, max_size=8),
+    st.lists(st.lists(st.integers(1, 2), max_size=5), min_size=1, max_size=3),
+)
+def test_content_knn_equals_its_formula(texts, query_rows):
+    num_items, queries = len(texts), histories_of([[min(i, len(texts)) for i in row] for row in query_rows])
+    tokens = np.array([[0] * 4, *texts], np.int32)
+    counts = np.array([[np.sum(row == token) for token in range(1, 7)] for row in tokens], float)
+    frequency = np.maximum((counts > 0).sum(axis=0), 1)
+    logs = np.log(np.where(counts > 0, counts, 1.0))
+    weights = np.where(counts > 0, 1.0 + logs, 0.0) * np.log(num_items / frequency)
+    weights /= np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
+    expected = np.zeros((len(queries), num_items + 1))
+    for query in range(len(queries)):
+        history = queries.item_ids[queries.offsets[query] : queries.offsets[query + 1]]
+        for age, item in enumerate(history[::-1]):
+            expected[query] += 0.7**age * weights[item] @ weights.T
+    found = ContentKNN(item_tokens=tokens, decay=0.7).fit(queries, num_items).scores(queries)
+    np.testing.assert_allclose(found[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-5)
+    assert (found[:, 0] == -np.inf).all()
 
 
 def test_ials_finds_the_block_that_a_query_is_from_and_repeats_itself():

@@ -9,6 +9,8 @@ from flax import nnx
 from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.training.item_text import kept_texts
+from jaxrec.training.text_cache import HAS_EVENTS, VECTORS
 
 ENCODER = EncoderConfig(
     embed_dim=8, num_layers=1, mlp_dim=8, max_positions=6, vocab_size=9, type_vocab_size=1
@@ -34,6 +36,13 @@ def test_the_gate_mixes_and_falls_to_what_there_is():
     np.testing.assert_array_equal(found[1:], [vectors[1], rows[2], rows[3]])
 
 
+@pytest.mark.parametrize(("rate", "wanted"), [(0.9, [True, False, True]), (1.0, [False, False, True])])
+def test_text_alone_keeps_the_row_of_an_item_without_a_text(rate, wanted):
+    text = ItemText(TextTower(encoder=ENCODER, id_dropout_rate=rate), 3, 1.0, rngs=nnx.Rngs(0))
+    rows = {VECTORS: jnp.eye(3, 8).at[2].set(0.0), HAS_EVENTS: jnp.array([[1], [0], [1]], jnp.int8)}
+    np.testing.assert_array_equal(kept_texts(text, rows).by_id, wanted)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -42,7 +51,7 @@ def test_the_gate_mixes_and_falls_to_what_there_is():
         ({"trained_items": -1}, "text.trained_items=-1"),
         ({"trained_items": 0}, "text.refresh_every_steps=100: with trained_items=0 the encoder is frozen"),
         ({"refresh_every_steps": 0}, "text.refresh_every_steps=0 must be at least 1"),
-        ({"id_dropout_rate": 1.0}, "text.id_dropout_rate=1.0"),
+        ({"id_dropout_rate": 1.1}, "text.id_dropout_rate=1.1"),
     ],
 )
 def test_bad_settings_name_themselves(changes, said):

@@ -1,0 +1,117 @@
+"""Does pre-training earn its keep? Within ML-1M from few labels, and from Amazon Beauty to Industrial by text alone.
+
+    python benchmarks/quality/pretraining.py
+
+(1) `configs/ml1m_pretrain.py`: pre-trained without the next items of nine tenths of the users and fine-tuned on the
+others, against the same fine-tuning from scratch, and against as many steps from scratch as both stages have.
+(2) `configs/text_transfer.py`: the model of Beauty on Industrial as it is, against random parameters and content-kNN
+(its decay chosen on validation targets); beside it what learns on Industrial itself, by text alone too.
+All comparisons are paired over users, each user's metric averaged over the seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import suite
+from suite import METRIC, Seed, Variant, record
+
+from jaxrec.config import load_config
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.prepare import prepare
+from jaxrec.evaluation.baselines import evaluate_baselines
+from jaxrec.evaluation.baselines.content_knn import ContentKNN
+from jaxrec.evaluation.significance import paired_comparison
+from jaxrec.metrics.ranking import per_user_metrics
+
+GAIN = 0.1
+DECAYS = (0.5, 0.7, 0.8, 0.9, 1.0)
+TARGET = "amazon18-industrial"
+WITHIN = "configs/ml1m_pretrain.py"
+TRANSFER = "configs/text_transfer.py"
+
+
+def within(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
+    """Pre-trained against from scratch."""
+
+    def run(kind: str) -> list[Seed]:
+        name = "ml1m_pretrain" if kind == "get_config" else f"ml1m_{kind}"
+        seeds = suite.run_seeds(
+            Variant(name=name, config=f"{WITHIN}:{kind}", data="ml-1m-sasrec"),
+            given.seeds,
+            given.data,
+            given.base,
+        )
+        figures[name] = suite.summary(seeds)
+        return seeds
+
+    pretrained, bars = run("get_config"), []
+    for kind in ("scratch", "scratch_long"):
+        comparison = suite.compare_variants(run(kind), pretrained)
+        figures[f"pre-trained against {kind}"] = dataclasses.asdict(comparison)
+        name = f"pre-trained against {kind}"
+        bars.append(suite.paired_bar(name, comparison))
+        gain = comparison.difference / comparison.mean_a
+        bars.append(record.Bar(name=f"{name}: relative gain of {METRIC}", value=gain, limit=GAIN))
+    return bars
+
+
+def transfer(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
+    """The model of one shop on another."""
+
+    def run(kind: str, seeds: int) -> list[Seed]:
+        name = "text_transfer" if kind == "get_config" else f"text_{kind}"
+        # The stage on the other shop reads its own path, below the environment's JAXREC_DATA.
+        found = suite.run_seeds(
+            Variant(name=name, config=f"{TRANSFER}:{kind}"), seeds, given.data, given.base
+        )
+        figures[name] = suite.summary(found)
+        return found
+
+    moved, random, trained = (run(kind, given.seeds) for kind in ("get_config", "scratch", "trained"))
+    content = content_knn(given.data / TARGET)
+    figures["content_knn"] = {METRIC: float(content.mean())}
+    bars = []
+    for name, system in (("random", ndcg(random)), ("content-kNN", content)):
+        comparison = paired_comparison(system, ndcg(moved))
+        figures[f"transfer against {name}"] = dataclasses.asdict(comparison)
+        bars.append(suite.paired_bar(f"transfer against {name}", comparison))
+    figures["transfer against trained"] = dataclasses.asdict(paired_comparison(ndcg(trained), ndcg(moved)))
+    return bars
+
+
+def ndcg(seeds: list[Seed]) -> np.ndarray:
+    """Of each user, averaged over the seeds."""
+    return np.mean([per_user_metrics(seed.ranks, (10,))[METRIC] for seed in seeds], axis=0)
+
+
+def content_knn(path: Path) -> np.ndarray:
+    """NDCG@10 of each user's test target, by the decay that is best on the validation targets."""
+    config = dataclasses.replace(load_config(f"{TRANSFER}:scratch").data, path=str(path))
+    with tempfile.TemporaryDirectory() as directory:
+        prepare(config, Path(directory) / "data")
+        dataset = PreparedDataset.open(Path(directory) / "data")
+        systems = {f"{decay}": ContentKNN(item_tokens=dataset.item_tokens, decay=decay) for decay in DECAYS}
+        validation = evaluate_baselines(dataset, "validation", systems).ranks
+        best = max(systems, key=lambda name: per_user_metrics(validation[name], (10,))[METRIC].mean())
+        print(f"content-kNN: decay {best}")
+        ranks = evaluate_baselines(dataset, "test", {best: systems[best]}).ranks[best]
+    return per_user_metrics(ranks, (10,))[METRIC]
+
+
+def main() -> int:
+    """Trains what is missing, compares, checks."""
+    given = suite.argument_parser(__doc__).parse_args()
+    figures: dict[str, Any] = {}
+    bars = [*within(given, figures), *transfer(given, figures)]
+    return record.finish("quality_pretraining", figures, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
