@@ -3,7 +3,8 @@
     python -m jaxrec.train --config=configs/ml1m_pretrain.py --workdir=runs/ml1m_pretrain
 
 Two stages: hidden items of all users, then next items of the tenth. `scratch` has the second stage alone,
-`scratch_long` as many steps as both. All users are evaluated. python benchmarks/quality/pretraining.py compares the three.
+`scratch_long` as many steps as both. All users are evaluated.
+python benchmarks/quality/pretraining.py compares the three.
 """
 
 import dataclasses
