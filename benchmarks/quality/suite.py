@@ -145,7 +145,10 @@ def _without_place(config: dict[str, Any]) -> TrainConfig:
 
 
 def _somewhere(data: DataConfig) -> DataConfig:
-    return dataclasses.replace(data, path=Path(data.path).name)
+    source = data.source
+    if hasattr(source, "directory"):
+        source = dataclasses.replace(source, directory=Path(source.directory).name)  # type: ignore[arg-type]
+    return dataclasses.replace(data, path=Path(data.path).name, source=source)
 
 
 def train_and_evaluate(run: training_runs.Run, name: str) -> None:

@@ -1,0 +1,91 @@
+"""`ml1m` that may also read the times of events and the texts of films: title, genres, DBpedia abstract.
+
+    python -m jaxrec.train --config=configs/ml1m_time_text.py --workdir=runs/ml1m_time_text
+
+The events are those of the SASRec file, in its order. Nearly half of the times are estimated (the data set's README
+says how well); the time of the target is never used. `time` and `text` have one of the two. Not yet trained to an
+end: python benchmarks/quality/time_text.py compares them with `ml1m`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs import ml1m
+from jaxrec.config import TrainConfig
+from jaxrec.data.columns import ColumnMap
+from jaxrec.data.config import TextConfig
+from jaxrec.data.own_source import OwnSource
+from jaxrec.models.item_text import TextTower
+from jaxrec.nn.encoder import EncoderConfig
+
+MAX_TOKENS = 64  # of an item: most abstracts are longer, and their first sentence says what a film is
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimedFilms(OwnSource):
+    """The events of the SASRec file, with the times that ML-1M knows or estimates of them, and the films.
+
+    Attributes:
+      directory: that holds `ml-1m` and `ml-1m-sasrec`.
+    """
+
+    directory: str
+
+    @property
+    def columns(self) -> ColumnMap:
+        """The order of the file wins over times that are estimates."""
+        return ColumnMap(timestamp="timestamp_est", order="order", text=("title", "genres", "abstract"))
+
+    def event_batches(self) -> Iterator[pa.RecordBatch]:
+        """In the file's order: among events of one second ML-1M has another."""
+        events = pq.read_table(Path(self.directory) / "ml-1m-sasrec" / "events.parquet")
+        pair, beside = ["user_id", "item_id"], ["rating", "timestamp_est"]
+        known = pq.read_table(Path(self.directory) / "ml-1m" / "events.parquet", columns=[*pair, *beside])
+        joined = events.select([*pair, "order"]).join(known, keys=pair, join_type="left outer")
+        yield from joined.sort_by([("user_id", "ascending"), ("order", "ascending")]).to_batches()
+
+    def item_batches(self) -> Iterator[pa.RecordBatch]:
+        """Of all films."""
+        yield from pq.read_table(Path(self.directory) / "ml-1m" / "items.parquet").to_batches()
+
+
+def get_config() -> TrainConfig:
+    """Times and texts."""
+    return _with("ml1m_time_text", time=True, text=True)
+
+
+def time() -> TrainConfig:
+    """Times alone."""
+    return _with("ml1m_time", time=True, text=False)
+
+
+def text() -> TrainConfig:
+    """Texts alone."""
+    return _with("ml1m_text_beside_ids", time=False, text=True)
+
+
+def _with(name: str, *, time: bool, text: bool) -> TrainConfig:
+    base = ml1m.get_config()
+    model, data = base.model, base.data
+    if time:
+        encoder = dataclasses.replace(model.encoder, time_bias=True)
+        model = dataclasses.replace(model, encoder=encoder, time_gaps=True)
+    if text:
+        reader = EncoderConfig(
+            embed_dim=64,
+            num_layers=2,
+            num_heads=2,
+            mlp_dim=256,
+            max_positions=MAX_TOKENS,
+            vocab_size=30_522,
+            type_vocab_size=1,
+        )
+        model = dataclasses.replace(model, text=TextTower(encoder=reader, trained_items=128))
+    source = TimedFilms(directory=os.environ.get("JAXREC_DATA", "../shared/data"))
+    data = dataclasses.replace(data, path="", source=source, text=TextConfig(max_tokens=MAX_TOKENS))
+    return dataclasses.replace(base, name=name, data=data, model=model)
