@@ -45,8 +45,8 @@ class Batch:
       positions: 0, 1, ... inside a segment.
       time_gaps: log2 bucket of the seconds since the segment's previous event; 0 = unknown or first.
       times: seconds since the first moment of the segment that is known, 2^31 - 1 at most; -1 = unknown.
-      labels: behaviour labels: 1, 0, or -1 = unknown. Targets only; never a model input.
-      values: the number beside each event (a rating, a count); NaN = unknown. Targets only, as the labels.
+      labels: behaviour labels: 1, 0, or -1 = unknown. Never an input of the event's own prediction.
+      values: the number beside each event (a rating, a count); NaN = unknown. Targets only.
     """
 
     item_ids: Int[Array, "b l"]

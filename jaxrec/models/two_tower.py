@@ -59,6 +59,8 @@ class TwoTowerConfig:
       cosine: scores are cosines over a temperature; none = products.
       user_dim: width of a table of users, a row of which is added to each event of its user; 0 = none.
       time_gaps: add a vector for the time since the previous event of the history.
+      event_behaviours: add a vector for each known label of the event: what came of it is told to what comes after it,
+        and never to its own prediction.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
       head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE. Values have
@@ -74,6 +76,7 @@ class TwoTowerConfig:
     cosine: Cosine | None = None
     user_dim: int = 0
     time_gaps: bool = False
+    event_behaviours: bool = False
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
     head: Head = SharedBottom()
@@ -135,11 +138,13 @@ class Outputs:
 
     Attributes:
       num_behaviours: logits of the behaviour head; 0 = no such head.
+      read_behaviours: labels of an event that the user tower reads.
       values: whether there is a head for the number beside an event.
       weighed_tasks: whose weight in the sum of losses is learned, as a log variance.
     """
 
     num_behaviours: int = 0
+    read_behaviours: int = 0
     values: bool = False
     weighed_tasks: tuple[str, ...] = ()
 
@@ -164,6 +169,9 @@ class TwoTower(nnx.Module):
         if config.time_gaps:
             gaps = 0.02 * jax.random.normal(rngs.params(), (NUM_TIME_GAPS, width))
             self.time_gap_table = parameter(gaps, None, "embed")
+        if outputs.read_behaviours:
+            labels = 0.02 * jax.random.normal(rngs.params(), (2, outputs.read_behaviours, width))
+            self.behaviour_table = parameter(labels, None, None, "embed")
         self.encoder = Encoder(config.encoder, rngs=rngs)
         if config.projection:
             kernel = glorot_normal(rngs.params(), (width, config.item_dim), width, config.item_dim)
@@ -209,6 +217,8 @@ class TwoTower(nnx.Module):
             x = x + self.user_in(user_rows)
         if self.config.time_gaps:
             x = x + jnp.take(self.time_gap_table[...], batch.time_gaps, axis=0, mode="clip")
+        if self.config.event_behaviours:
+            x = x + self._behaviours(batch, masked).astype(x.dtype)
         return self.encoder(
             x,
             segment_ids=jnp.asarray(batch.segment_ids),
@@ -223,6 +233,14 @@ class TwoTower(nnx.Module):
         """A masked event hides its time with its item: when the model is asked, the time of the target is unknown."""
         times = jnp.asarray(batch.times)
         return times if masked is None else jnp.where(masked, UNKNOWN_SECONDS, times)
+
+    def _behaviours(self, batch: Batch, masked: Bool[Array, "B L"] | None) -> Float[Array, "B L E"]:
+        """The sum over the known labels of each event; a masked event hides its labels with its item."""
+        labels = jnp.asarray(batch.labels)
+        if masked is not None:
+            labels = jnp.where(masked[..., None], -1, labels)
+        of_no, of_yes = self.behaviour_table[...]
+        return (labels == 0).astype(of_no.dtype) @ of_no + (labels == 1).astype(of_yes.dtype) @ of_yes
 
     def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
         """M(x) W: the vectors that are multiplied with v(y); under cosines unit vectors over the temperature."""

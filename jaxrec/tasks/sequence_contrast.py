@@ -113,7 +113,9 @@ class SequenceContrast(Task):
         """Unit vectors of the views' histories."""
         events = jnp.take_along_axis(forward.events, view.source[..., None], 1)
         batch = dataclasses.replace(
-            forward.batch, segment_ids=jnp.where(view.kept, forward.batch.segment_ids, 0)
+            forward.batch,
+            segment_ids=jnp.where(view.kept, forward.batch.segment_ids, 0),
+            labels=jnp.take_along_axis(jnp.asarray(forward.batch.labels), view.source[..., None], 1),
         )
         states = forward.model.encode(
             events, batch, causal=True, key=key, user_rows=forward.users, masked=view.masked,

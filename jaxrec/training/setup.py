@@ -145,12 +145,18 @@ def make_setup(
             f"model.encoder.time_bias=True needs the times of events, and dataset {facts.name!r} has none; name the "
             "column with data.columns.timestamp, or set time_bias to False."
         )
+    if model.event_behaviours and not facts.behaviours:
+        raise ValueError(
+            f"model.event_behaviours=True, but the events of dataset {facts.name!r} have no behaviours; declare one in "
+            "the column map, or set it to False."
+        )
     for task in tasks.values():
         task.check_data(facts)
     _check_behaviours(tasks, facts)
     judges = any(task.needs_behaviour_head for task in tasks.values())
     outputs = Outputs(
         num_behaviours=len(facts.behaviours) if judges else 0,
+        read_behaviours=len(facts.behaviours) if model.event_behaviours else 0,
         values=any(task.needs_value_head for task in tasks.values()),
         weighed_tasks=balance.weighed(tasks),
     )

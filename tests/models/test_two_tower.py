@@ -52,6 +52,24 @@ def test_time_gaps_matter_only_where_they_are_asked_for():
     assert (queries(with_gaps) != queries(with_gaps, other)).any()
 
 
+def test_what_came_of_an_event_is_told_to_what_comes_after_it_alone():
+    config = TwoTowerConfig(encoder=ENCODER, item_dim=4, event_behaviours=True)
+    model = make_model(config, Outputs(read_behaviours=2), 0)
+    labels = np.array(BATCH.labels)
+    labels[0, 1] = 1, 0
+
+    def states(labels, masked=None):
+        batch = dataclasses.replace(BATCH, labels=labels)
+        return np.asarray(model.encode(ROWS, batch, causal=True, key=None, masked=masked))[0]
+
+    unknown, known = states(BATCH.labels), states(labels)
+    changed = (unknown != known).any(axis=-1)
+    np.testing.assert_array_equal(changed, [False, True, True, False, False, False])
+    assert not np.allclose(known[1], states(np.where(labels >= 0, 1 - labels, -1))[1])
+    hidden = jnp.asarray(BATCH.item_ids == 2)
+    np.testing.assert_array_equal(states(labels, hidden), states(BATCH.labels, hidden))
+
+
 def test_a_masked_event_hides_its_item():
     config = TwoTowerConfig(encoder=ENCODER, item_dim=4)
     model = make_model(config, Outputs(), 0)
