@@ -1,8 +1,8 @@
 """What to read and how to prepare it: the typed configuration of the data room.
 
 Prepare reads `path`, `columns`, `split`, `cold_items`, `noisy_events`, `filter_seen`, `duplicates` and `text`; a change
-of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads `history_length` and `windows`, which change
-batches and not files.
+of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads `history_length` and
+`windows`, which change batches and not files.
 """
 
 from dataclasses import dataclass, field
@@ -57,7 +57,9 @@ class GlobalTime:
 
 def _check_share(name: str, share: float) -> None:
     if not 0.0 < share < 1.0:
-        raise ValueError(f"{name}.share={share} must lie between 0 and 1, e.g. 0.1; none leaves the data as they are.")
+        raise ValueError(
+            f"{name}.share={share} must lie between 0 and 1, e.g. 0.1; none leaves the data as they are."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

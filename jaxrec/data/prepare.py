@@ -1,9 +1,9 @@
 """Prepare: from rows of any source to a dataset that is read by user index.
 
 The order of the work: (1) read, check and spool every row; (2) sort histories, bucket by bucket; (3) cut them by the
-split, count the training events, and change them where an experiment asks for it; (4) number the items, tokenise their text; (5) merge the users in order into
-ArrayRecord; (6) write the statistics and rename the whole into place. Memory follows the number of users and items
-and the size of a bucket, not the number of events.
+split, count the training events, and change these where an experiment asks for it; (4) number the items, tokenise their
+text; (5) merge the users in order into ArrayRecord; (6) write the statistics and rename the whole into place. Memory
+follows the number of users and items and the size of a bucket, not the number of events.
 """
 
 import dataclasses

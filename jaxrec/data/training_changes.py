@@ -83,9 +83,7 @@ def remove_cold_items(histories: Sorted, config: ColdItems) -> None:
     histories.item_counts[cold] = 0
     histories.cold_items = count
     if not histories.train_end.any():
-        raise ValueError(
-            f"cold_items.share={config.share} leaves no training event; choose a smaller share."
-        )
+        raise ValueError(f"cold_items.share={config.share} leaves no training event; choose a smaller share.")
 
 
 def falsify_events(histories: Sorted, config: NoisyEvents) -> None:

@@ -27,8 +27,8 @@ def first_cold_item(dataset: PreparedDataset) -> int:
     if first > dataset.metadata.num_items or not counts[1:first].all():
         raise ValueError(
             f"evaluation.cold_items=True, but dataset {dataset.metadata.name!r} has "
-            f"{int((counts[1:] == 0).sum())} items without a training event behind {first - 1} others; take some out of "
-            "training with --config.data.cold_items=ColdItems."
+            f"{int((counts[1:] == 0).sum())} items without a training event behind {first - 1} others; take some "
+            "out of training with --config.data.cold_items=ColdItems."
         )
     return first
 

@@ -134,7 +134,9 @@ def protocol(split_rule: str, ranking_events: str = "first") -> str:
     """What the numbers mean, in one line."""
     rule = {"leave_one_out": "leave-one-out", "global_time": "global time"}.get(split_rule, split_rule)
     targets = "every event of the split a target, " if ranking_events == "all" else ""
-    return f"{rule}, {targets}full ranking of the catalogue, history of all earlier events, target time unseen"
+    return (
+        f"{rule}, {targets}full ranking of the catalogue, history of all earlier events, target time unseen"
+    )
 
 
 def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:

@@ -65,9 +65,7 @@ class Comparison:
     worse: int
 
 
-def by_user(
-    values: Real[np.ndarray, " t"], users: Shaped[np.ndarray, " t"]
-) -> Float64[np.ndarray, " u"]:
+def by_user(values: Real[np.ndarray, " t"], users: Shaped[np.ndarray, " t"]) -> Float64[np.ndarray, " u"]:
     """One value a user where a user has several targets: the sum over them, over the mean number of targets.
 
     The mean over users is then the mean over targets, and what is resampled are users, whose targets are no

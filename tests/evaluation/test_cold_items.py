@@ -61,7 +61,9 @@ def expected(run, first=1):
             if items[at] >= first:
                 seen = items[:at][items[:at] >= first]
                 filtered = dataset.metadata.filter_seen
-                rank = rank_targets(scores, items[at : at + 1], np.zeros_like(seen), seen, filter_seen=filtered)
+                rank = rank_targets(
+                    scores, items[at : at + 1], np.zeros_like(seen), seen, filter_seen=filtered
+                )
                 rows.append((user, items[at], rank[0]))
     return np.array(rows)
 
