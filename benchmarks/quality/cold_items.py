@@ -18,10 +18,10 @@ Amazon Industrial & Scientific (`configs/amazon_industrial.py`): above the neare
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cold_baselines
@@ -29,9 +29,6 @@ import numpy as np
 import suite
 from suite import METRIC, Seed, Variant, record
 
-from jaxrec.config import apply_overrides, load_config
-from jaxrec.data.dataset import PreparedDataset
-from jaxrec.data.prepare import prepare
 from jaxrec.evaluation.significance import Comparison, by_user, paired_comparison
 from jaxrec.metrics.ranking import hit_at_k, per_user_metrics
 
@@ -69,14 +66,11 @@ class Simple:
     settings: dict[str, list[dict[str, Any]]]
 
 
-def simple_systems(variant: Variant, seeds: int, data: Path, base: Path) -> Simple:
-    """Fits and ranks, on the data as the runs have prepared them; what is not there any more is prepared anew."""
+def simple_systems(variant: Variant, given: argparse.Namespace) -> Simple:
+    """Fits and ranks, on the data of the runs."""
     found = Simple([], {RIDGE: [], NEAREST: [], CHANCE: []}, {RIDGE: [], NEAREST: []})
-    for seed in range(seeds):
-        run = variant.run(seed, data, base)
-        config = apply_overrides(load_config(variant.config), [f"--config.{text}" for text in run.overrides])
-        prepare(config.data, run.workdir / "data")
-        dataset = PreparedDataset.open(run.workdir / "data")
+    for seed in range(given.seeds):
+        dataset = suite.prepared(suite.tried(variant, given), seed, given)
         question = cold_baselines.final_question(dataset)
         held_out = cold_baselines.held_out_question(dataset, seed)
         for name, system, features in (
@@ -162,7 +156,7 @@ def main() -> int:
     bars: list[record.Bar] = []
     for name, rival in (("ml1m", RIDGE), ("industrial", NEAREST)):
         reading = suite.run_variant(READING[name], given)
-        simple = simple_systems(READING[name], given.seeds, given.data, given.base)
+        simple = simple_systems(READING[name], given)
         figures[name], of_set = report(name, reading, simple, rival)
         bars += of_set
         if name == "ml1m":

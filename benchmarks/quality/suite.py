@@ -31,6 +31,8 @@ import record
 import training_runs
 
 from jaxrec.config import TrainConfig, apply_overrides, from_json, load_config, to_json
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.prepare import prepare
 from jaxrec.evaluation.comparison import COLD_RANKS_FILE, RANKS_FILE
 from jaxrec.evaluation.significance import Comparison, paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
@@ -283,6 +285,14 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
 def tried(variant: Variant, given: argparse.Namespace) -> Variant:
     """The variant with the overrides of a trial."""
     return dataclasses.replace(variant, overrides=(*variant.overrides, *given.override))
+
+
+def prepared(variant: Variant, seed: int, given: argparse.Namespace) -> PreparedDataset:
+    """The data of a run, as it has prepared them in its workdir; prepared anew where they are gone."""
+    run = variant.run(seed, given.data, given.base)
+    config = apply_overrides(load_config(variant.config), [f"--config.{text}" for text in run.overrides])
+    prepare(config.data, run.workdir / "data")
+    return PreparedDataset.open(run.workdir / "data")
 
 
 def run_variant(variant: Variant, given: argparse.Namespace) -> list[Seed]:
