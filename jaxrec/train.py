@@ -115,11 +115,16 @@ def validation_metrics(
     """Full-catalogue ranking metrics of the validation targets."""
     begin = time.perf_counter()
     ranker = UserRanker(run_of_state(config, dataset, setup, state, int(jax.device_get(state.step))))
-    rows = ranker.rows("validation", rows_per_batch=config.evaluation.rows_per_batch, user_indices=users)
+    rows = ranker.rows(
+        "validation",
+        rows_per_batch=config.evaluation.rows_per_batch,
+        user_indices=users,
+        every_event=config.evaluation.ranking_events == "all",
+    )
     ranks = np.concatenate([part.ranks for part in ranker.batches(rows)] or [np.zeros(0, np.int32)])
     found = mean_metrics(ranks[ranks >= 0], config.evaluation.ks)
     logger.info(
-        "validation: %s over %d users in %.1f s",
+        "validation: %s over %d targets in %.1f s",
         " ".join(f"{name} {found[name]:.4f}" for name in ("hr@10", "ndcg@10") if name in found), len(ranks),
         time.perf_counter() - begin,
     )  # fmt: skip

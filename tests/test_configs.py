@@ -50,6 +50,7 @@ def directory(tmp_path_factory):
         "order": np.arange(len(user_ids), dtype=np.int32),
         "rating": random.integers(1, 6, len(user_ids)).astype(np.float32),
     }
+    events["timestamp_est"] = events["timestamp"]
     for name in ("is_click", "long_view", "is_profile_enter", "is_comment"):
         events[name] = random.integers(0, 2, len(user_ids)).astype(np.int8)
     items = {

@@ -34,7 +34,9 @@ import training_runs
 from jaxrec.config import TrainConfig, apply_overrides, from_json, load_config, to_json
 from jaxrec.config.stages import run_directory
 from jaxrec.data.config import DataConfig
-from jaxrec.evaluation.comparison import RANKS_FILE
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.prepare import prepare
+from jaxrec.evaluation.comparison import COLD_RANKS_FILE, RANKS_FILE
 from jaxrec.evaluation.significance import Comparison, paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
 
@@ -49,6 +51,7 @@ class Variant:
     """A config with overrides, under a name.
 
     Attributes:
+        overrides: `{seed}` stands for the seed's number, where a seed also draws the data.
         data: the data set's directory in the shared data; "" = as the config says.
     """
 
@@ -59,7 +62,7 @@ class Variant:
 
     def run(self, seed: int, data: Path, base: Path) -> training_runs.Run:
         """The training run of a seed."""
-        overrides = [*self.overrides, f"seed={seed}"]
+        overrides = [*(text.format(seed=seed) for text in self.overrides), f"seed={seed}"]
         if self.data:
             overrides.append(f"data.path={data / self.data}")
         return training_runs.Run(
@@ -74,10 +77,15 @@ class Seed:
     Attributes:
         figures: the kept JSON.
         ranks: of every user's target, from 0; users in the order of the data set.
+        users: their own ids, one a target.
+        cold_users, cold_ranks: of the new targets among the new items, where the config asks for them.
     """
 
     figures: dict[str, Any]
     ranks: np.ndarray
+    users: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    cold_users: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    cold_ranks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -131,7 +139,15 @@ def _run_seed(
     if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
         train_and_evaluate(run, f"{variant.name}, seed {seed}")
         _keep(run, config, kept, measure(run.workdir) if measure else {})
-    return Seed(json.loads(kept.read_text()), pq.read_table(kept.with_suffix(".parquet"))["rank"].to_numpy())
+    arrays = _ranks(kept.with_suffix(".parquet"))
+    cold = kept.with_suffix(".cold.parquet")
+    return Seed(json.loads(kept.read_text()), *arrays, *(_ranks(cold)[::-1] if cold.exists() else ()))
+
+
+def _ranks(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks, and whose they are."""
+    table = pq.read_table(path)
+    return table["rank"].to_numpy(), table["user_id"].to_numpy()
 
 
 def _without_place(config: dict[str, Any]) -> TrainConfig:
@@ -204,7 +220,9 @@ def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path, measured: 
     workdir = run_directory(run.workdir)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     figures = {name: evaluation[name] for name in ("metrics", "intervals", "baselines", "paired")}
+    figures |= {name: evaluation[name] for name in ("cold_items",) if name in evaluation}
     figures |= measured | {
+        "validation": _best_validation(workdir),
         "train_minutes": minutes(sittings(run)),
         "sittings": sittings(run),
         "command": run.shown_command("train"),
@@ -215,9 +233,19 @@ def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path, measured: 
     }
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(workdir / RANKS_FILE, kept.with_suffix(".parquet"))
+    kept.with_suffix(".cold.parquet").unlink(missing_ok=True)
+    if "cold_items" in figures:
+        shutil.copyfile(workdir / COLD_RANKS_FILE, kept.with_suffix(".cold.parquet"))
     temporary = kept.with_suffix(".tmp")
     temporary.write_text(json.dumps(figures, indent=1) + "\n")
     os.replace(temporary, kept)
+
+
+def _best_validation(workdir: Path) -> float | None:
+    """The metric of the state that was evaluated, on the validation targets; None where none was measured."""
+    name = f"validation/{METRIC}"
+    found = [line[name] for line in training_runs.metrics(workdir) if name in line]
+    return max(found, default=None)
 
 
 def summary(seeds: Sequence[Seed]) -> dict[str, Any]:
@@ -286,3 +314,33 @@ def argument_parser(
         "--base", type=Path, default=record.ROOT / "runs" / "quality", help="where the runs lie"
     )
     return parser
+
+
+def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options for a program that can be tried in minutes: smaller runs, kept apart from what counts."""
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="where the results are kept")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of every config, for a trial; say --results and --base with it",
+    )
+
+
+def tried(variant: Variant, given: argparse.Namespace) -> Variant:
+    """The variant with the overrides of a trial."""
+    return dataclasses.replace(variant, overrides=(*variant.overrides, *given.override))
+
+
+def prepared(variant: Variant, seed: int, given: argparse.Namespace) -> PreparedDataset:
+    """The data of a run, as it has prepared them in its workdir; prepared anew where they are gone."""
+    run = variant.run(seed, given.data, given.base)
+    config = apply_overrides(load_config(variant.config), [f"--config.{text}" for text in run.overrides])
+    prepare(config.data, run.workdir / "data")
+    return PreparedDataset.open(run.workdir / "data")
+
+
+def run_variant(variant: Variant, given: argparse.Namespace) -> list[Seed]:
+    """Every seed of a variant, as a command line with the trial options says."""
+    return run_seeds(tried(variant, given), given.seeds, given.data, given.base, given.results / "quality")

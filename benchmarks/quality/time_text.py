@@ -32,7 +32,7 @@ def main() -> int:
     lows = {}
     for name, kind in KINDS.items():
         variant = Variant(
-            name=f"ml1m_{name.replace(' and ', '_')}",
+            name=f"ml1m_with_{name.replace(' and ', '_')}",
             config=f"configs/ml1m_time_text.py:{kind}",
             overrides=(f"data.source.directory={given.data}",),
         )

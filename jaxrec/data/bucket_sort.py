@@ -45,6 +45,9 @@ class Sorted:
     against_time: int = 0
     positives: dict[str, int] = field(default_factory=dict)
     unknown_labels: dict[str, int] = field(default_factory=dict)
+    cold_items: int = 0
+    removed: int = 0
+    falsified: int = 0
 
     def users_of(self, bucket: int) -> Int64[np.ndarray, " u"]:
         """The user indices of a bucket, ascending: the order in which its file holds them."""

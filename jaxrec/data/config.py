@@ -1,8 +1,8 @@
 """What to read and how to prepare it: the typed configuration of the data room.
 
-Prepare reads `path`, `columns`, `split`, `filter_seen`, `duplicates` and `text`; a change of one of these makes
-another prepared dataset (its fingerprint differs). The pipeline reads `history_length`, `windows` and `train_users`,
-which change batches and not files.
+Prepare reads `path`, `columns`, `split`, `cold_items`, `noisy_events`, `filter_seen`, `duplicates` and `text`; a change
+of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads `history_length`,
+`windows` and `train_users`, which change batches and not files.
 """
 
 from dataclasses import dataclass, field
@@ -55,6 +55,51 @@ class GlobalTime:
             )
 
 
+def _check_share(name: str, share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise ValueError(
+            f"{name}.share={share} must lie between 0 and 1, e.g. 0.1; none leaves the data as they are."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdItems:
+    """Items that training never sees: what a model says of new items can then be measured.
+
+    They are drawn among the items with a training event, each as likely as another. Their events are taken out of the
+    training and the validation part of every history, after the split: they stay as targets of the test part alone.
+
+    Attributes:
+      share: of the items with a training event
+      seed: of the draw
+    """
+
+    share: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_share("cold_items", self.share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyEvents:
+    """Training events that say nothing of their user: what a model loses by them can then be measured.
+
+    After the split, each event of the training part has the same chance of getting another item, drawn evenly from the
+    catalogue; its time and labels stay. Validation and test are untouched.
+
+    Attributes:
+      share: the chance
+      seed: of the draws
+    """
+
+    share: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_share("noisy_events", self.share)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """How item text becomes token ids.
@@ -85,6 +130,8 @@ class DataConfig:
       name: what the data set is called; "" = the directory's name
       columns: what the columns mean
       split: LeaveOneOut or GlobalTime
+      cold_items: items that are taken out of training, for an experiment; none = all stay
+      noisy_events: training events that are falsified, for an experiment; none = all are believed
       filter_seen: whether an item that a user has seen is no answer; none = the column map's word, else the data's
       duplicates: what to do with a row that equals another in all columns
       text: how item text becomes tokens
@@ -99,6 +146,8 @@ class DataConfig:
     name: str = ""
     columns: ColumnMap = field(default_factory=ColumnMap)
     split: LeaveOneOut | GlobalTime = field(default_factory=LeaveOneOut)
+    cold_items: ColdItems | None = None
+    noisy_events: NoisyEvents | None = None
     filter_seen: bool | None = None
     duplicates: Literal["keep", "drop"] = "keep"
     text: TextConfig = field(default_factory=TextConfig)

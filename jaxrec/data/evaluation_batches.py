@@ -154,6 +154,12 @@ class EvaluationRows:
     def num_batches(self) -> int:
         return len(self.batch_rows)
 
+    @functools.cached_property
+    def order(self) -> Int[np.ndarray, " n"]:
+        """The windows in the order in which the batches hold them, whatever the number of processes."""
+        parts = [row_segments(self._padded_plan, rows)[0] for rows in self.batch_rows]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
     def sizes(self, process_count: int = 1) -> tuple[int, int]:
         """N and M: places for users and for seen pairs in a process' share of every batch.
 

@@ -1,9 +1,9 @@
 """Prepare: from rows of any source to a dataset that is read by user index.
 
 The order of the work: (1) read, check and spool every row; (2) sort histories, bucket by bucket; (3) cut them by the
-split and count the training events; (4) number the items, tokenise their text; (5) merge the users in order into
-ArrayRecord; (6) write the statistics and rename the whole into place. Memory follows the number of users and items
-and the size of a bucket, not the number of events.
+split, count the training events, and change these where an experiment asks for it; (4) number the items, tokenise their
+text; (5) merge the users in order into ArrayRecord; (6) write the statistics and rename the whole into place. Memory
+follows the number of users and items and the size of a bucket, not the number of events.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from jaxrec.data.sources import Source, Table, file_digest, open_directory
 from jaxrec.data.staging import staged_directory
 from jaxrec.data.text import WordPieces
 from jaxrec.data.tfds_movielens import open_tfds
+from jaxrec.data.training_changes import falsify_events, remove_cold_items
 from jaxrec.data.validate import RowCheck, parse_ids
 
 __all__ = ["Progress", "embedded_path", "is_prepared", "prepare", "prepared_fingerprint"]
@@ -178,6 +179,9 @@ def _fingerprint(config: DataConfig, columns: ColumnMap, source: Source, pieces:
         "text": [config.text.max_tokens, pieces.lowercase, file_digest(pieces.path)],
         "tables": {name: table.digest() if table else None for name, table in tables.items()},
     }
+    for name in ("cold_items", "noisy_events"):
+        if change := getattr(config, name):  # datasets without one keep the fingerprint that they have
+            described[name] = dataclasses.asdict(change)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -204,6 +208,10 @@ def _prepare_into(
             lambda done: report("sort", done, state.rows_kept),
         )
         cut_histories(histories, config.split)
+        if config.noisy_events is not None:
+            falsify_events(histories, config.noisy_events)
+        if config.cold_items is not None:
+            remove_cold_items(histories, config.cold_items)
         item_keys, item_rank = state.items.ranked()
         counts = np.zeros(len(item_keys), np.int64)
         counts[item_rank] = histories.item_counts
@@ -342,7 +350,8 @@ def _statistics(
     """Everything that the run learned, in a fixed order and without a clock or a path: bytes repeat."""
     lengths, split = histories.lengths, config.split
     events = int(lengths.sum())
-    repeat_share = histories.repeats / max(events, 1)
+    kept = events + histories.removed
+    repeat_share = histories.repeats / max(kept, 1)
     declared = config.filter_seen if config.filter_seen is not None else state.columns.filter_seen
     filter_seen = repeat_share < REPEATS_MEAN_NO_FILTER if declared is None else declared
     return {
@@ -361,8 +370,8 @@ def _statistics(
         "format_version": FORMAT_VERSION,
         "rows": {
             "read": state.rows_read,
-            "kept": events,
-            "quarantined": state.rows_read - events,
+            "kept": kept,
+            "quarantined": state.rows_read - kept,
             "exact_duplicates": histories.duplicates,
             "duplicates_dropped": histories.dropped,
             "repeats_of_an_item": histories.repeats,
@@ -373,6 +382,11 @@ def _statistics(
         },
         "quarantine": quarantine.summary(),
         "split": dataclasses.asdict(split) | _split_statistics(histories),
+        "changes": {
+            "cold_items": histories.cold_items,
+            "events_of_cold_items_removed": histories.removed,
+            "events_falsified": histories.falsified,
+        },
         "users": {
             "history_length": {
                 name: int(np.quantile(lengths, q, method="inverted_cdf"))
@@ -387,7 +401,7 @@ def _statistics(
             "without_training_events": int((histories.item_counts == 0).sum()),
         },
         "behaviours": {
-            name: {"positive": number, "unknown": histories.unknown_labels[name], "events": events}
+            name: {"positive": number, "unknown": histories.unknown_labels[name], "events": kept}
             for name, number in histories.positives.items()
         },
         "times": {

@@ -6,21 +6,24 @@ U = users.
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.significance import Comparison, align_users, compare
+from jaxrec.evaluation.significance import Comparison, align_users, by_user, compare
 from jaxrec.evaluation.user_ranking import UserRanks
 from jaxrec.metrics.ranking import per_user_metrics
 
-RANKS_FILE = "ranks.parquet"
+RANKS_FILE, COLD_RANKS_FILE = "ranks.parquet", "cold_ranks.parquet"
 _FACTS = ("split", "filter_seen", "num_items")  # two runs that differ here cannot be paired
 
 
-def write_ranks(workdir: Path, dataset: PreparedDataset, split: str, ranks: UserRanks) -> None:
-    """Writes `ranks.parquet` at once: `user_id`, `item_id` (the target) and `rank` (from 0), in the user's own ids."""
+def write_ranks(
+    workdir: Path, dataset: PreparedDataset, split: str, ranks: UserRanks, name: str = RANKS_FILE
+) -> None:
+    """Writes the file at once: `user_id`, `item_id` (the target) and `rank` (from 0), in the user's own ids."""
     metadata = dataset.metadata
     facts = (split, str(metadata.filter_seen), str(metadata.num_items))
     table = pa.table(
@@ -30,9 +33,9 @@ def write_ranks(workdir: Path, dataset: PreparedDataset, split: str, ranks: User
             "rank": pa.array(ranks.ranks, pa.int64()),
         }
     ).replace_schema_metadata(dict(zip(_FACTS, facts, strict=True)))
-    temporary = workdir / f".{RANKS_FILE}.tmp"
+    temporary = workdir / f".{name}.tmp"
     pq.write_table(table, temporary)
-    os.replace(temporary, workdir / RANKS_FILE)
+    os.replace(temporary, workdir / name)
 
 
 def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dict[str, Comparison]:
@@ -48,8 +51,11 @@ def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dic
             raise ValueError(
                 f"{path_a} was evaluated with {name}={fact_a} and {path_b} with {fact_b}; evaluate both alike."
             )
-    orders = align_users(*(table["user_id"].to_numpy() for table in tables))
-    a, b = (table.take(pa.array(order)) for table, order in zip(tables, orders, strict=True))
+    users = [table["user_id"].to_numpy() for table in tables]
+    a, b = tables
+    if not np.array_equal(*users):  # where they are, a user may have several targets
+        orders = align_users(*users)
+        a, b = (table.take(pa.array(order)) for table, order in zip(tables, orders, strict=True))
     if a["item_id"].to_pylist() != b["item_id"].to_pylist():
         raise ValueError(
             f"{path_a} and {path_b} were asked for other targets; evaluate both on the same data."
@@ -57,7 +63,7 @@ def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dic
     # Recall is the hit rate here; a test of it again would only make the correction harsher.
     metrics = [
         {
-            name: values
+            name: by_user(values, table["user_id"].to_numpy())
             for name, values in per_user_metrics(table["rank"].to_numpy(), config.ks).items()
             if not name.startswith("recall")
         }

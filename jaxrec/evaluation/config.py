@@ -21,6 +21,9 @@ class EvaluationConfig:
       list_length: recommendations per user that coverage, novelty and diversity look at.
       baselines: simple models to print beside the model.
       bootstrap_samples: resamples of the users behind each interval.
+      ranking_events: which targets are ranked: "first" = each user's first event of the split, "all" = every event of
+        the split that has a past, each from all events before it; for splits by time, and for sessions.
+      cold_items: also rank the targets that training never saw among the items that it never saw.
       behaviour_events: where behaviours are judged: "first" = at each user's target, "all" = at every event of the
         split, which a split by time has more of.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
@@ -36,6 +39,8 @@ class EvaluationConfig:
     list_length: int = 10
     baselines: tuple[str, ...] = BASELINES
     bootstrap_samples: int = 1000
+    ranking_events: Literal["first", "all"] = "first"
+    cold_items: bool = False
     behaviour_events: Literal["first", "all"] = "first"
     confidence: float = 0.95
     seed: int = 0
@@ -58,10 +63,9 @@ class EvaluationConfig:
         for name, least in (("rows_per_batch", 1), ("list_length", 1), ("bootstrap_samples", 100)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}.")
-        if self.behaviour_events not in ("first", "all"):
-            raise ValueError(
-                f"evaluation.behaviour_events={self.behaviour_events!r} must be 'first' or 'all'."
-            )
+        for name in ("ranking_events", "behaviour_events"):
+            if getattr(self, name) not in ("first", "all"):
+                raise ValueError(f"evaluation.{name}={getattr(self, name)!r} must be 'first' or 'all'.")
         for name in ("every_steps", "max_users", "example_users", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must not be negative.")

@@ -2,7 +2,7 @@
 
 docs/evaluation.md says what each part of `evaluation.json` means.
 
-U = users, T = length of the lists.
+U = users (targets, where a user has more than one), T = length of the lists.
 """
 
 import dataclasses
@@ -25,12 +25,13 @@ from jaxrec.evaluation.behaviours import (
     learned_behaviours,
     write_predictions,
 )
-from jaxrec.evaluation.comparison import write_ranks
+from jaxrec.evaluation.cold_items import cold_values, rank_cold_items
+from jaxrec.evaluation.comparison import COLD_RANKS_FILE, write_ranks
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.ratings import learns_values, value_metrics
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
-from jaxrec.evaluation.significance import bootstrap_intervals, compare
+from jaxrec.evaluation.significance import bootstrap_intervals, by_user, compare
 from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
 from jaxrec.evaluation.user_ranking import (
     BehaviourPredictions,
@@ -58,12 +59,14 @@ class Evaluation:
     Attributes:
       values: what `evaluation.json` holds.
       ranks: of each user, and the lists.
+      cold_ranks: of new targets among new items; None where they were not asked for.
       predictions: of behaviours; None where no task learns them.
       examples: users to look at.
     """
 
     values: dict[str, Any]
     ranks: UserRanks
+    cold_ranks: UserRanks | None
     predictions: BehaviourPredictions | None
     examples: list[ExampleUser]
 
@@ -79,7 +82,8 @@ def evaluate(
     metadata = run.dataset.metadata
     rows_per_batch = rows_per_batch or config.rows_per_batch
     ranker = UserRanker(run, top_k=config.list_length)
-    rows = ranker.rows(split, rows_per_batch=rows_per_batch)
+    every_event = config.ranking_events == "all"
+    rows = ranker.rows(split, rows_per_batch=rows_per_batch, every_event=every_event)
     if not rows.num_users:
         raise ValueError(
             f"dataset {metadata.name!r} has no user with a target in split {split!r} and a history before it; "
@@ -94,12 +98,21 @@ def evaluate(
     per_user |= {
         name: per_user_metrics(of_baseline, config.ks) for name, of_baseline in baselines.ranks.items()
     }
-    values = _ranking_values(run, split, config, per_user) | {
+    users = {
+        system: {name: by_user(column, ranks.user_indices) for name, column in metrics.items()}
+        for system, metrics in per_user.items()
+    }
+    values = _ranking_values(run, split, config, users) | {
+        "num_targets": len(ranks),
         "model": _describe(run),
         "command": command,
         "baselines_refused": baselines.refused,
-        "paired": _paired(per_user, config),
+        "paired": _paired(users, config),
     }
+    cold_ranks = None
+    if config.cold_items:
+        cold_ranks = rank_cold_items(run, split, ranks, config, rows_per_batch)
+        values["cold_items"] = cold_values(run, ranks, cold_ranks, config)
     values["slices"] = _slices(run, split, ranks, per_user, best_baseline(values, config.metric))
     lists = {MODEL: ranks.top_item_ids} | baselines.recommended
     values["beyond_accuracy"] = list_quality(run, lists, ranks.user_indices, split)
@@ -114,18 +127,27 @@ def evaluate(
         "without_history": rows.num_without_history,
     }
     examples = example_users(run, split, ranks, config)
-    return Evaluation(values=values, ranks=ranks, predictions=predictions, examples=examples)
+    return Evaluation(
+        values=values, ranks=ranks, cold_ranks=cold_ranks, predictions=predictions, examples=examples
+    )
 
 
-def protocol(split_rule: str) -> str:
+def protocol(split_rule: str, ranking_events: str = "first") -> str:
     """What the numbers mean, in one line."""
     rule = {"leave_one_out": "leave-one-out", "global_time": "global time"}.get(split_rule, split_rule)
-    return f"{rule}, full ranking of the catalogue, history of all earlier events, target time unseen"
+    targets = "every event of the split a target, " if ranking_events == "all" else ""
+    return (
+        f"{rule}, {targets}full ranking of the catalogue, history of all earlier events, target time unseen"
+    )
 
 
 def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:
-    """Writes `evaluation.json`, `ranks.parquet`, `behaviours.parquet` and `report.html`, each at once."""
-    write_ranks(workdir, run.dataset, evaluation.values["split"], evaluation.ranks)
+    """Writes `evaluation.json`, `report.html`, and of what was measured `ranks.parquet`, `cold_ranks.parquet` and
+    `behaviours.parquet`, each at once."""
+    split = evaluation.values["split"]
+    write_ranks(workdir, run.dataset, split, evaluation.ranks)
+    if evaluation.cold_ranks is not None:
+        write_ranks(workdir, run.dataset, split, evaluation.cold_ranks, COLD_RANKS_FILE)
     if evaluation.predictions is not None:
         write_predictions(workdir, run.dataset, evaluation.predictions, list(evaluation.values["behaviours"]))
     temporary = workdir / f".{EVALUATION_FILE}.tmp"
@@ -142,14 +164,15 @@ def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:
 
 def example_users(run: Run, split: str, ranks: UserRanks, config: EvaluationConfig) -> list[ExampleUser]:
     """A few users, drawn by the seed, with titles; an item without a title shows its id."""
-    count = min(config.example_users, len(ranks))
-    chosen = np.sort(np.random.default_rng(config.seed).choice(len(ranks), count, replace=False))
+    firsts = np.unique(ranks.user_indices, return_index=True)[1]  # of a user's targets
+    count = min(config.example_users, len(firsts))
+    chosen = firsts[np.sort(np.random.default_rng(config.seed).choice(len(firsts), count, replace=False))]
     dataset = run.dataset
     examples = []
     for place in chosen:
         user = ranks.user_indices[place]
         ends = dataset.validation_end if split == "test" else dataset.train_end
-        history = dataset.histories(np.array([user])).item_ids[: ends[user]]
+        history = dataset.histories(np.array([user])).item_ids[: max(ends[user], 1)]
         examples.append(
             ExampleUser(
                 user_id=str(dataset.user_keys[user]),
@@ -181,7 +204,7 @@ def _ranking_values(run: Run, split: str, config: EvaluationConfig, per_user: Pe
     )
     return {
         "dataset": metadata.name,
-        "protocol": protocol(metadata.split),
+        "protocol": protocol(metadata.split, config.ranking_events),
         "split": split,
         "filter_seen": metadata.filter_seen,
         "num_users": len(per_user[MODEL][config.metric]),
@@ -202,6 +225,7 @@ def _baselines(run: Run, split: str, config: EvaluationConfig, ranks: UserRanks)
         split,
         {name: DEFAULT_BASELINES[name] for name in config.baselines},
         user_indices=ranks.user_indices,
+        every_event=config.ranking_events == "all",
         num_recommended=config.list_length,
     )
     assert np.array_equal(results.user_indices, ranks.user_indices), "model and baselines rank other users"
@@ -274,7 +298,9 @@ def _behaviours(
 
     def predict(split: str) -> BehaviourPredictions | None:
         every_event = config.behaviour_events == "all"
-        rows = evaluation_rows(run, split, rows_per_batch=rows_per_batch, every_event=every_event)
+        rows = evaluation_rows(
+            run, split, rows_per_batch=rows_per_batch, every_event=every_event, with_seen=False
+        )
         return predict_behaviours(run, rows)
 
     def asked(predictions: BehaviourPredictions) -> BehaviourPredictions:

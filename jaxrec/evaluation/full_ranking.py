@@ -87,6 +87,7 @@ class FullRanking:
     Attributes:
       mesh: its devices own the rows: the physical row of item `r` is `(r mod N) * (R / N) + r div N`.
       num_items: items are 1..num_items; row 0 and the rows past num_items never count.
+      first_item: items below it never count either: a part of the catalogue is ranked by itself.
       top_k: best items to return per query; 0 = ranks only.
       chunk_items: rows that a device scores at a time; bounds the memory, changes no result. 0 = by platform.
       block_queries: queries that are scored at a time; bounds the memory, changes no result. 0 = by rows.
@@ -94,6 +95,7 @@ class FullRanking:
 
     mesh: Mesh
     num_items: int
+    first_item: int = 1
     top_k: int = 0
     chunk_items: int = 0
     block_queries: int = 0
@@ -104,6 +106,8 @@ class FullRanking:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.num_items < 1:
             raise ValueError(f"num_items={self.num_items}: an empty catalogue cannot be ranked.")
+        if not 1 <= self.first_item <= self.num_items:
+            raise ValueError(f"first_item={self.first_item} must lie in 1 .. num_items={self.num_items}.")
 
     @property
     def num_shards(self) -> int:
@@ -272,7 +276,7 @@ def _scan_chunks(
         if added is not None:
             scores += _from_fixed_point(added)
         # A target that was seen before (a repeat) stays in the running.
-        allowed = ((ids >= 1) & (ids <= ranking.num_items))[None, :] & (
+        allowed = ((ids >= ranking.first_item) & (ids <= ranking.num_items))[None, :] & (
             ~seen | (ids[None, :] == targets[:, None])
         )
         # Written as "not behind", so that a NaN counts as beaten by all and never as a perfect rank.

@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "align_users",
     "bootstrap_intervals",
+    "by_user",
     "compare",
     "holm",
     "paired_comparison",
@@ -62,6 +63,17 @@ class Comparison:
     num_users: int
     better: int
     worse: int
+
+
+def by_user(values: Real[np.ndarray, " t"], users: Shaped[np.ndarray, " t"]) -> Float64[np.ndarray, " u"]:
+    """One value a user where a user has several targets: the sum over them, over the mean number of targets.
+
+    The mean over users is then the mean over targets, and what is resampled are users, whose targets are no
+    independent draws. With one target a user the values are what they were, in the order of the users.
+    """
+    _, places = np.unique(users, return_inverse=True)
+    sums = np.bincount(places, weights=values)
+    return sums * (len(sums) / max(len(values), 1))
 
 
 def bootstrap_intervals(

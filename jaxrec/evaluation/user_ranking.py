@@ -75,7 +75,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class UserRanks:
-    """What is known of each user after ranking; NumPy, by user.
+    """What is known of each user after ranking; NumPy, by user. U = targets, where a user has more than one.
 
     Attributes:
       ranks: 0 = the target came first; -1 = there was no target.
@@ -117,11 +117,13 @@ def evaluation_rows(
     rows_per_batch: int,
     user_indices: np.ndarray | None = None,
     every_event: bool = False,
+    with_seen: bool | None = None,
 ) -> EvaluationRows:
     """The packed histories of `split`; a batch is rounded up to divide over the devices.
 
     Args:
-      every_event: of the split is a target, not each user's first alone; what was seen is not listed then.
+      every_event: of the split is a target, not each user's first alone.
+      with_seen: list what was seen; None = where the dataset filters it.
     """
     devices = run.mesh.size
     return EvaluationRows.make(
@@ -131,7 +133,7 @@ def evaluation_rows(
         history_length=run.config.data.history_length,
         user_indices=user_indices,
         append_slot=run.appends_slot,
-        with_seen=False if every_event else None,
+        with_seen=with_seen,
         every_event=every_event,
     )
 
@@ -142,25 +144,39 @@ class UserRanker:
     Args:
       run: the trained run.
       top_k: length of the lists; 0 = ranks only.
+      first_item: rank among the items from this id on.
 
     Raises:
       ValueError: the model's item vectors are not finite.
     """
 
-    def __init__(self, run: Run, *, top_k: int = 0):
+    def __init__(self, run: Run, *, top_k: int = 0, first_item: int = 1):
         self._run = run
         num_items = run.dataset.metadata.num_items
-        self._ranking = FullRanking(mesh=run.mesh, num_items=num_items, top_k=min(top_k, num_items))
+        self._ranking = FullRanking(
+            mesh=run.mesh, num_items=num_items, first_item=first_item, top_k=min(top_k, num_items)
+        )
         vectors, bias = run.catalogue()
         if not bool(_all_finite(vectors) & _all_finite(bias)):
             raise ValueError(_diverged("item", run.step))
         self._catalogue = self._ranking.catalogue(vectors, bias)
 
     def rows(
-        self, split: str, *, rows_per_batch: int, user_indices: np.ndarray | None = None
+        self,
+        split: str,
+        *,
+        rows_per_batch: int,
+        user_indices: np.ndarray | None = None,
+        every_event: bool = False,
     ) -> EvaluationRows:
         """See `evaluation_rows`."""
-        return evaluation_rows(self._run, split, rows_per_batch=rows_per_batch, user_indices=user_indices)
+        return evaluation_rows(
+            self._run,
+            split,
+            rows_per_batch=rows_per_batch,
+            user_indices=user_indices,
+            every_event=every_event,
+        )
 
     def batches(self, rows: EvaluationRows, *, keep_targets: bool = True) -> Iterator[UserRanks]:
         """The users of each batch, as the devices get done with them.
@@ -176,7 +192,7 @@ class UserRanker:
             yield self._read(batch, *computed)
 
     def rank(self, rows: EvaluationRows) -> tuple[UserRanks, Timing]:
-        """All users of `rows`, in the order of the user index."""
+        """All users of `rows`, in the order of the user index; the targets of a user in the order of time."""
         start = time.perf_counter()
         if rows.num_batches:  # compiles; the batch is ranked again below, inside the measured time
             first = rows.build(0, jax.process_index(), jax.process_count())
@@ -198,6 +214,7 @@ class UserRanker:
         joined = UserRanks(
             **{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(empty)}
         )
+        joined = joined.take(np.argsort(rows.order, kind="stable"))
         return joined.take(np.argsort(joined.user_indices, kind="stable")), timing
 
     def _dispatch(self, batch: EvaluationBatch, keep_targets: bool) -> tuple[Ranking, jax.Array]:

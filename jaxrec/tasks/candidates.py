@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.sparse_logits import MixedLogits, in_blocks
@@ -51,10 +52,13 @@ class FullSoftmax(Candidates):
     """Every item of the catalogue, over the sharded table.
 
     Attributes:
+      new_items: whether items without a training event are candidates too. False = an item that nobody could choose is
+        no negative: its text is not pushed away. They are the last ids, since items are numbered by falling count.
       trust: how far targets are believed, where some events are noise.
       chunk_logits: bound on the logits that one device holds at a time.
     """
 
+    new_items: bool = True
     trust: TargetTrust = TargetTrust()
     chunk_logits: int = CHUNK_LOGITS
 
@@ -85,11 +89,17 @@ class FullSoftmax(Candidates):
             weights,
             vectors,
             jnp.zeros(vectors.shape[0], jnp.float32) if bias is None else bias[:, 0],
-            num_rows=forward.facts.num_items + 1,
+            num_rows=self._num_rows(forward.facts),
             mixed=mixed,
             trust=self.trust,
             chunk_logits=self.chunk_logits,
         )
+
+    def _num_rows(self, facts: DataFacts) -> int:
+        """Rows that are candidates, row 0 included."""
+        if self.new_items or facts.item_counts is None:  # the planner has nothing to count
+            return facts.num_items + 1
+        return 1 + int(np.flatnonzero(facts.item_counts).max(initial=0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

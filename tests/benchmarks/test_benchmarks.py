@@ -1,5 +1,6 @@
 """The benchmark programs' own arithmetic: a benchmark that cannot fail shows nothing."""
 
+import dataclasses
 import functools
 import json
 import types
@@ -146,7 +147,14 @@ def test_a_kept_seed_is_read_until_its_config_changes(module, tmp_path, reposito
         }
         (run.workdir / "evaluation.json").write_text(json.dumps(evaluation))
         (run.workdir / "train_seconds.json").write_text('[{"seconds": 60.0}]')
-        pq.write_table(pa.table({"rank": [0, 3]}), run.workdir / "ranks.parquet")
+        lines = [{"validation/ndcg@10": value} for value in (0.1, 0.3, 0.2)]
+        (run.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        table = pa.table({"user_id": [5, 7], "rank": [0, 3]})
+        pq.write_table(table, run.workdir / "ranks.parquet")
+        if "cold" in run.workdir.name:
+            evaluation["cold_items"] = {"num_targets": 1}
+            (run.workdir / "evaluation.json").write_text(json.dumps(evaluation))
+            pq.write_table(table.slice(1), run.workdir / "cold_ranks.parquet")
 
     monkeypatch.setattr(suite, "train_and_evaluate", train)
     results = tmp_path / "results"
@@ -156,6 +164,12 @@ def test_a_kept_seed_is_read_until_its_config_changes(module, tmp_path, reposito
         seeds = suite.run_seeds(variant, 2, tmp_path / str(len(trained)), tmp_path / "runs", results)
         assert [seed.ranks.tolist() for seed in seeds] == [[0, 3]] * 2
     assert trained == ["v, seed 0", "v, seed 1"] * 2
+    assert seeds[0].users.tolist() == [5, 7] and seeds[0].figures["validation"] == 0.3
+    drawn = suite.Variant(name="cold", config="configs/debug.py", overrides=("data.cold_items.seed={seed}",))
+    drawn = dataclasses.replace(drawn, overrides=("data.cold_items=ColdItems", *drawn.overrides))
+    seeds = suite.run_seeds(drawn, 2, tmp_path, tmp_path / "runs", results)
+    assert [seed.figures["config"]["data"]["cold_items"]["seed"] for seed in seeds] == [0, 1]
+    assert (seeds[1].cold_users.tolist(), seeds[1].cold_ranks.tolist()) == ([7], [3])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.text_encoder import BertTextEncoder
-from jaxrec.tasks.candidates import SampledSoftmax
+from jaxrec.tasks.candidates import FullSoftmax, SampledSoftmax
 from jaxrec.tasks.item_similarity import ItemSimilarity
 from jaxrec.tasks.masked_text import MaskedText
 from jaxrec.tasks.next_item import NextItem
@@ -217,6 +217,26 @@ def test_a_new_item_is_its_text_alone(one_device, start):
     changed = lambda other: set(np.flatnonzero((other[0] != before[0]).any(1) | (other[1] != before[1])))  # noqa: E731
     assert changed(by_rows) == {SILENT, 3}
     assert changed(by_text) == {COLD}
+
+
+def test_training_knows_nothing_of_a_new_item(one_device, start, texts):
+    """Neither its text nor its row moves a bit of what is learned, where it is no candidate either."""
+    tasks = TASKS | {"full": NextItem(candidates=FullSoftmax(new_items=False))}
+    del tasks["sampled"]  # draws its negatives from the whole catalogue
+    setup, state = start(one_device, dataclasses.replace(TEXT, masked_head=True), tasks=tasks)
+    tokens = state.texts[TOKENS].at[COLD].set(jnp.array([1, 2, 3, 4, 5, 6]))
+    changed = {
+        "texts": state.texts | {TOKENS: tokens, VECTORS: state.texts[VECTORS].at[COLD].set(3.0)},
+        "tables": {name: table.at[COLD].add(1.0) for name, table in state.tables.items()},
+    }
+    other = jax.tree.map(jnp.array, dataclasses.replace(state, **changed))  # a step takes its state's buffers
+    learned, of_other = (run(setup, one, texts, num_steps=3)[0] for one in (state, other))
+    jax.tree.map(np.testing.assert_array_equal, learned.dense, of_other.dense)
+    for name, table in learned.tables.items():
+        warm = np.arange(len(table)) != COLD
+        np.testing.assert_array_equal(table[warm], of_other.tables[name][warm])
+    first, second = (np.asarray(Inference(setup, one).catalogue()[0]) for one in (learned, of_other))
+    np.testing.assert_array_equal(np.flatnonzero((first != second).any(1)), [COLD])
 
 
 LOOP = LoopConfig(

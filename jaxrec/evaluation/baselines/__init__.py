@@ -17,6 +17,8 @@ Amazon Beauty; the transitions on Sports as well), and nothing here looks at a d
     results.refused                               # {"ease": "why it did not run"}; nothing vanishes silently
     results.seconds["ease"]
 
+    WindowPopularity().ranks(dataset, "test")     # of the moment of each target; what it may know is its own
+
 Baselines are fitted on the training part alone; the query of a test target is everything before it. With
 `fit_with_validation=True` the fit sees the validation events, too, as some papers do: say so beside the
 numbers.
@@ -35,6 +37,7 @@ from jaxrec.evaluation.baselines.ials import IALS
 from jaxrec.evaluation.baselines.item_knn import ItemKNN
 from jaxrec.evaluation.baselines.popularity import Popularity, RecentPopularity
 from jaxrec.evaluation.baselines.transition import Transition
+from jaxrec.evaluation.baselines.window_popularity import WindowPopularity
 
 __all__ = [
     "DEFAULT_BASELINES",
@@ -48,5 +51,6 @@ __all__ = [
     "Popularity",
     "RecentPopularity",
     "Transition",
+    "WindowPopularity",
     "evaluate_baselines",
 ]

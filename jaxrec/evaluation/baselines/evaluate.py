@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from jaxrec.data.dataset import Histories, PreparedDataset
+from jaxrec.data.packing import Windows
 from jaxrec.evaluation.baselines.base import Baseline, BaselineRefusedError, Fitted
 from jaxrec.evaluation.baselines.ease import EASE
 from jaxrec.evaluation.baselines.ials import IALS
@@ -36,7 +37,7 @@ class BaselineResults:
     """What the baselines did.
 
     Attributes:
-      user_indices: the users with a target and a history before it, rising.
+      user_indices: the users with a target and a history before it, rising; each as often as it has targets.
       targets: their targets.
       ranks: by baseline: the 0-based rank of each target; see `rank_targets`.
       recommended: by baseline: the T best items, best first; 0 fills up where fewer are left.
@@ -54,7 +55,7 @@ class BaselineResults:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Queries:
-    """Users of a split, the ends of their histories, and their targets."""
+    """Users of a split, the ends of their histories, and their targets; a user comes as often as it has targets."""
 
     dataset: PreparedDataset
     user_indices: Int64[np.ndarray, " u"]
@@ -74,6 +75,7 @@ def evaluate_baselines(
     baselines: Mapping[str, Baseline] | None = None,
     *,
     user_indices: Int[np.ndarray, " u"] | None = None,
+    every_event: bool = False,
     fit_with_validation: bool = False,
     filter_seen: bool | None = None,
     num_recommended: int = 0,
@@ -83,6 +85,7 @@ def evaluate_baselines(
 
     Args:
       split: "validation" or "test"; the target is a user's first event of that part.
+      every_event: of that part is a target, from all events before it.
       baselines: by the name they are reported under; by default DEFAULT_BASELINES.
       user_indices: evaluate these users only; the fit always sees everybody.
       fit_with_validation: the fit sees the validation events, too (for "test" only).
@@ -96,7 +99,7 @@ def evaluate_baselines(
     baselines = DEFAULT_BASELINES if baselines is None else baselines
     if fit_with_validation and split != "test":
         raise ValueError(f'fit_with_validation shows the targets of split={split!r} to the fit; say "test".')
-    queries = split_queries(dataset, split, user_indices)
+    queries = split_queries(dataset, split, user_indices, every_event=every_event)
     fit_ends = dataset.validation_end if fit_with_validation else dataset.train_end
     train = dataset.prefixes(np.arange(len(fit_ends)), fit_ends)
     if not len(train.item_ids) or not len(queries.user_indices):
@@ -130,9 +133,13 @@ def evaluate_baselines(
 
 
 def split_queries(
-    dataset: PreparedDataset, split: str, user_indices: Int[np.ndarray, " u"] | None = None
+    dataset: PreparedDataset,
+    split: str,
+    user_indices: Int[np.ndarray, " u"] | None = None,
+    *,
+    every_event: bool = False,
 ) -> Queries:
-    """The users that have a target in `split` and a history before it.
+    """The users that have a target in `split` and a history before it; with `every_event` all their targets there.
 
     Raises:
         ValueError: the split is unknown.
@@ -144,10 +151,13 @@ def split_queries(
     else:
         raise ValueError(f'split={split!r} is unknown; say "validation" or "test".')
     asked = np.arange(len(ends)) if user_indices is None else np.unique(user_indices)
-    users = asked[(ends[asked] > 0) & (stops[asked] > ends[asked])].astype(np.int64)
-    with_target = dataset.prefixes(users, ends[users] + 1)
-    targets = with_target.item_ids[with_target.offsets[1:] - 1]
-    return Queries(dataset=dataset, user_indices=users, ends=ends[users], targets=targets)
+    counts = stops[asked] - ends[asked]
+    counts = counts if every_event else np.minimum(counts, 1)
+    users = np.repeat(asked, counts).astype(np.int64)
+    ends = ends[users] + np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    users, ends = users[ends > 0], ends[ends > 0]
+    targets = dataset.windows(Windows(users=users, starts=ends, lengths=np.ones_like(ends))).item_ids
+    return Queries(dataset=dataset, user_indices=users, ends=ends, targets=targets)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,205 @@
+"""New items without a neural network: what texts and counts say of items that nobody has chosen yet.
+
+Every system here gives a similarity of each new item to each known one; a user's score of a new item is the sum over
+the history, decayed by age. Its settings are chosen on items that are known: a tenth of them is held out of the
+training events as if it were new, and the validation targets among them are ranked. No test target is seen.
+
+V = num_items + 1, N = known items, C = new items, F = features, Q = queries.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.linalg
+import scipy.sparse as sparse
+
+from jaxrec.data.dataset import Histories, PreparedDataset
+from jaxrec.data.packing import random_stream
+from jaxrec.data.transitions import ages
+from jaxrec.evaluation.baselines.base import interactions, select
+from jaxrec.evaluation.baselines.evaluate import split_queries
+from jaxrec.evaluation.cold_items import first_cold_item
+from jaxrec.metrics.ranking import hit_at_k, rank_targets
+
+SHARE_HELD_OUT = 0.1  # as many as the experiment takes away
+DECAYS = (1.0, 0.98, 0.9, 0.7)  # weight of an event of the history, relative to the one after it
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+NEIGHBOURS = (20, 100, 0)  # kept for each new item; 0 = all
+POWERS = (0.0, 0.5, 1.0)  # how far a co-occurrence is divided by the new item's own count
+SHRINKAGE = 10.0
+YEARS_PER_FEATURE = 5
+MIN_ITEMS_OF_A_WORD = 2
+
+Settings = dict[str, float]
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """A question: which of the new items did each user choose?
+
+    Attributes:
+      train: events of the known items alone.
+      known, new: item ids.
+      queries: histories before the targets, of known items alone.
+      users, targets: of each query.
+    """
+
+    train: Histories
+    known: np.ndarray
+    new: np.ndarray
+    queries: Histories
+    users: np.ndarray
+    targets: np.ndarray
+
+
+def final_question(dataset: PreparedDataset) -> NewItems:
+    """The new items of the dataset, and the test targets among them."""
+    first = first_cold_item(dataset)
+    known, new = np.arange(1, first), np.arange(first, dataset.metadata.num_items + 1)
+    return _question(dataset, "test", known, new)
+
+
+def held_out_question(dataset: PreparedDataset, seed: int) -> NewItems:
+    """Known items as if they were new, and the validation targets among them."""
+    known = np.arange(1, first_cold_item(dataset))
+    new = random_stream(seed, 1).permutation(known)[: max(1, round(SHARE_HELD_OUT * len(known)))]
+    return _question(dataset, "validation", np.setdiff1d(known, new), np.sort(new))
+
+
+def _question(dataset: PreparedDataset, split: str, known: np.ndarray, new: np.ndarray) -> NewItems:
+    is_known = np.zeros(dataset.metadata.num_items + 1, bool)
+    is_known[known] = True
+    train = dataset.prefixes(np.arange(len(dataset.train_end)), dataset.train_end)
+    asked = split_queries(dataset, split)
+    histories = dataset.prefixes(asked.user_indices, asked.ends)
+    train, histories = (select(part, is_known[part.item_ids]) for part in (train, histories))
+    chosen = np.flatnonzero(np.isin(asked.targets, new))
+    queries = histories.take(chosen, np.zeros_like(chosen), np.diff(histories.offsets)[chosen])
+    return NewItems(train, known, new, queries, asked.user_indices[chosen], asked.targets[chosen])
+
+
+def ranks_of(question: NewItems, similarity: np.ndarray, decay: float) -> np.ndarray:
+    """Rank of each target among the new items, from a similarity `[C, N]`; ties by lower id."""
+    weights = (decay ** ages(question.queries)).astype(np.float32)
+    place = np.zeros(question.known.max() + 1, np.int64)
+    place[question.known] = np.arange(len(question.known))
+    history = sparse.csr_array(
+        (weights, place[question.queries.item_ids], question.queries.offsets),
+        shape=(len(question.queries), len(question.known)),
+    )
+    scores = np.pad(np.asarray(history @ similarity.T, np.float32), ((0, 0), (1, 0)))
+    targets = 1 + np.searchsorted(question.new, question.targets)
+    nothing = np.zeros(0, np.int64)
+    return rank_targets(scores, targets, nothing, nothing, filter_seen=False)
+
+
+def word_features(dataset: PreparedDataset) -> sparse.csr_array:
+    """TF-IDF of the words of each item's text, `[V, F]`, rows of length 1."""
+    assert dataset.directory is not None, "the texts lie in the prepared directory"
+    texts = pq.read_table(dataset.directory / "items.parquet", columns=["text"])["text"].to_pylist()
+    numbers: dict[str, int] = {}
+    rows = [[]] + [
+        [numbers.setdefault(word, len(numbers)) for word in re.findall(r"\w+", (text or "").lower())]
+        for text in texts
+    ]
+    lengths = np.array([len(row) for row in rows])
+    columns = np.array(list(itertools.chain.from_iterable(rows)), np.int64)
+    counts = sparse.csr_array(
+        (np.ones(len(columns)), columns, np.concatenate([[0], np.cumsum(lengths)])),
+        shape=(len(rows), max(len(numbers), 1)),
+    )
+    counts.sum_duplicates()
+    items_of_word = np.bincount(counts.indices, minlength=counts.shape[1])
+    rarity = np.where(
+        items_of_word >= MIN_ITEMS_OF_A_WORD, np.log(len(rows) / np.maximum(items_of_word, 1)), 0.0
+    )
+    counts.data = (1.0 + np.log(counts.data)) * rarity[counts.indices]
+    return unit_rows(counts)
+
+
+def all_features(dataset: PreparedDataset) -> sparse.csr_array:
+    """Words, categories, and the year that a title ends with; each part has rows of length 1."""
+    names = sorted({name for row in dataset.item_categories for name in row})
+    place = {name: column for column, name in enumerate(names)}
+    categories = sparse.lil_array((len(dataset.item_counts), max(len(names), 1)))
+    for item, row in enumerate(dataset.item_categories, 1):
+        for name in row:
+            categories[item, place[name]] = 1.0
+    titles = dataset.titles(np.arange(len(dataset.item_counts)))
+    found = [re.search(r"\((\d{4})\)\s*$", title) for title in titles]
+    years = np.array([int(match[1]) // YEARS_PER_FEATURE if match else -1 for match in found])
+    distinct = np.unique(years[years >= 0])
+    of_year = sparse.csr_array((years[:, None] == distinct[None, :]).astype(np.float64))
+    parts = [word_features(dataset), unit_rows(categories.tocsr()), of_year]
+    return sparse.hstack([part for part in parts if part.shape[1]], format="csr")
+
+
+def unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Rows over their lengths; a row of zeros stays."""
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return sparse.csr_array(sparse.diags_array(scale) @ matrix)
+
+
+def content_knn(question: NewItems, words: sparse.csr_array) -> Iterator[tuple[Settings, np.ndarray]]:
+    """The cosine of two texts, kept for the nearest known items of each new one."""
+    cosines = np.asarray((words[question.new] @ words[question.known].T).toarray(), np.float32)
+    for neighbours in NEIGHBOURS:
+        kept = cosines
+        if 0 < neighbours < cosines.shape[1]:
+            bound = np.partition(cosines, -neighbours, axis=1)[:, -neighbours, None]
+            kept = np.where(cosines >= bound, cosines, 0.0)
+        yield {"neighbours": neighbours}, kept
+
+
+def ridge(question: NewItems, features: sparse.csr_array) -> Iterator[tuple[Settings, np.ndarray]]:
+    """Ridge regression of a known item's co-occurrences with all known items on its features, asked of the new items.
+
+    The co-occurrences of i with j are `n_ij / ((n_i + s)^p (n_j + s)^(1 - p))`. By the dual form: with kernel K of the
+    known items, `F_new F_known^T (K + ridge)^-1 Y`.
+    """
+    by_user = interactions(question.train, int(max(question.known.max(), question.new.max())))[
+        :, question.known
+    ]
+    together = np.asarray((by_user.T @ by_user).toarray(), np.float32)
+    counts = together.diagonal() + SHRINKAGE
+    np.fill_diagonal(together, 0.0)
+    known, new = features[question.known], features[question.new]
+    kernel, asked = np.asarray((known @ known.T).toarray()), np.asarray((new @ known.T).toarray())
+    wanted = {power: together / np.outer(counts**power, counts ** (1.0 - power)) for power in POWERS}
+    for amount in RIDGES:
+        regular = kernel + amount * np.eye(len(kernel))
+        mixing = scipy.linalg.solve(regular, asked.T, assume_a="pos").T.astype(np.float32)
+        for power in POWERS:
+            yield {"ridge": amount, "power": power}, mixing @ wanted[power]
+
+
+Similarities = Callable[[NewItems, sparse.csr_array], Iterator[tuple[Settings, np.ndarray]]]
+
+
+def chosen_ranks(
+    system: Similarities, features: sparse.csr_array, held_out: NewItems, question: NewItems, k: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Ranks of the test targets with the settings of the highest recall@k on the held-out items, and those settings."""
+    tried = [
+        (float(hit_at_k(ranks_of(held_out, similarity, decay), k).mean()), settings | {"decay": decay})
+        for settings, similarity in system(held_out, features)
+        for decay in DECAYS
+    ]
+    recall, best = max(tried, key=lambda one: one[0])
+    for settings, similarity in system(question, features):
+        if settings.items() <= best.items():
+            return ranks_of(question, similarity, best["decay"]), best | {"held_out_recall": recall}
+    raise AssertionError("the system yields the same settings for both questions")
+
+
+def random_ranks(question: NewItems, seed: int) -> np.ndarray:
+    """Every place alike."""
+    return np.random.default_rng(seed).integers(0, len(question.new), len(question.targets))

@@ -1,0 +1,42 @@
+"""Next item on Amazon Industrial & Scientific (2018), a tenth of the items taken out of training: texts of new items.
+
+    python -m jaxrec.train --config=configs/amazon_industrial.py --workdir=runs/industrial --config.data.path=DIR
+
+where DIR is laid out as docs/data.md says, with an items table. Seven events a user: the texts say most of it.
+python benchmarks/quality/cold_items.py trains five draws of the items and checks them.
+"""
+
+import dataclasses
+import os
+
+from configs import ml1m_cold
+from jaxrec.config import TrainConfig
+
+LENGTH = 32
+
+
+def get_config() -> TrainConfig:
+    """`ml1m_cold` for short histories: fewer steps, more dropout, and half of the items of a step without a row."""
+    base = ml1m_cold.get_config()
+    model = base.model
+    dropped = dict.fromkeys(
+        ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "embedding_dropout_rate"), 0.5
+    )
+    assert model.text is not None, "ml1m_cold reads"
+    return dataclasses.replace(
+        base,
+        name="amazon_industrial",
+        data=dataclasses.replace(
+            base.data,
+            path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "amazon18-industrial"),
+            history_length=LENGTH,
+        ),
+        model=dataclasses.replace(
+            model,
+            encoder=dataclasses.replace(model.encoder, max_positions=LENGTH, **dropped),
+            text=dataclasses.replace(model.text, id_dropout_rate=0.5),
+        ),
+        num_train_steps=800,
+        checkpoint_every_steps=200,
+        evaluation=dataclasses.replace(base.evaluation, every_steps=200),
+    )

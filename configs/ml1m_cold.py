@@ -1,0 +1,87 @@
+"""Next item on ML-1M with a tenth of the items taken out of training: what texts say of new items.
+
+    python -m jaxrec.train --config=configs/ml1m_cold.py --workdir=runs/ml1m_cold --config.data.path=DIR
+
+where DIR is laid out as docs/data.md says, with an items table. Title, genres and abstract are read; a new item is no
+negative of training, so that nothing is learned of it (docs/text.md). python benchmarks/quality/cold_items.py trains
+five draws of the items and checks them. `ids_only` does not read.
+"""
+
+import dataclasses
+import os
+
+from jaxrec.config import TrainConfig
+from jaxrec.data.config import ColdItems, DataConfig, TextConfig
+from jaxrec.embedding.row_optimizer import Adam
+from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.models.item_text import TextTower
+from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.tasks.candidates import FullSoftmax
+from jaxrec.tasks.item_similarity import ItemSimilarity
+from jaxrec.tasks.next_item import NextItem
+from jaxrec.training.optimizer import OptimizerConfig
+
+LENGTH, MAX_TOKENS = 100, 64
+
+
+def get_config() -> TrainConfig:
+    """Small enough for ten trainings in an hour on two cores; in a step a third of the items are without their row."""
+    return TrainConfig(
+        name="ml1m_cold",
+        data=DataConfig(
+            path=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "ml-1m"),
+            history_length=LENGTH,
+            cold_items=ColdItems(),
+            text=TextConfig(max_tokens=MAX_TOKENS),
+        ),
+        model=TwoTowerConfig(
+            encoder=EncoderConfig(
+                embed_dim=64,
+                num_layers=2,
+                num_heads=2,
+                mlp_dim=128,
+                max_positions=LENGTH,
+                norm_position="post",
+                dropout_rate=0.2,
+                attention_dropout_rate=0.2,
+                mlp_dropout_rate=0.2,
+                embedding_dropout_rate=0.2,
+            ),
+            item_dim=64,
+            projection=False,
+            item_bias=False,
+            text=TextTower(
+                encoder=EncoderConfig(
+                    embed_dim=64,
+                    num_layers=1,
+                    num_heads=2,
+                    mlp_dim=128,
+                    max_positions=MAX_TOKENS,
+                    vocab_size=30_522,
+                    type_vocab_size=1,
+                ),
+                trained_items=128,
+                refresh_every_steps=100,
+                id_dropout_rate=0.3,
+            ),
+        ),
+        tasks={
+            "next_item": NextItem(candidates=FullSoftmax(new_items=False)),
+            "item_similarity": ItemSimilarity(weight=0.2),
+        },
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=100, schedule="cosine", final_factor=0.05, ema_decay=0.99
+        ),
+        row_optimizer=Adam(learning_rate=2e-3),
+        num_train_steps=1000,
+        global_batch_size=32,
+        checkpoint_every_steps=250,
+        evaluation=EvaluationConfig(every_steps=250, cold_items=True, baselines=("popularity", "transition")),
+    )
+
+
+def ids_only() -> TrainConfig:
+    """Rows alone, of the same items: what reading costs the items that are known."""
+    base = get_config()
+    return dataclasses.replace(base, name="ml1m_cold_ids", model=dataclasses.replace(base.model, text=None))
