@@ -34,6 +34,7 @@ class DataFacts:
       has_timestamps: whether the time of any event is known.
       value: of the numbers beside the training events; None = there are none, or nobody has counted yet.
       num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
+      domains: catalogues that the dataset joins; () = it is one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DataFacts:
     has_timestamps: bool = True
     value: ValueFacts | None = None
     num_text_tokens: int = 0
+    domains: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass
