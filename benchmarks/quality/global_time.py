@@ -74,7 +74,7 @@ def report(
     """The tests, seed by seed, and the bars for the worst seed."""
     users = dataset.user_keys[popular.user_indices]
     of_popular = by_user(ndcg_at_k(popular.ranks, 10), users)
-    against: dict[str, list[dict[str, Any]]] = {rival: [] for rival in RIVALS} | {"window_popularity": []}
+    against: dict[str, list[dict[str, Any]]] = {rival: [] for rival in (*RIVALS, "window_popularity")}
     for seed in seeds:
         assert np.array_equal(seed.users, users), f"{name}: model and popularity ranked other targets"
         for rival in RIVALS:
