@@ -161,9 +161,9 @@ def _without_place(config: dict[str, Any]) -> TrainConfig:
 
 
 def _somewhere(data: DataConfig) -> DataConfig:
-    source = data.source
+    source: Any = data.source
     if hasattr(source, "directory"):
-        source = dataclasses.replace(source, directory=Path(source.directory).name)  # type: ignore[arg-type]
+        source = dataclasses.replace(source, directory=Path(source.directory).name)
     return dataclasses.replace(data, path=Path(data.path).name, source=source)
 
 

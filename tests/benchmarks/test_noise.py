@@ -1,6 +1,5 @@
 """What the program for noise makes of its runs: validation chooses, and the loss is counted the strict way."""
 
-import importlib
 import json
 import math
 
@@ -10,18 +9,10 @@ import pytest
 from jaxrec.config import apply_overrides, load_config
 
 
-@pytest.fixture
-def module(monkeypatch, repository):
-    """Imports a module of `benchmarks/`, which is a directory of scripts and no package."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
-    return importlib.import_module
-
-
 def seed_of(suite, test, validation, hits):
     """Two hundred users, the first `hits` of whom find their target first."""
     figures = {
-        "metrics": {"hr@10": test, "ndcg@10": test}, "validation": validation, "train_minutes": 1.0, "baselines": {},
+        "metrics": {"hr@10": test, "ndcg@10": test}, "validation": validation, "train_minutes": 1.0, "sittings": [{"processor_seconds": 9.0}], "baselines": {},
         "command": "", "commit": "",
     }  # fmt: skip
     return suite.Seed(figures, np.where(np.arange(200) < hits, 0, 50), np.arange(200))
