@@ -113,7 +113,8 @@ def seed_of(suite, rng, better=0, lost=0):
     ranks[10:] += lost
     cold = np.maximum(rng.integers(10, 40, 10) - better, 0)
     figures = {
-        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0, "sittings": [{"processor_seconds": 9.0}], "baselines": {}, "command": "", "commit": "",
+        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0,
+        "sittings": [{"processor_seconds": 9.0}], "baselines": {}, "command": "", "commit": "",
         "cold_items": {"num_items": 40, "in_the_catalogue": {"recall@20": 0.0}},
     }  # fmt: skip
     return suite.Seed(figures, ranks, users, users[:10], cold)

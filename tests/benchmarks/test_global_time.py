@@ -29,7 +29,8 @@ def seed_of(suite, users, ranks, low):
     paired = {"difference": 0.1, "interval": [low, 0.2], "p_value": 0.01}
     names = ("recent_popularity", "item_knn", "transition")
     figures = {
-        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0, "sittings": [{"processor_seconds": 9.0}], "command": "", "commit": "",
+        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0,
+        "sittings": [{"processor_seconds": 9.0}], "command": "", "commit": "",
         "baselines": {name: {"ndcg@10": 0.01 * len(name)} for name in names},
         "paired": {name: {"ndcg@10": paired} for name in names},
     }  # fmt: skip

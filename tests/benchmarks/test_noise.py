@@ -12,7 +12,8 @@ from jaxrec.config import apply_overrides, load_config
 def seed_of(suite, test, validation, hits):
     """Two hundred users, the first `hits` of whom find their target first."""
     figures = {
-        "metrics": {"hr@10": test, "ndcg@10": test}, "validation": validation, "train_minutes": 1.0, "sittings": [{"processor_seconds": 9.0}], "baselines": {},
+        "metrics": {"hr@10": test, "ndcg@10": test}, "validation": validation, "train_minutes": 1.0,
+        "sittings": [{"processor_seconds": 9.0}], "baselines": {},
         "command": "", "commit": "",
     }  # fmt: skip
     return suite.Seed(figures, np.where(np.arange(200) < hits, 0, 50), np.arange(200))
