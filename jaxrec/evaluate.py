@@ -23,7 +23,12 @@ from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments
 from jaxrec.evaluation.comparison import compare_runs
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.console import print_comparison, print_evaluation, print_example
+from jaxrec.evaluation.console import (
+    print_comparison,
+    print_evaluation,
+    print_example,
+    print_search,
+)
 from jaxrec.evaluation.evaluator import REPORT_FILE, Evaluation, evaluate, save_evaluation
 from jaxrec.runs import load_run
 
@@ -66,6 +71,8 @@ def evaluate_workdir(given: argparse.Namespace, command: list[str]) -> Evaluatio
 def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
     """The metrics beside the baselines, a user's recommendations, and where the report is."""
     print_evaluation(console, evaluation.values)
+    if evaluation.values["search"]:
+        print_search(console, evaluation.values["search"], evaluation.values["headline_metric"])
     if evaluation.examples:
         print_example(console, evaluation.examples[0])
     console.print(f"report: {workdir / REPORT_FILE}", soft_wrap=True, highlight=False)

@@ -36,7 +36,7 @@ def name_of(path):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A data set as small as can be, with the columns of a rating set and of a video app."""
+    """A data set as small as can be, with the columns of a rating set and of a video app, and with tags."""
     path = tmp_path_factory.mktemp("tiny")
     random = np.random.default_rng(0)
     user_ids = np.repeat(np.arange(1, NUM_USERS + 1), random.integers(6, 14, NUM_USERS))
@@ -55,7 +55,9 @@ def directory(tmp_path_factory):
         "genres": ["Comedy|Drama" if i % 2 else "Action" for i in range(NUM_ITEMS)],
     }
     pq.write_table(pa.table(events), path / "events.parquet")
+    tags = {"tag": [f"tag {i % 9}" for i in range(60)], "item_id": random.integers(1, NUM_ITEMS + 1, 60)}
     pq.write_table(pa.table(items), path / "items.parquet")
+    pq.write_table(pa.table(tags), path / "tags.parquet")
     return path
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Int, Int32, Int64
 
 from jaxrec.data.histories import UNKNOWN_TIME, Histories, HistoryFiles, blocks
 from jaxrec.data.packing import Windows
+from jaxrec.data.queries import QueryTable, load_queries
 from jaxrec.data.split import leave_one_out_cuts
 
 __all__ = ["UNKNOWN_TIME", "DatasetMetadata", "Histories", "PreparedDataset"]
@@ -276,6 +277,11 @@ class PreparedDataset:
                 "prepare it from an items table with text columns."
             )
         return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def queries(self) -> QueryTable | None:
+        """Texts that items were found by, and these items; None where the dataset has none."""
+        return None if self.directory is None else load_queries(self.directory)
 
     @property
     def num_text_tokens(self) -> int:

@@ -54,6 +54,18 @@ def print_evaluation(console: Console, values: Mapping[str, Any]) -> None:
         console.print(f"{display_name(name)} did not run: {reason}", style="yellow", markup=False)
 
 
+def print_search(console: Console, search: Mapping[str, Any], headline: str) -> None:
+    """The model and the baselines on text queries, by kind of query."""
+    table = Table(title=f"search by text, {headline} over queries", title_justify="left")
+    table.add_column("")
+    for kind, part in search.items():
+        table.add_column(f"{kind.replace('_', ' ')} ({part['num_queries']:,})", justify="right")
+    for name in next(iter(search.values()))["systems"]:
+        cells = (f"{part['systems'][name]['metrics'][headline]:.4f}" for part in search.values())
+        table.add_row(display_name(name), *cells, style="bold cyan" if name == "model" else "")
+    console.print(table)
+
+
 def print_example(console: Console, user: ExampleUser, *, history_shown: int = 5) -> None:
     """The recommendations of one user, with titles."""
     table = Table(

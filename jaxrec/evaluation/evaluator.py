@@ -29,6 +29,7 @@ from jaxrec.evaluation.comparison import write_ranks
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
+from jaxrec.evaluation.search import is_searched, search_metrics
 from jaxrec.evaluation.significance import bootstrap_intervals, compare
 from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
 from jaxrec.evaluation.user_ranking import (
@@ -103,6 +104,7 @@ def evaluate(
     values["beyond_accuracy"] = list_quality(run, lists, ranks.user_indices, split)
     predictions, of_behaviours = _behaviours(run, split, config, rows_per_batch)
     values |= of_behaviours
+    values["search"] = search_metrics(run, split, config) if is_searched(run.config.tasks) else {}
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
         "baseline_seconds": baselines.seconds,

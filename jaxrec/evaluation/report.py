@@ -20,6 +20,10 @@ BASELINE_NAMES = {
     "item_knn": "item-kNN",
     "ease": "EASE",
     "ials": "iALS",
+    "tf_idf": "TF-IDF",
+    "bm25": "BM25",
+    "tf_idf_with_queries": "TF-IDF with training queries",
+    "bm25_with_queries": "BM25 with training queries",
 }
 _SHOWN_METRICS = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "mrr")
 _HISTORY_SHOWN = 12
@@ -75,6 +79,7 @@ def render_report(
         "Who it works for": _slices(evaluation),
         "What the lists look like": _beyond_accuracy(evaluation),
         "Behaviours": _behaviours(evaluation),
+        "Search": _search(evaluation),
         "Example users": _examples(examples),
         "How this was measured": _protocol(evaluation, config),
     }
@@ -287,6 +292,33 @@ def _behaviours(evaluation: Mapping[str, Any]) -> str:
             f"{counts['num_events']:,} labels, {counts['predicted']:,} predictions."
         )
     return f'<p class="note">{note}</p><div class="panel scroll">{table}</div><div class="gap"></div>{plot}'
+
+
+def _search(evaluation: Mapping[str, Any]) -> str:
+    search = evaluation.get("search") or {}
+    tables = []
+    for kind, part in search.items():
+        systems = part["systems"]
+        names = [name for name in _SHOWN_METRICS if name in systems[MODEL]["metrics"]]
+        rows = [
+            elements.metric_row(
+                MODEL if name == MODEL else display_name(name),
+                of_system["metrics"],
+                names,
+                of_system["intervals"],
+            )
+            for name, of_system in systems.items()
+        ]
+        caption = f"{kind.replace('_', ' ')}: {part['num_queries']:,} queries, {part['num_pairs']:,} pairs"
+        tables.append(f'<div class="panel scroll">{elements.table(["", *names], rows, caption)}</div>')
+    if not tables:
+        return ""
+    note = (
+        "Text queries, each held-out item ranked in the whole catalogue with the query's other answers left out; means "
+        "over queries. Known: the query was trained with other items. New: in known words. New words: with a word that "
+        "no training query has."
+    )
+    return f'<p class="note">{note}</p>{"".join(tables)}'
 
 
 def _examples(examples: Sequence[ExampleUser]) -> str:

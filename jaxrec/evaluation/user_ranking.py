@@ -66,6 +66,9 @@ class Run(Protocol):
     def catalogue(self) -> tuple[Float[jax.Array, "r d"], Float[jax.Array, " r"]]:
         """The item vectors and biases in physical row order, sharded over all axes of the mesh."""
 
+    def text_queries(self, token_ids: Int32[np.ndarray, "q t"]) -> Float[jax.Array, "q d"]:
+        """Unit vectors of texts that items are searched by, for runs that a task QueryItem trains."""
+
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"] | None:
         """Logits of the behaviours at the target event; None where no task learns them."""
 

@@ -231,6 +231,15 @@ class TwoTower(nnx.Module):
         """The item in an event: its row and, where the model reads text, its text."""
         return rows if texts is None else self.text(rows, texts)
 
+    def text_queries(self, token_ids: Int[Array, "q t"], *, key: jax.Array | None) -> Float[Array, "q D"]:
+        """Unit vectors of texts that items are searched by: P(text), as of an item that is its text alone.
+
+        Args:
+          token_ids: 0 = padding.
+          key: of dropout; None = evaluation.
+        """
+        return unit_vectors(self.text.project(self.text.encode(token_ids, key=key)))
+
     def candidate_vectors(self, vectors: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """v(y) of the item that is scored, from its vector of `scored_table`."""
         return vectors if self.config.cosine is None else unit_vectors(vectors)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch
+from jaxrec.core.queries import TextQueries
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM_BIAS, TwoTower
@@ -33,6 +34,7 @@ class DataFacts:
         data to count (the planner), and then tasks that need counts say so.
       has_timestamps: whether the time of any event is known.
       num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
+      queries: texts and the items that answer them, to train on; None = the dataset has none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class DataFacts:
     item_counts: Float[np.ndarray, "n"] | None
     has_timestamps: bool = True
     num_text_tokens: int = 0
+    queries: TextQueries | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -193,6 +196,11 @@ class Task:
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """(query, item) pairs that a batch scores, for the count of operations."""
         return 0.0
+
+    @property
+    def reads_queries(self) -> bool:
+        """Whether the loss encodes texts of its own, beside those of the items; such a task needs `model.text`."""
+        return False
 
     def masked_tokens(self, num_text_tokens: int) -> int:
         """Words of an item's text that the loss hides and predicts, at most; 0 = none, as most tasks."""

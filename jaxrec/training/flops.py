@@ -39,7 +39,8 @@ def step_flops(
     """Operations of one training step over `batch_rows` rows; each task says how many queries it scores.
 
     The behaviour head judges every event once, for all tasks that ask it. Of the text of items it counts what is
-    encoded with a gradient; the refresh of all vectors comes on top, every `refresh_every_steps`.
+    encoded with a gradient; the refresh of all vectors comes on top, every `refresh_every_steps`, and so do the few
+    words of text queries.
     """
     modes = {name for task in tasks.values() for name in task.encodings}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)

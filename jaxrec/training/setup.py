@@ -116,6 +116,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         item_counts=np.asarray(dataset.item_counts, np.float32),
         has_timestamps=metadata.has_timestamps,
         num_text_tokens=dataset.num_text_tokens,
+        queries=None if dataset.queries is None else dataset.queries.pairs("train"),
     )
 
 
@@ -154,6 +155,7 @@ def make_setup(
     if model.text is not None:
         _check_text(model.text, facts)
     _check_text_tasks(model.text, tasks)
+    _check_queries(model.text, facts)
     graphdef, abstract = split_model(model, num_behaviours, balance.weighed(tasks))
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
@@ -228,9 +230,25 @@ def _check_text_tasks(text: TextTower | None, tasks: Mapping[str, Task]) -> None
             f"task {readers[0]} trains the text encoder; it needs model.text with masked_head=true and "
             "trained_items of at least 1."
         )
+    asked = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if task.reads_queries]
+    if asked and text is None:
+        raise ValueError(
+            f"task {asked[0]} reads texts; it needs model.text, the encoder that reads the items'."
+        )
     if not readers and text is not None and text.masked_head:
         raise ValueError(
             "model.text.masked_head=True, but no task trains the head; add a MaskedText task, or set it to false."
+        )
+
+
+def _check_queries(text: TextTower | None, facts: DataFacts) -> None:
+    """Items' tokens are checked where they are read; those of queries here."""
+    if text is None or facts.queries is None:
+        return
+    if (largest := int(facts.queries.token_ids.max())) >= text.encoder.vocab_size:
+        raise ValueError(
+            f"text.encoder.vocab_size={text.encoder.vocab_size}, but the queries of dataset {facts.name!r} have the "
+            f"token {largest}; prepare it with the encoder's own vocabulary: data.text.vocabulary."
         )
 
 
