@@ -71,5 +71,5 @@ def get_config() -> TrainConfig:
 def alone() -> TrainConfig:
     """Tags alone: the next item is learned too little to matter, and is there to recommend by."""
     base = get_config()
-    tasks = base.tasks | {"next_item": NextItem(weight=1e-6, candidates=InBatch())}
+    tasks = {**base.tasks, "next_item": NextItem(weight=1e-6, candidates=InBatch())}
     return dataclasses.replace(base, name="search_alone", tasks=tasks)

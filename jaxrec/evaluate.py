@@ -28,6 +28,7 @@ from jaxrec.evaluation.console import (
     print_evaluation,
     print_example,
     print_search,
+    print_slates,
 )
 from jaxrec.evaluation.evaluator import REPORT_FILE, Evaluation, evaluate, save_evaluation
 from jaxrec.runs import load_run
@@ -73,6 +74,8 @@ def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
     print_evaluation(console, evaluation.values)
     if evaluation.values["search"]:
         print_search(console, evaluation.values["search"], evaluation.values["headline_metric"])
+    if evaluation.values["slates"]:
+        print_slates(console, evaluation.values["slates"])
     if evaluation.examples:
         print_example(console, evaluation.examples[0])
     console.print(f"report: {workdir / REPORT_FILE}", soft_wrap=True, highlight=False)

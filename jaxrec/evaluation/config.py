@@ -1,8 +1,11 @@
 """What is measured, how often, and beside what."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from jaxrec.evaluation.slates import Slate
 
 METRICS = ("hr", "recall", "ndcg", "mrr")
 BASELINES = ("popularity", "recent_popularity", "transition", "item_knn", "ease", "ials")
@@ -23,6 +26,7 @@ class EvaluationConfig:
       bootstrap_samples: resamples of the users behind each interval.
       behaviour_events: where behaviours are judged: "first" = at each user's target, "all" = at every event of the
         split, which a split by time has more of.
+      slates: sets of items to choose from each user's best ones, by name, beside the plain lists.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
       seed: of the resampling and of the users shown as examples.
       example_users: users shown in the report with their history and recommendations.
@@ -37,6 +41,7 @@ class EvaluationConfig:
     baselines: tuple[str, ...] = BASELINES
     bootstrap_samples: int = 1000
     behaviour_events: Literal["first", "all"] = "first"
+    slates: Mapping[str, Slate] = field(default_factory=dict)
     confidence: float = 0.95
     seed: int = 0
     example_users: int = 4

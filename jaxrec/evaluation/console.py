@@ -66,6 +66,18 @@ def print_search(console: Console, search: Mapping[str, Any], headline: str) -> 
     console.print(table)
 
 
+def print_slates(console: Console, slates: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each kind of set is like."""
+    table = Table(title="slates, beside the plain lists", title_justify="left")
+    names = [name for name in next(iter(slates.values())) if name != "interval"]
+    for name in ("", *names):
+        table.add_column(name.replace("_", " "), justify="right" if name else "left")
+    for slate, values in slates.items():
+        cells = ("-" if values[name] is None else f"{values[name]:.4f}" for name in names)
+        table.add_row(escape(slate), *cells)
+    console.print(table)
+
+
 def print_example(console: Console, user: ExampleUser, *, history_shown: int = 5) -> None:
     """The recommendations of one user, with titles."""
     table = Table(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
 from jaxrec.evaluation.behaviours import (
     asked_labels,
@@ -31,6 +32,7 @@ from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
 from jaxrec.evaluation.search import is_searched, search_metrics
 from jaxrec.evaluation.significance import bootstrap_intervals, compare
+from jaxrec.evaluation.slate_lists import slate_metrics
 from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
 from jaxrec.evaluation.user_ranking import (
     BehaviourPredictions,
@@ -105,6 +107,7 @@ def evaluate(
     predictions, of_behaviours = _behaviours(run, split, config, rows_per_batch)
     values |= of_behaviours
     values["search"] = search_metrics(run, split, config) if is_searched(run.config.tasks) else {}
+    values["slates"] = _slates(run, rows, config)
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
         "baseline_seconds": baselines.seconds,
@@ -289,6 +292,21 @@ def _behaviours(
         "behaviours": measured,
         "funnels": funnel_counts(tasks, names, predicted, measured),
     }
+
+
+def _slates(run: Run, rows: EvaluationRows, config: EvaluationConfig) -> dict[str, dict[str, Any]]:
+    """What the sets of the config are like; ranked once more, since they are chosen from longer lists."""
+    if not config.slates:
+        return {}
+    pools, _ = UserRanker(run, top_k=max(slate.pool for slate in config.slates.values())).rank(rows)
+    return slate_metrics(
+        run,
+        pools,
+        config.slates,
+        num_samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        seed=config.seed,
+    )
 
 
 def _describe(run: Run) -> dict[str, Any]:

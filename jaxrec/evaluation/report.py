@@ -80,6 +80,7 @@ def render_report(
         "What the lists look like": _beyond_accuracy(evaluation),
         "Behaviours": _behaviours(evaluation),
         "Search": _search(evaluation),
+        "Slates": _slates(evaluation),
         "Example users": _examples(examples),
         "How this was measured": _protocol(evaluation, config),
     }
@@ -319,6 +320,33 @@ def _search(evaluation: Mapping[str, Any]) -> str:
         "no training query has."
     )
     return f'<p class="note">{note}</p>{"".join(tables)}'
+
+
+def _slates(evaluation: Mapping[str, Any]) -> str:
+    slates = evaluation.get("slates") or {}
+    if not slates:
+        return ""
+    names = [name for name in next(iter(slates.values())) if name != "interval"]
+    rows = [
+        elements.metric_row(slate, values, names, {"hit_rate": values["interval"]})
+        for slate, values in slates.items()
+    ]
+    table = elements.table(["", *(name.replace("_", " ") for name in names)], rows, "")
+    ordered = sorted(slates.values(), key=lambda values: values["vector_diversity"] or 0.0)
+    diversity = [values["vector_diversity"] or 0.0 for values in ordered]
+    curves = {
+        name.replace("_", " "): (diversity, [values[name] for values in ordered])
+        for name in ("hit_rate", "expected_relevance")
+    }
+    plot = elements.panels(
+        [plots.lines("What diversity costs", curves, "vector diversity", from_zero=True, whole_x=False)]
+    )
+    note = (
+        "Sets that are chosen together, beside the plain lists (best). Expected relevance: the model's chance that the "
+        "next item is in the set, among the items that it is chosen from. Diversity: how unlike each other the items "
+        "of a set are."
+    )
+    return f'<p class="note">{note}</p><div class="panel scroll">{table}</div><div class="gap"></div>{plot}'
 
 
 def _examples(examples: Sequence[ExampleUser]) -> str:
