@@ -24,6 +24,7 @@ from jaxrec.evaluation.arguments import add_run_arguments
 from jaxrec.evaluation.comparison import compare_runs
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.console import (
+    print_behaviours,
     print_comparison,
     print_evaluation,
     print_example,
@@ -72,6 +73,8 @@ def evaluate_workdir(given: argparse.Namespace, command: list[str]) -> Evaluatio
 def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
     """The metrics beside the baselines, a user's recommendations, and where the report is."""
     print_evaluation(console, evaluation.values)
+    if "behaviour_comparison" in evaluation.values:
+        print_behaviours(console, evaluation.values["behaviour_comparison"])
     if evaluation.values["search"]:
         print_search(console, evaluation.values["search"], evaluation.values["headline_metric"])
     if evaluation.values["slates"]:

@@ -1,6 +1,6 @@
 """The batch: packed histories.
 
-B = packed rows of the global batch, L = positions in a row, K = behaviours.
+B = packed rows of the global batch, L = positions in a row, K = behaviours, F = context columns.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ class Batch:
       time_gaps: log2 bucket of the seconds since the segment's previous event; 0 = unknown or first.
       times: seconds since the first moment of the segment that is known, 2^31 - 1 at most; -1 = unknown.
       labels: behaviour labels: 1, 0, or -1 = unknown. Targets only; never a model input.
+      context: hashes of what is known of an event before its outcome, 0 = unknown; None = events have no context.
     """
 
     item_ids: Int[Array, "b l"]
@@ -41,6 +42,7 @@ class Batch:
     time_gaps: Int[Array, "b l"]
     times: Int[Array, "b l"]
     labels: Int[Array, "b l k"]
+    context: Int[Array, "b l f"] | None = None
 
     @property
     def history_mask(self) -> Bool[Array, "b l"]:
@@ -55,10 +57,16 @@ class Batch:
 
 
 def abstract_batch(
-    num_rows: int, length: int, num_behaviours: int, where: jax.sharding.Sharding | None = None
+    num_rows: int,
+    length: int,
+    num_behaviours: int,
+    where: jax.sharding.Sharding | None = None,
+    *,
+    num_context: int = 0,
 ) -> Batch:
     """The shapes of a batch of `num_rows` packed rows of `length` positions."""
     integers = jax.ShapeDtypeStruct((num_rows, length), jnp.int32, sharding=where)
     labels = jax.ShapeDtypeStruct((num_rows, length, num_behaviours), jnp.int8, sharding=where)
     fields: dict[str, Any] = {field.name: integers for field in dataclasses.fields(Batch)}
-    return Batch(**(fields | {"labels": labels}))
+    context = jax.ShapeDtypeStruct((num_rows, length, num_context), jnp.int32, sharding=where)
+    return Batch(**(fields | {"labels": labels, "context": context if num_context else None}))

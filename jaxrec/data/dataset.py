@@ -41,10 +41,12 @@ class DatasetMetadata:
     split: str
     has_timestamps: bool
     fingerprint: str
+    context: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The metadata as JSON values."""
-        return {**dataclasses.asdict(self), "behaviours": list(self.behaviours)}
+        lists = {"behaviours": list(self.behaviours), "context": list(self.context)}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "DatasetMetadata":
@@ -53,11 +55,13 @@ class DatasetMetadata:
         Raises:
             ValueError: a field is missing.
         """
+        values = {"context": (), **values}  # of a writer that knew none
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"the dataset's metadata lacks {missing}; run python -m jaxrec.prepare again.")
-        return cls(**{**{name: values[name] for name in names}, "behaviours": tuple(values["behaviours"])})
+        tuples = {name: tuple(values[name]) for name in ("behaviours", "context")}
+        return cls(**{**{name: values[name] for name in names}, **tuples})
 
 
 class PreparedDataset:
@@ -128,8 +132,11 @@ class PreparedDataset:
                 "the dataset is damaged: run python -m jaxrec.prepare again."
             )
         _check_sizes(metadata, train_end, validation_end, lengths)
-        files = HistoryFiles(directory / "histories", lengths, len(metadata.behaviours))
-        bytes_per_event = 4 + 8 + len(metadata.behaviours)  # item_ids, timestamps, labels
+        files = HistoryFiles(
+            directory / "histories", lengths, len(metadata.behaviours), len(metadata.context)
+        )
+        # Of item_ids, timestamps, labels and context.
+        bytes_per_event = 4 + 8 + len(metadata.behaviours) + 4 * len(metadata.context)
         fits = metadata.num_events * bytes_per_event <= memory_budget_bytes
         return cls(
             metadata,
@@ -191,6 +198,7 @@ class PreparedDataset:
             split=split,
             has_timestamps=bool((histories.timestamps != UNKNOWN_TIME).any()),
             fingerprint="",
+            context=_context_names(histories),
         )
         _check_sizes(metadata, train_end, validation_end, lengths)
         train = histories.take(np.arange(len(lengths)), np.zeros_like(lengths), train_end)
@@ -290,6 +298,11 @@ class PreparedDataset:
             return int(self.item_tokens.shape[1])
         except ValueError:
             return 0
+
+
+def _context_names(histories: Histories) -> tuple[str, ...]:
+    columns = 0 if histories.context is None else histories.context.shape[1]
+    return tuple(f"context_{index}" for index in range(columns))
 
 
 def _column(path: Path, name: str) -> pa.ChunkedArray:

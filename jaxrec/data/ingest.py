@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int8, UInt64
 
 from jaxrec.data.columns import ABSENT, UNITS_PER_SECOND, ColumnMap, direct_behaviours
+from jaxrec.data.context import context_ids
 from jaxrec.data.quarantine import Quarantine
 from jaxrec.data.sources import SourceBatch, Table
 from jaxrec.data.spool import UNKNOWN, Spool, record_type
@@ -69,7 +70,11 @@ def ingest(
     kinds = _text_kinds(table, columns)
     direct = direct_behaviours(columns)
     dtype = record_type(
-        len(direct), columns.timestamp != ABSENT, columns.order != ABSENT, columns.behaviour != ABSENT
+        len(direct),
+        columns.timestamp != ABSENT,
+        columns.order != ABSENT,
+        columns.behaviour != ABSENT,
+        len(columns.context),
     )
     ticks = 1
     if columns.timestamp != ABSENT:
@@ -161,6 +166,9 @@ def _ingest_batch(part: SourceBatch, state: Ingested, kinds: dict[str, str], qua
             records[name] = parse_times(batch.column(column), column, kind, check)
     if state.behaviours:
         records["labels"] = _direct_labels(batch, columns, check)
+    if columns.context:
+        hashed = [context_ids(batch.column(column), column) for column in columns.context]
+        records["context"] = np.stack(hashed, axis=1)
     names: pa.Array | None = None
     if columns.behaviour != ABSENT:
         names, unreadable = as_text(batch.column(columns.behaviour))

@@ -151,6 +151,8 @@ def stream_batches(
     _rows_per_process(global_batch_size, process_index, process_count)  # at once: not from inside tf.data
     tf = import_tensorflow()
     names = [field.name for field in dataclasses.fields(Batch)]
+    if not rows.dataset.metadata.context:
+        names.remove("context")
     dtypes = [tf.int8 if name == "labels" else tf.int32 for name in names]
 
     def arrays(step: np.int64) -> list[np.ndarray]:

@@ -193,6 +193,8 @@ def _fingerprint(
         "text": [config.text.max_tokens, pieces.lowercase, file_digest(pieces.path)],
         "tables": {name: table.digest() if table else None for name, table in tables.items()},
     }
+    if not columns.context:  # datasets that were prepared before there was context keep their fingerprints
+        del described["columns"]["context"]
     if config.queries is not None and queries is not None:
         described["queries"] = [dataclasses.asdict(config.queries), queries.digest()]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
@@ -291,15 +293,19 @@ def _check_times(config: DataConfig, source: Source, state: Ingested) -> tuple[b
 
 def _write_histories(staging: Path, histories: Sorted, item_id_of_code: np.ndarray, report: Progress) -> None:
     done, total = 0, len(histories.lengths)
-    with HistoryWriter(staging / "histories", total) as writer:
+    with HistoryWriter(
+        staging / "histories", total, with_context=bool(histories.state.columns.context)
+    ) as writer:
         for offsets, records in merged_users(histories):
-            item_ids, seconds, labels = (
+            item_ids, seconds, labels, context = (
                 item_id_of_code[records["item"]],
                 records["seconds"],
                 records["labels"],
+                records["context"],
             )
             for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                writer.add(item_ids[start:stop], seconds[start:stop], labels[start:stop])
+                part = slice(start, stop)
+                writer.add(item_ids[part], seconds[part], labels[part], context[part])
             done += len(offsets) - 1
             report("write", done, total)
 
@@ -366,6 +372,7 @@ def _statistics(
             "num_items": len(state.items),
             "num_events": events,
             "behaviours": list(histories.positives),
+            "context": list(state.columns.context),
             "filter_seen": filter_seen,
             "split": "leave_one_out" if isinstance(split, LeaveOneOut) else "global_time",
             "has_timestamps": use_times,

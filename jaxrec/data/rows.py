@@ -51,6 +51,7 @@ def fill_rows(
         time_gaps=laid(time_gap_buckets(events.timestamps, positions == 0), np.int32),
         times=laid(seconds_in_segment(events.timestamps, events.offsets), np.int32, padding=UNKNOWN_SECONDS),
         labels=laid(events.labels, np.int8, padding=-1),
+        context=None if events.context is None else laid(events.context, np.int32),
     )
 
 

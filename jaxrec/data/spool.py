@@ -20,8 +20,10 @@ _COPY_ROWS = 1 << 16
 UNKNOWN = int(np.iinfo(np.int64).min)
 
 
-def record_type(num_behaviours: int, has_time: bool, has_order: bool, has_names: bool) -> np.dtype:
-    """One event on disk: codes of user and item, time in ticks, order, a hash of all columns, labels."""
+def record_type(
+    num_behaviours: int, has_time: bool, has_order: bool, has_names: bool, num_context: int = 0
+) -> np.dtype:
+    """One event on disk: codes of user and item, time in ticks, order, a hash of all columns, labels, its context."""
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
         ("user", "<i4"),
         ("item", "<i4"),
@@ -30,7 +32,7 @@ def record_type(num_behaviours: int, has_time: bool, has_order: bool, has_names:
     fields += (
         [("time", "<i8")] * has_time + [("order", "<i8")] * has_order + [("behaviour", "<i2")] * has_names
     )
-    return np.dtype([*fields, ("labels", "i1", (num_behaviours,))])
+    return np.dtype([*fields, ("labels", "i1", (num_behaviours,)), ("context", "<i4", (num_context,))])
 
 
 class Spool:

@@ -8,6 +8,7 @@ from typing import Literal
 from jaxrec.evaluation.slates import Slate
 
 METRICS = ("hr", "recall", "ndcg", "mrr")
+BEHAVIOUR_BASELINES = ("item_rate", "logistic_regression")
 BASELINES = ("popularity", "recent_popularity", "transition", "item_knn", "ease", "ials")
 
 
@@ -26,6 +27,8 @@ class EvaluationConfig:
       bootstrap_samples: resamples of the users behind each interval.
       behaviour_events: where behaviours are judged: "first" = at each user's target, "all" = at every event of the
         split, which a split by time has more of.
+      behaviour_baselines: simple models of behaviours to print beside the model, of "item_rate" and
+        "logistic_regression".
       slates: sets of items to choose from each user's best ones, by name, beside the plain lists.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
       seed: of the resampling and of the users shown as examples.
@@ -41,6 +44,7 @@ class EvaluationConfig:
     baselines: tuple[str, ...] = BASELINES
     bootstrap_samples: int = 1000
     behaviour_events: Literal["first", "all"] = "first"
+    behaviour_baselines: tuple[str, ...] = ()
     slates: Mapping[str, Slate] = field(default_factory=dict)
     confidence: float = 0.95
     seed: int = 0
@@ -58,6 +62,11 @@ class EvaluationConfig:
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ValueError(f"evaluation.baselines has {unknown[0]!r}; known are {', '.join(BASELINES)}.")
+        unknown = [name for name in self.behaviour_baselines if name not in BEHAVIOUR_BASELINES]
+        if unknown:
+            raise ValueError(
+                f"evaluation.behaviour_baselines has {unknown[0]!r}; known are {', '.join(BEHAVIOUR_BASELINES)}."
+            )
         if not 0.5 <= self.confidence < 1.0:
             raise ValueError(f"evaluation.confidence={self.confidence} must lie in 0.5 .. 1; 0.95 is usual.")
         for name, least in (("rows_per_batch", 1), ("list_length", 1), ("bootstrap_samples", 100)):

@@ -66,6 +66,30 @@ def print_search(console: Console, search: Mapping[str, Any], headline: str) -> 
     console.print(table)
 
 
+def print_behaviours(console: Console, comparison: Mapping[str, Mapping[str, Any]]) -> None:
+    """The model and the simple models of each behaviour."""
+    for behaviour, systems in comparison.items():
+        table = Table(title=escape(f"{behaviour}, of the events of the split"), title_justify="left")
+        for name in (
+            "",
+            "AUC",
+            "95% interval",
+            "log-loss",
+            "calibration error",
+            "AUC of the model less this",
+        ):
+            table.add_column(name, justify="right" if name else "left")
+        for system, values in systems.items():
+            shown = [values["auc"], values["log_loss"], values["expected_calibration_error"]]
+            numbers = ["-" if value is None else f"{value:.4f}" for value in shown]
+            spans = [
+                "" if not values.get(name) else "{:.4f} to {:.4f}".format(*values[name])
+                for name in ("auc_interval", "auc_gain")
+            ]
+            table.add_row(display_name(system), numbers[0], spans[0], *numbers[1:], spans[1])
+        console.print(table)
+
+
 def print_slates(console: Console, slates: Mapping[str, Mapping[str, Any]]) -> None:
     """What each kind of set is like."""
     table = Table(title="slates, beside the plain lists", title_justify="left")

@@ -19,6 +19,7 @@ from jaxtyping import Float64
 
 from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
+from jaxrec.evaluation.behaviour_baselines import compare_behaviours
 from jaxrec.evaluation.behaviours import (
     asked_labels,
     behaviour_metrics,
@@ -288,10 +289,18 @@ def _behaviours(
         return None, {"behaviours": {}, "funnels": {}}
     reference = predicted if split == "validation" else predict("validation")
     measured = behaviour_metrics(names, asked(predicted), reference and asked(reference), learned)
-    return predicted, {
-        "behaviours": measured,
-        "funnels": funnel_counts(tasks, names, predicted, measured),
-    }
+    values = {"behaviours": measured, "funnels": funnel_counts(tasks, names, predicted, measured)}
+    if config.behaviour_baselines and reference is not None:
+        values["behaviour_comparison"] = compare_behaviours(
+            run.dataset,
+            asked(predicted),
+            asked(reference),
+            measured,
+            config.behaviour_baselines,
+            num_samples=config.bootstrap_samples,
+            seed=config.seed,
+        )
+    return predicted, values
 
 
 def _slates(run: Run, rows: EvaluationRows, config: EvaluationConfig) -> dict[str, dict[str, Any]]:

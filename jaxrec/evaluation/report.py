@@ -286,13 +286,32 @@ def _behaviours(evaluation: Mapping[str, Any]) -> str:
         if values.get("calibration", {}).get("predicted")
     }
     plot = elements.panels([plots.calibration("Calibration", points)]) if points else ""
+    beside = "".join(
+        _behaviours_beside(behaviour, systems)
+        for behaviour, systems in (evaluation.get("behaviour_comparison") or {}).items()
+    )
     note = "Probabilities and the threshold alpha were set on the validation targets, and are judged here."
     for second, counts in evaluation.get("funnels", {}).items():
         note += (
             f" {elements.text(second)} without {elements.text(counts['first'])}: {counts['labels']:,} of "
             f"{counts['num_events']:,} labels, {counts['predicted']:,} predictions."
         )
-    return f'<p class="note">{note}</p><div class="panel scroll">{table}</div><div class="gap"></div>{plot}'
+    return f'<p class="note">{note}</p><div class="panel scroll">{table}</div>{beside}<div class="gap"></div>{plot}'
+
+
+def _behaviours_beside(behaviour: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model beside the simple models of a behaviour."""
+    names = ("auc", "log_loss", "expected_calibration_error")
+    rows = []
+    for system, values in systems.items():
+        intervals = {name: values[f"{name}_interval"] for name in names[:2] if values.get(f"{name}_interval")}
+        rows.append(
+            elements.metric_row(MODEL if system == MODEL else display_name(system), values, names, intervals)
+        )
+    table = elements.table(
+        ["", *(name.replace("_", " ") for name in names)], rows, f"{behaviour}, beside simple models"
+    )
+    return f'<div class="panel scroll">{table}</div>'
 
 
 def _search(evaluation: Mapping[str, Any]) -> str:

@@ -224,13 +224,14 @@ class UserRanker:
 class BehaviourPredictions:
     """What the model said of the target events' behaviours, and what happened; NumPy, by user.
 
-    U = target events, where a user has more than one.
+    U = target events, where a user has more than one. `context` is the events' own, or None where they have none.
     """
 
     user_indices: Int64[np.ndarray, " u"]
     targets: Int32[np.ndarray, " u"]
     logits: Float32[np.ndarray, "u k"]
     labels: Int8[np.ndarray, "u k"]
+    context: Int32[np.ndarray, "u f"] | None = None
 
 
 def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions | None:
@@ -239,7 +240,7 @@ def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions |
     Raises:
       ValueError: a logit is not finite.
     """
-    users, targets, logits, labels = [], [], [], []
+    users, targets, logits, labels, context = [], [], [], [], []
     for batch, predicted in _stream(rows, run.behaviour_logits):
         if predicted is None:
             return None
@@ -248,6 +249,8 @@ def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions |
         targets.append(_gather(batch.targets)[user_indices >= 0])
         logits.append(np.asarray(predicted, np.float32)[user_indices >= 0])
         labels.append(_gather(batch.target_labels)[user_indices >= 0])
+        if batch.target_context is not None:
+            context.append(_gather(batch.target_context)[user_indices >= 0])
     if not users:
         return None
     if not all(np.isfinite(part).all() for part in logits):
@@ -258,6 +261,7 @@ def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions |
         targets=np.concatenate(targets)[order],
         logits=np.concatenate(logits)[order],
         labels=np.concatenate(labels)[order],
+        context=np.concatenate(context)[order] if context else None,
     )
 
 

@@ -62,6 +62,8 @@ class TwoTowerConfig:
       time_gaps: add a vector for the time since the previous event of the history.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
+      context_rows: rows of the table of context features, which the hashes of an event's context are folded into; an
+        event's behaviours are then judged in its context. 0 = the context is not read.
       head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE.
       text: the text of items in the item tower; none = rows alone.
     """
@@ -74,6 +76,7 @@ class TwoTowerConfig:
     cosine: Cosine | None = None
     user_dim: int = 0
     time_gaps: bool = False
+    context_rows: int = 0
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
     head: Head = SharedBottom()
@@ -84,6 +87,10 @@ class TwoTowerConfig:
             raise ValueError(f"item_dim={self.item_dim} must be at least 1.")
         if self.user_dim < 0:
             raise ValueError(f"user_dim={self.user_dim} must be at least 1; 0 = no table of users.")
+        if self.context_rows < 0 or self.context_rows == 1:
+            raise ValueError(
+                f"context_rows={self.context_rows} must be at least 2; 0 = the context is not read."
+            )
         if not self.projection and self.item_dim != self.encoder.embed_dim:
             raise ValueError(
                 f"projection=False needs item_dim={self.item_dim} to equal encoder.embed_dim="
@@ -154,6 +161,11 @@ class TwoTower(nnx.Module):
         if config.time_gaps:
             gaps = 0.02 * jax.random.normal(rngs.params(), (NUM_TIME_GAPS, width))
             self.time_gap_table = parameter(gaps, None, "embed")
+        if config.context_rows:
+            rows = config.init_scale * jax.random.normal(
+                rngs.params(), (config.context_rows, config.item_dim)
+            )
+            self.context_table = parameter(rows, None, None)
         self.encoder = Encoder(config.encoder, rngs=rngs)
         if config.projection:
             kernel = glorot_normal(rngs.params(), (width, config.item_dim), width, config.item_dim)
@@ -243,6 +255,18 @@ class TwoTower(nnx.Module):
     def candidate_vectors(self, vectors: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """v(y) of the item that is scored, from its vector of `scored_table`."""
         return vectors if self.config.cosine is None else unit_vectors(vectors)
+
+    def in_context(self, queries: Float[Array, "*b D"], context: Int[Array, "*b F"]) -> Float[Array, "*b D"]:
+        """The queries of events with the rows of their context added; as they are where the model reads none.
+
+        Args:
+          context: hashes; 0 = unknown, which adds nothing.
+        """
+        if not self.config.context_rows:
+            return queries
+        rows = jnp.take(self.context_table[...], context % self.config.context_rows, axis=0)
+        rows = jnp.where(context[..., None] > 0, rows, 0.0)
+        return queries + jnp.sum(rows, axis=-2).astype(queries.dtype)
 
     def behaviour_logits(
         self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]

@@ -34,6 +34,7 @@ class DataFacts:
         data to count (the planner), and then tasks that need counts say so.
       has_timestamps: whether the time of any event is known.
       num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
+      context: columns of an event's context, by name.
       queries: texts and the items that answer them, to train on; None = the dataset has none.
     """
 
@@ -44,6 +45,7 @@ class DataFacts:
     item_counts: Float[np.ndarray, "n"] | None
     has_timestamps: bool = True
     num_text_tokens: int = 0
+    context: tuple[str, ...] = ()
     queries: TextQueries | None = None
 
 
@@ -130,6 +132,8 @@ class Forward:
         """The head's logits of every event, given the history before it and its item."""
         queries = self.causal_queries()
         before = jnp.pad(queries[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        if self.batch.context is not None:
+            before = self.model.in_context(before, jnp.asarray(self.batch.context))
         items = self.event_vectors()
         return self.model.behaviour_logits(before, items.astype(before.dtype))
 

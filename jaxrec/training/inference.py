@@ -100,6 +100,8 @@ class Inference:
             placed["user_rows"] = place_batch(rows, self.setup.mesh)
         for name in ("rows", "columns", "slots", "targets"):
             placed[name] = gather_to_all(getattr(batch, name), self._replicated)
+        if batch.target_context is not None:
+            placed["target_context"] = gather_to_all(batch.target_context, self._replicated)
         return placed
 
     def _model(self, dense: Any) -> TwoTower:
@@ -192,6 +194,8 @@ class Inference:
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
         queries = model.queries(states)[placed["rows"], columns]
+        if "target_context" in placed:
+            queries = model.in_context(queries, placed["target_context"])
         targets = split_shared(placed["targets"])
         vectors = self._item_vectors(model, tables, texts, targets, self.setup.model.scored_table)
         items = model.candidate_vectors(join_shared(vectors, placed["targets"].size))

@@ -116,6 +116,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         item_counts=np.asarray(dataset.item_counts, np.float32),
         has_timestamps=metadata.has_timestamps,
         num_text_tokens=dataset.num_text_tokens,
+        context=metadata.context,
         queries=None if dataset.queries is None else dataset.queries.pairs("train"),
     )
 
@@ -149,6 +150,7 @@ def make_setup(
     for task in tasks.values():
         task.check_data(facts)
     _check_behaviours(tasks, facts)
+    _check_context(model, tasks, facts)
     num_behaviours = len(facts.behaviours) if any(task.needs_behaviour_head for task in tasks.values()) else 0
     if model.memory is not None:
         _check_memory(tasks)
@@ -198,6 +200,21 @@ def _check_behaviours(tasks: Mapping[str, Task], facts: DataFacts) -> None:
                     f"task {name!r} ({type(task).__name__}) learns {min(both)!r} given another behaviour, and task "
                     f"{other!r} learns it too; leave it out of the behaviours of {other!r}."
                 )
+
+
+def _check_context(model: TwoTowerConfig, tasks: Mapping[str, Task], facts: DataFacts) -> None:
+    if not model.context_rows:
+        return
+    if not facts.context:
+        raise ValueError(
+            f"model.context_rows={model.context_rows}, but the events of dataset {facts.name!r} have no context; name "
+            "its columns with data.columns.context, or set it to 0."
+        )
+    if not any(task.needs_behaviour_head for task in tasks.values()):
+        raise ValueError(
+            f"model.context_rows={model.context_rows}, but no task predicts behaviours, which is what an event's "
+            "context is read for; add a Behaviour task, or set it to 0."
+        )
 
 
 def _check_memory(tasks: Mapping[str, Task]) -> None:
