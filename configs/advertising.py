@@ -21,6 +21,13 @@ from jaxrec.tasks.candidates import InBatch
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.optimizer import OptimizerConfig
 
+CONTEXT = (
+    "position",
+    "campaign",
+    *(f"user_feature_{number}" for number in range(4)),
+    *(f"item_feature_{number}" for number in range(1, 4)),
+)
+
 
 def get_config() -> TrainConfig:
     """Few clicks, so little is learned of any one thing: small vectors, much dropout, rows that are drawn to 0."""
@@ -30,7 +37,7 @@ def get_config() -> TrainConfig:
             source=OpenBandit(
                 directory=os.path.join(os.environ.get("JAXREC_DATA", "../shared/data"), "open-bandit")
             ),
-            columns=ColumnMap(context=OpenBandit(directory="").columns.context),
+            columns=ColumnMap(context=CONTEXT),
             split=GlobalTime(validation_quantile=0.6, test_quantile=0.8),
             filter_seen=False,
             history_length=64,

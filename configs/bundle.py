@@ -3,7 +3,8 @@
     python -m jaxrec.train --config=configs/bundle.py --workdir=runs/bundle
     python -m jaxrec.recommend --workdir=runs/bundle --slate=volume_1 --out=slates.parquet
 
-The model is the quickstart's after a third of its steps: what is looked at here is how the sets are chosen.
+The model is the quickstart's with a third of its steps: what is looked at here is how the sets are chosen. Five
+minutes beside other work on two cores. What diversity costs: docs/scenarios/bundle.md.
 """
 
 import dataclasses

@@ -2,7 +2,9 @@
 
     python -m jaxrec.train --config=configs/search.py --workdir=runs/search
 
-where JAXREC_DATA holds ml-latest-small with its tags.parquet. Variant: `alone` (without the next item).
+where JAXREC_DATA holds ml-latest-small with its tags.parquet. Variant: `alone` (without the next item, not measured).
+Four minutes beside other work on two cores. Validation NDCG@10 over queries .053 (popularity .039, TF-IDF with the
+training tags .035): docs/scenarios/search.md.
 """
 
 import dataclasses

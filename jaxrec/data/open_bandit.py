@@ -26,6 +26,8 @@ _ITEM = tuple(f"item_feature_{number}" for number in range(1, 4))
 class OpenBandit(OwnSource):
     """`impressions.parquet` and `items.parquet` of a directory.
 
+    `data.columns.context` chooses among `position`, `campaign`, `user_feature_0` to `_3` and `item_feature_1` to `_3`.
+
     Attributes:
       directory: of the two files.
     """
@@ -39,14 +41,13 @@ class OpenBandit(OwnSource):
 
     @property
     def columns(self) -> ColumnMap:
-        """The click is the label; what is known before it is the context."""
+        """The click is the label."""
         return ColumnMap(
             user="segment",
             item="advertisement",
             timestamp="timestamp",
             flags=("click",),
             behaviour=ABSENT,
-            context=("position", "campaign", *_USER, *_ITEM),
         )
 
     def event_batches(self) -> Iterator[pa.RecordBatch]:
