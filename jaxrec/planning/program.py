@@ -232,7 +232,8 @@ def compile_step(case: Case) -> Program:
 def abstract_batch(case: Case, mesh: Mesh) -> Batch:
     """Shapes and shardings of a global batch."""
     rows, length = case.config.global_batch_size, case.config.data.history_length
-    return batch_shapes(rows, length, len(case.facts.behaviours), sharding(mesh, "batch"))
+    facts, where = case.facts, sharding(mesh, "batch")
+    return batch_shapes(rows, length, len(facts.behaviours), where, num_context=len(facts.context))
 
 
 def device_argument_bytes(leaf: Any) -> int:

@@ -15,7 +15,9 @@ from jaxrec.data.dataset import UNKNOWN_TIME, Histories, PreparedDataset
 from jaxrec.data.pipeline import TrainingRows, build_batch, stream_batches, train_batches
 from jaxrec.data.rows import NUM_TIME_GAPS, seconds_in_segment, time_gap_buckets
 
-FIELDS = [field.name for field in dataclasses.fields(Batch)]
+FIELDS = [
+    field.name for field in dataclasses.fields(Batch) if field.name != "context"
+]  # these sets have none
 
 
 def make_dataset(lengths, seed=0, num_behaviours=2):
