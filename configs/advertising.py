@@ -3,7 +3,8 @@
     python -m jaxrec.train --config=configs/advertising.py --workdir=runs/advertising
 
 where JAXREC_DATA holds open-bandit. The split is by time: the last fifth of the impressions is the test part, the
-fifth before it calibrates.
+fifth before it calibrates. A minute on two cores, most of it compiling. Test AUC .497 with an interval of .421 to
+.567: 54 clicks tell nothing, of the model or of the simple ones beside it (docs/scenarios/advertising.md).
 """
 
 import os

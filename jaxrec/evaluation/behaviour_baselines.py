@@ -49,27 +49,32 @@ def compare_behaviours(
     features = _features(train.item_ids, train.context)
     systems = {"model": (predicted, reference)}
     for name in baselines:
-        parts = []
-        for part in (predicted, reference):
-            logits = np.zeros_like(part.logits)
-            for column, behaviour in enumerate(names):
-                if behaviour in measured:
-                    known = train.labels[:, column] >= 0
-                    fitted = BASELINES[name].fit(features[known], train.labels[known, column])
+        logits_of = [np.zeros_like(part.logits) for part in (predicted, reference)]
+        for column, behaviour in enumerate(names):
+            known = train.labels[:, column] >= 0
+            if behaviour in measured and known.any():
+                fitted = BASELINES[name].fit(features[known], train.labels[known, column])
+                for part, logits in zip((predicted, reference), logits_of, strict=True):
                     logits[:, column] = fitted.logits(_features(part.targets, part.context))
-            parts.append(dataclasses.replace(part, logits=logits))
-        systems[name] = (parts[0], parts[1])
+        systems[name] = (
+            dataclasses.replace(predicted, logits=logits_of[0]),
+            dataclasses.replace(reference, logits=logits_of[1]),
+        )
     found: dict[str, dict[str, Any]] = {behaviour: {} for behaviour in measured}
     for behaviour in measured:
         column = names.index(behaviour)
         known = predicted.labels[:, column] >= 0
-        labels, probabilities = predicted.labels[known, column], {}
+        labels = predicted.labels[known, column]
+        scores, probabilities = {}, {}
         for system, (asked, calibrating) in systems.items():
             values = behaviour_metrics(names, asked, calibrating, [behaviour])[behaviour]
             fit = Calibration(values["calibration"]["scale"], values["calibration"]["bias"])
-            probabilities[system] = fit.probabilities(asked.logits[known, column])
+            scores[system] = asked.logits[known, column]
+            probabilities[system] = fit.probabilities(scores[system])
+            # By the logits: where they say nothing on `reference`, the calibrated probabilities are all alike.
             found[behaviour][system] = {name: values[name] for name in _SHOWN}
-        drawn = _resampled(probabilities, labels, num_samples, seed)
+            found[behaviour][system]["auc"] = _defined(auc(scores[system], labels))
+        drawn = _resampled(scores, probabilities, labels, num_samples, seed)
         for system in systems:
             of_system = drawn[system]
             found[behaviour][system] |= {
@@ -87,6 +92,7 @@ def _features(item_ids: Int[np.ndarray, " n"], context: Int[np.ndarray, "n f"] |
 
 
 def _resampled(
+    logits: Mapping[str, Float[np.ndarray, " n"]],
     probabilities: Mapping[str, Float[np.ndarray, " n"]],
     labels: Int[np.ndarray, " n"],
     num_samples: int,
@@ -95,10 +101,9 @@ def _resampled(
     """AUC and log-loss of each system on events that are drawn anew."""
     rows: dict[str, list[tuple[float, float]]] = {system: [] for system in probabilities}
     for chosen in _draws(len(labels), num_samples, seed):
+        drawn = labels[chosen]
         for system, values in probabilities.items():
-            rows[system].append(
-                (auc(values[chosen], labels[chosen]), log_loss(values[chosen], labels[chosen]))
-            )
+            rows[system].append((auc(logits[system][chosen], drawn), log_loss(values[chosen], drawn)))
     return {system: np.array(values) for system, values in rows.items()}
 
 
@@ -106,6 +111,10 @@ def _draws(size: int, num_samples: int, seed: int) -> Iterator[np.ndarray]:
     random = np.random.default_rng(seed)
     for _ in range(num_samples):
         yield random.integers(0, size, size)
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _interval(values: Float[np.ndarray, " s"]) -> list[float] | None:
