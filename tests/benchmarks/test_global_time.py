@@ -60,8 +60,8 @@ def test_the_worst_seed_decides(module, dataset, monkeypatch, tmp_path, capsys, 
 def test_the_window_is_chosen_on_validation(module, dataset):
     found, chosen = module("global_time").window_popularity(dataset)
     best = max(chosen["validation"], key=chosen["validation"].get)
-    assert best == f"{chosen['hours']} h"
-    again = WindowPopularity(seconds=chosen["hours"] * 3600).ranks(dataset, "test", every_event=True)
+    assert best == f"{chosen['hours']:g} h"
+    again = WindowPopularity(seconds=round(chosen["hours"] * 3600)).ranks(dataset, "test", every_event=True)
     np.testing.assert_array_equal(found.ranks, again.ranks)
 
 
