@@ -129,7 +129,7 @@ class HistoryFiles:
             part = self.read(users)
             here = slice(int(offsets[users[0]]), int(offsets[users[-1] + 1]))
             item_ids[here], timestamps[here], labels[here] = part.item_ids, part.timestamps, part.labels
-            if context is not None:
+            if context is not None and part.context is not None:
                 context[here] = part.context
         return Histories(offsets, item_ids, timestamps, labels, context)
 
