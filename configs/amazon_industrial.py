@@ -19,8 +19,13 @@ def get_config() -> TrainConfig:
     """`ml1m_cold` for short histories: fewer steps, more dropout, and half of the items of a step without a row."""
     base = ml1m_cold.get_config()
     model = base.model
-    dropped = dict.fromkeys(
-        ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "embedding_dropout_rate"), 0.5
+    encoder = dataclasses.replace(
+        model.encoder,
+        max_positions=LENGTH,
+        dropout_rate=0.5,
+        attention_dropout_rate=0.5,
+        mlp_dropout_rate=0.5,
+        embedding_dropout_rate=0.5,
     )
     assert model.text is not None, "ml1m_cold reads"
     return dataclasses.replace(
@@ -33,7 +38,7 @@ def get_config() -> TrainConfig:
         ),
         model=dataclasses.replace(
             model,
-            encoder=dataclasses.replace(model.encoder, max_positions=LENGTH, **dropped),
+            encoder=encoder,
             text=dataclasses.replace(model.text, id_dropout_rate=0.5),
         ),
         num_train_steps=800,

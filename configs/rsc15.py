@@ -20,10 +20,14 @@ LENGTH = 32
 def get_config() -> TrainConfig:
     """The model of `amazon_beauty`, with the memory, for four clicks a session and items that come often."""
     base = amazon_beauty.get_config()
-    dropped = dict.fromkeys(
-        ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "embedding_dropout_rate"), 0.3
+    encoder = dataclasses.replace(
+        base.model.encoder,
+        max_positions=LENGTH,
+        dropout_rate=0.3,
+        attention_dropout_rate=0.3,
+        mlp_dropout_rate=0.3,
+        embedding_dropout_rate=0.3,
     )
-    encoder = dataclasses.replace(base.model.encoder, max_positions=LENGTH, **dropped)
     return dataclasses.replace(
         base,
         name="rsc15",

@@ -23,7 +23,14 @@ from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments
 from jaxrec.evaluation.comparison import compare_runs
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.console import print_comparison, print_evaluation, print_example
+from jaxrec.evaluation.console import (
+    print_behaviours,
+    print_comparison,
+    print_evaluation,
+    print_example,
+    print_search,
+    print_slates,
+)
 from jaxrec.evaluation.evaluator import REPORT_FILE, Evaluation, evaluate, save_evaluation
 from jaxrec.runs import load_run
 
@@ -66,6 +73,12 @@ def evaluate_workdir(given: argparse.Namespace, command: list[str]) -> Evaluatio
 def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
     """The metrics beside the baselines, a user's recommendations, and where the report is."""
     print_evaluation(console, evaluation.values)
+    if "behaviour_comparison" in evaluation.values:
+        print_behaviours(console, evaluation.values["behaviour_comparison"])
+    if evaluation.values["search"]:
+        print_search(console, evaluation.values["search"], evaluation.values["headline_metric"])
+    if evaluation.values["slates"]:
+        print_slates(console, evaluation.values["slates"])
     if evaluation.examples:
         print_example(console, evaluation.examples[0])
     console.print(f"report: {workdir / REPORT_FILE}", soft_wrap=True, highlight=False)

@@ -7,6 +7,7 @@ streamed: memory does not grow with their number.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from jaxrec.evaluation.recommendations import (
     read_user_ids,
     write_recommendations,
 )
+from jaxrec.evaluation.slates import Slate
 from jaxrec.runs import load_run
 
 
@@ -61,7 +63,22 @@ def recommend(given: argparse.Namespace, console: Console) -> RecommendationCoun
             k=given.k,
             rows_per_batch=given.batch_rows or run.config.evaluation.rows_per_batch,
             user_indices=user_indices,
+            slate=find_slate(run.config.evaluation.slates, given.slate),
         )
+
+
+def find_slate(slates: Mapping[str, Slate], name: str | None) -> Slate | None:
+    """The slate of that name; None = plain lists.
+
+    Raises:
+      ValueError: the run's config has no such slate.
+    """
+    if name is not None and name not in slates:
+        raise ValueError(
+            f"--slate={name}: the run's evaluation.slates are {', '.join(slates) or 'none'}; name one of them, or "
+            "train with one: --config.evaluation.slates.NAME=Slate."
+        )
+    return None if name is None else slates[name]
 
 
 def report(out: Path, counts: RecommendationCounts, console: Console) -> None:
@@ -88,6 +105,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--out", metavar="FILE", type=Path, required=True, help="Parquet, or CSV where the name ends in .csv"
     )
     parser.add_argument("--k", metavar="N", type=positive, default=10, help="items per user (default 10)")
+    parser.add_argument(
+        "--slate",
+        metavar="NAME",
+        help="sets chosen together, by this entry of evaluation.slates, in place of --k",
+    )
     parser.add_argument(
         "--split",
         choices=("test", "validation", "all"),

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxrec.config import TrainConfig, read_run_config, run_directory, validate
 from jaxrec.config.setup import setup_of
@@ -87,6 +87,10 @@ class Run:
     def query_fn(self, batch: EvaluationBatch) -> tuple[Float[Array, "n d"], SparseLogits | None]:
         """M(x) W of the users of a batch, and what the memory adds to the scores."""
         return self.inference.queries(batch)
+
+    def text_queries(self, token_ids: Int[np.ndarray, "q t"]) -> Float[Array, "q d"]:
+        """Unit vectors of texts that items are searched by."""
+        return self.inference.text_queries(token_ids)
 
     @functools.cached_property
     def _catalogue(self) -> tuple[Array, Array]:

@@ -47,7 +47,8 @@ def name_of(path):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A data set as small as can be, with the columns of a rating set and of a video app."""
+    """A data set as small as can be, with the columns of a rating set of a video app and of a log of
+    advertisements, and with tags."""
     path = tmp_path_factory.mktemp("tiny")
     random = np.random.default_rng(0)
     user_ids = np.repeat(np.arange(1, NUM_USERS + 1), random.integers(6, 14, NUM_USERS))
@@ -59,6 +60,9 @@ def directory(tmp_path_factory):
         "rating": random.integers(1, 6, len(user_ids)).astype(np.float32),
     }
     events["timestamp_est"] = events["timestamp"]
+    context = ("position", "campaign", *(f"user_feature_{i}" for i in range(4)))
+    for name in (*context, *(f"item_feature_{i}" for i in range(1, 4))):
+        events[name] = random.integers(0, 4, len(user_ids))
     for name in ("is_click", "long_view", "is_profile_enter", "is_comment"):
         events[name] = random.integers(0, 2, len(user_ids)).astype(np.int8)
     items = {
@@ -68,7 +72,9 @@ def directory(tmp_path_factory):
         "keywords": [f"word {i}" for i in range(NUM_ITEMS)],
     }
     pq.write_table(pa.table(events), path / "events.parquet")
+    tags = {"tag": [f"tag {i % 9}" for i in range(60)], "item_id": random.integers(1, NUM_ITEMS + 1, 60)}
     pq.write_table(pa.table(items), path / "items.parquet")
+    pq.write_table(pa.table(tags), path / "tags.parquet")
     return path
 
 

@@ -105,7 +105,7 @@ def word_features(dataset: PreparedDataset) -> sparse.csr_array:
     assert dataset.directory is not None, "the texts lie in the prepared directory"
     texts = pq.read_table(dataset.directory / "items.parquet", columns=["text"])["text"].to_pylist()
     numbers: dict[str, int] = {}
-    rows = [[]] + [
+    rows: list[list[int]] = [[]] + [
         [numbers.setdefault(word, len(numbers)) for word in re.findall(r"\w+", (text or "").lower())]
         for text in texts
     ]

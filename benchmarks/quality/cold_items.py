@@ -102,7 +102,8 @@ def known_items(reading: Sequence[Seed], ids_only: Sequence[Seed]) -> tuple[Comp
     Returns:
       The comparison in NDCG@10, and the interval of the difference over the mean of the model without text.
     """
-    whose, values = [], ([], [])  # type: ignore[var-annotated]
+    whose: Ranks = []
+    values: tuple[Ranks, Ranks] = [], []  # without text, with it
     for seeds in zip(reading, ids_only, strict=True):
         for seed in seeds:
             assert np.array_equal(seed.users, seeds[0].users), "the two models were asked about other users"

@@ -30,7 +30,7 @@ from jaxrec.evaluation.significance import by_user, paired_comparison
 from jaxrec.metrics.ranking import ndcg_at_k
 
 HOUR = 3600
-WINDOWS = tuple(hours * HOUR for hours in (1, 6, 24, 7 * 24, 30 * 24, 90 * 24))
+WINDOWS = (HOUR // 12, HOUR // 4, *(hours * HOUR for hours in (1, 6, 24, 7 * 24, 30 * 24, 90 * 24)))
 RIVALS = ("recent_popularity", "item_knn")
 
 
@@ -60,9 +60,9 @@ def window_popularity(dataset: PreparedDataset) -> tuple[WindowRanks, dict[str, 
     }
     best = max(tried, key=lambda seconds: tried[seconds])
     found = WindowPopularity(seconds=best).ranks(dataset, "test", every_event=True)
-    hours = {f"{seconds // HOUR} h": value for seconds, value in tried.items()}
+    hours = {f"{seconds / HOUR:g} h": value for seconds, value in tried.items()}
     return found, {
-        "hours": best // HOUR,
+        "hours": best / HOUR,
         "test": float(ndcg_at_k(found.ranks, 10).mean()),
         "validation": hours,
     }
@@ -74,7 +74,7 @@ def report(
     """The tests, seed by seed, and the bars for the worst seed."""
     users = dataset.user_keys[popular.user_indices]
     of_popular = by_user(ndcg_at_k(popular.ranks, 10), users)
-    against: dict[str, list[dict[str, Any]]] = {rival: [] for rival in RIVALS} | {"window_popularity": []}
+    against: dict[str, list[dict[str, Any]]] = {rival: [] for rival in (*RIVALS, "window_popularity")}
     for seed in seeds:
         assert np.array_equal(seed.users, users), f"{name}: model and popularity ranked other targets"
         for rival in RIVALS:
@@ -126,7 +126,7 @@ def main() -> int:
         seeds = suite.run_variant(part.variant, given)
         dataset = suite.prepared(suite.tried(part.variant, given), 0, given)
         popular, window = window_popularity(dataset)
-        print(f"{name}: window_popularity ({window['hours']} h): {window['test']:.4f}")
+        print(f"{name}: window_popularity ({window['hours']:g} h): {window['test']:.4f}")
         figures[name], of_part = report(name, seeds, popular, dataset)
         figures[name] |= {"summary": suite.summary(seeds), "window_popularity": window}
         bars += of_part

@@ -162,9 +162,9 @@ def _without_place(config: dict[str, Any]) -> TrainConfig:
 
 
 def _somewhere(data: DataConfig) -> DataConfig:
-    source = data.source
+    source: Any = data.source
     if hasattr(source, "directory"):
-        source = dataclasses.replace(source, directory=Path(source.directory).name)  # type: ignore[arg-type]
+        source = dataclasses.replace(source, directory=Path(source.directory).name)
     if isinstance(source, Domains):
         source = Domains(paths={domain: Path(path).name for domain, path in source.paths.items()})
     return dataclasses.replace(data, path=Path(data.path).name, source=source)

@@ -1,6 +1,6 @@
 """The batch: packed histories.
 
-B = packed rows of the global batch, L = positions in a row, K = behaviours.
+B = packed rows of the global batch, L = positions in a row, K = behaviours, F = context columns.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ class Batch:
       times: seconds since the first moment of the segment that is known, 2^31 - 1 at most; -1 = unknown.
       labels: behaviour labels: 1, 0, or -1 = unknown. Never an input of the event's own prediction.
       values: the number beside each event (a rating, a count); NaN = unknown. Targets only.
+      context: hashes of what is known of an event before its outcome, 0 = unknown; None = events have no context.
       domain_ids: 1, 2, ...: the domain of the event's user; 0 = padding. None = the dataset has one domain.
     """
 
@@ -58,6 +59,7 @@ class Batch:
     times: Int[Array, "b l"]
     labels: Int[Array, "b l k"]
     values: Float[Array, "b l"]
+    context: Int[Array, "b l f"] | None = None
     domain_ids: Int[Array, "b l"] | None = None
 
     @property
@@ -78,6 +80,7 @@ def abstract_batch(
     num_behaviours: int,
     where: jax.sharding.Sharding | None = None,
     *,
+    num_context: int = 0,
     has_domains: bool = False,
 ) -> Batch:
     """The shapes of a batch of `num_rows` packed rows of `length` positions."""
@@ -85,5 +88,11 @@ def abstract_batch(
     labels = jax.ShapeDtypeStruct((num_rows, length, num_behaviours), jnp.int8, sharding=where)
     fields: dict[str, Any] = {field.name: integers for field in dataclasses.fields(Batch)}
     values = jax.ShapeDtypeStruct((num_rows, length), jnp.float32, sharding=where)
-    domain_ids = integers if has_domains else None
-    return Batch(**(fields | {"labels": labels, "values": values, "domain_ids": domain_ids}))
+    context = jax.ShapeDtypeStruct((num_rows, length, num_context), jnp.int32, sharding=where)
+    beside = {
+        "labels": labels,
+        "values": values,
+        "context": context if num_context else None,
+        "domain_ids": integers if has_domains else None,
+    }
+    return Batch(**(fields | beside))

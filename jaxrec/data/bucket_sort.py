@@ -66,8 +66,15 @@ def sort_buckets(
         raise ValueError(
             f"the behaviours {', '.join(behaviours)} are not distinct; set --data.columns.value.name to another name."
         )
+    context = (len(state.columns.context),)
     dtype = np.dtype(
-        [("item", "<i4"), ("seconds", "<i8"), ("labels", "i1", (len(behaviours),)), ("value", "<f4")]
+        [
+            ("item", "<i4"),
+            ("seconds", "<i8"),
+            ("labels", "i1", (len(behaviours),)),
+            ("value", "<f4"),
+            ("context", "<i4", context),
+        ]
     )
     result = Sorted(state, dtype, rank, np.zeros(len(rank), np.int64))
     result.positives = dict.fromkeys(behaviours, 0)
@@ -81,6 +88,7 @@ def sort_buckets(
         _count(records, rank, result)
         out = np.zeros(len(records), dtype)
         out["item"] = records["item"]
+        out["context"] = records["context"]
         out["seconds"] = _seconds(records, state) if use_times else UNKNOWN
         out["labels"] = _labels(records, len(state.behaviours), name_rank)
         out["value"] = _values(records)

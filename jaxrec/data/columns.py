@@ -49,6 +49,7 @@ class ColumnMap:
       value: a number that becomes a behaviour by a threshold
       flags: wide 0/1 columns, each a behaviour; "-" = none
       behaviour: column of names, each a behaviour
+      context: columns that say where an event happens, known before its outcome: a device, a place on the page
       title: column of the items table
       categories: column of the items table: a list, or a string to split
       category_separator: where to split; "" = found out
@@ -71,6 +72,7 @@ class ColumnMap:
     value: ValueLabel = field(default_factory=ValueLabel)
     flags: tuple[str, ...] = ()
     behaviour: str = ""
+    context: tuple[str, ...] = ()
 
     title: str = ""
     categories: str = ""
@@ -201,6 +203,13 @@ def resolve_events(column_map: ColumnMap, names: Sequence[str], where: str) -> C
     for flag in flags:
         _require(flag, "flags", names, where)
     changes["flags"] = flags
+    for column in column_map.context:
+        _require(column, "context", names, where)
+        labels = {*flags, changes["behaviour"], column_map.value.column}
+        if column in labels - {ABSENT, ""}:
+            raise ValueError(
+                f"columns.context names {column!r}, which is a label; no label may enter an input."
+            )
     return dataclasses.replace(column_map, **changes)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,8 @@
 """What to read and how to prepare it: the typed configuration of the data room.
 
-Prepare reads `path`, `columns`, `split`, `cold_items`, `noisy_events`, `filter_seen`, `duplicates` and `text`; a change
-of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads `history_length`,
-`windows`, `train_users` and `domain_temperature`, which change batches and not files.
+Prepare reads `path`, `columns`, `split`, `cold_items`, `noisy_events`, `filter_seen`, `duplicates`, `text` and
+`queries`; a change of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads
+`history_length`, `windows`, `train_users` and `domain_temperature`, which change batches and not files.
 """
 
 from dataclasses import dataclass, field
@@ -122,6 +122,31 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryConfig:
+    """A table of texts and of the items that answer them: searches with what was chosen, or tags.
+
+    Attributes:
+      file: Parquet or CSV, beside the events
+      text, item: its columns
+      held_out_words: share of the words whose queries training does not see, half of it for validation, half for test
+      held_out_pairs: share of the pairs of the other queries that training does not see, halved likewise
+    """
+
+    file: str
+    text: str = "query"
+    item: str = "item_id"
+    held_out_words: float = 0.1
+    held_out_pairs: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("held_out_words", "held_out_pairs"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"data.queries.{name}={getattr(self, name)} must be at least 0 and below 1: it is a share."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """One data set: where it is, what its columns mean, how it is split and served.
 
@@ -135,6 +160,7 @@ class DataConfig:
       filter_seen: whether an item that a user has seen is no answer; none = the column map's word, else the data's
       duplicates: what to do with a row that equals another in all columns
       text: how item text becomes tokens
+      queries: texts that items are searched by; none = there are none
       source: a subclass of OwnSource, in place of a path
       tfds_data_dir: where TFDS keeps its files; "" = its own default
       history_length: events of a user that a training row holds
@@ -152,6 +178,7 @@ class DataConfig:
     filter_seen: bool | None = None
     duplicates: Literal["keep", "drop"] = "keep"
     text: TextConfig = field(default_factory=TextConfig)
+    queries: QueryConfig | None = None
     tfds_data_dir: str = ""
     source: OwnSource | None = None
 

@@ -21,6 +21,7 @@ from jaxrec.core.batch import ValueFacts
 from jaxrec.data.domain_keys import domains_of
 from jaxrec.data.histories import UNKNOWN_TIME, Histories, HistoryFiles, blocks
 from jaxrec.data.packing import Windows
+from jaxrec.data.queries import QueryTable, load_queries
 from jaxrec.data.split import leave_one_out_cuts
 
 __all__ = ["UNKNOWN_TIME", "DatasetMetadata", "Histories", "PreparedDataset"]
@@ -43,6 +44,7 @@ class DatasetMetadata:
     has_timestamps: bool
     value: ValueFacts | None
     fingerprint: str
+    context: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
 
     @property
@@ -52,7 +54,7 @@ class DatasetMetadata:
 
     def to_json(self) -> dict[str, Any]:
         """The metadata as JSON values."""
-        lists = {"behaviours": list(self.behaviours), "domains": list(self.domains)}
+        lists = {name: list(getattr(self, name)) for name in ("behaviours", "context", "domains")}
         return {**dataclasses.asdict(self), **lists}
 
     @classmethod
@@ -62,14 +64,14 @@ class DatasetMetadata:
         Raises:
             ValueError: a field is missing.
         """
-        values = {"domains": (), **values}  # of a writer that knew none
+        values = {"context": (), "domains": (), **values}  # of a writer that knew none
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"the dataset's metadata lacks {missing}; run python -m jaxrec.prepare again.")
         value = ValueFacts(**values["value"]) if values["value"] is not None else None
         known = {name: values[name] for name in names}
-        tuples = {name: tuple(values[name]) for name in ("behaviours", "domains")}
+        tuples = {name: tuple(values[name]) for name in ("behaviours", "context", "domains")}
         return cls(**known | tuples | {"value": value})
 
 
@@ -146,8 +148,11 @@ class PreparedDataset:
             )
         _check_sizes(metadata, lengths)
         _check_cuts(train_end, validation_end, lengths)
-        files = HistoryFiles(directory / "histories", lengths, len(metadata.behaviours))
-        bytes_per_event = 4 + 8 + 4 + len(metadata.behaviours)  # item_ids, timestamps, values, labels
+        files = HistoryFiles(
+            directory / "histories", lengths, len(metadata.behaviours), len(metadata.context)
+        )
+        # Of item_ids, timestamps, values, labels and context.
+        bytes_per_event = 4 + 8 + 4 + len(metadata.behaviours) + 4 * len(metadata.context)
         fits = metadata.num_events * bytes_per_event <= memory_budget_bytes
         return cls(
             metadata,
@@ -219,6 +224,7 @@ class PreparedDataset:
             has_timestamps=bool((histories.timestamps != UNKNOWN_TIME).any()),
             value=_value_facts(train.values),
             fingerprint="",
+            context=_context_names(histories),
             domains=tuple(domains),
         )
         counts = np.bincount(train.item_ids, minlength=num_items + 1)
@@ -325,6 +331,11 @@ class PreparedDataset:
             )
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
+    @functools.cached_property
+    def queries(self) -> QueryTable | None:
+        """Texts that items were found by, and these items; None where the dataset has none."""
+        return None if self.directory is None else load_queries(self.directory)
+
     @property
     def num_text_tokens(self) -> int:
         """T, the tokens of an item's text; 0 where the dataset holds none."""
@@ -332,6 +343,11 @@ class PreparedDataset:
             return int(self.item_tokens.shape[1])
         except ValueError:
             return 0
+
+
+def _context_names(histories: Histories) -> tuple[str, ...]:
+    columns = 0 if histories.context is None else histories.context.shape[1]
+    return tuple(f"context_{index}" for index in range(columns))
 
 
 def _column(path: Path, name: str) -> pa.ChunkedArray:

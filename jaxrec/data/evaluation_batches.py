@@ -5,8 +5,8 @@ the batch says where that lies. For a model that fills in blanks the wanted stat
 slot behind the last event. All batches have one shape, so an evaluation compiles once.
 
 B = rows, L = positions of a row, S = places for users in a row, N = places for users in the batch,
-M = places for seen pairs, K = behaviours. In a run of several processes all of these are one process'
-share, while the numbers inside (`rows`, `seen_users`) count over the global batch.
+M = places for seen pairs, K = behaviours, F = context columns. In a run of several processes all of these are
+one process' share, while the numbers inside (`rows`, `seen_users`) count over the global batch.
 """
 
 import dataclasses
@@ -44,6 +44,7 @@ class EvaluationBatch:
       targets: the item to be ranked; 0 = none (or padding).
       target_labels: the labels of the target event; -1 = unknown (or padding).
       target_values: the number beside the target event; NaN = unknown (or padding).
+      target_context: of the target event, which is known before its outcome; None = events have no context.
       seen_users, seen_items: pairs: the user's place in the global batch (0 .. N * processes - 1) and
         an item of the user's history before the target, however long; padding is place 0, item 0.
     """
@@ -59,6 +60,7 @@ class EvaluationBatch:
     target_values: Float32[Array, " n"]
     seen_users: Int32[Array, " m"]
     seen_items: Int32[Array, " m"]
+    target_context: Int32[Array, "n f"] | None = None
 
     @property
     def user_mask(self) -> Bool[Array, " n"]:
@@ -225,6 +227,9 @@ class EvaluationRows:
                 values = values.astype(np.int32)
             return np.pad(values, widths, constant_values=padding)
 
+        context = None
+        if histories.context is not None:
+            context = places(np.where(has_target[:, None], histories.context[target_at], 0))
         events = histories.take(order, windows.starts, windows.lengths)
         domains = None
         if self.dataset.metadata.has_domains:
@@ -248,6 +253,7 @@ class EvaluationRows:
             target_values=places(values, np.nan),
             seen_users=places(seen_users, size=num_seen),
             seen_items=places(seen_items, size=num_seen),
+            target_context=context,
         )
 
 

@@ -1,6 +1,6 @@
 """Ragged histories, and the two places where they live: arrays in memory, or ArrayRecord files.
 
-N = histories, E = events, K = behaviours, U = users of the dataset.
+N = histories, E = events, K = behaviours, F = context columns, U = users of the dataset.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from jaxtyping import Float32, Int, Int8, Int32, Int64
 __all__ = ["UNKNOWN_TIME", "Histories", "HistoryFiles", "blocks"]
 
 UNKNOWN_TIME = np.iinfo(np.int64).min  # the timestamp of an event whose time nobody knows
-COLUMNS = {"item_ids": "<i4", "timestamps": "<i8", "labels": "i1", "values": "<f4"}  # as the files hold them
+# As the files hold them.
+COLUMNS = {"item_ids": "<i4", "timestamps": "<i8", "labels": "i1", "values": "<f4", "context": "<i4"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Histories:
     timestamps: Int64[np.ndarray, " e"]  # seconds; UNKNOWN_TIME where unknown
     labels: Int8[np.ndarray, "e k"]  # 1 yes, 0 no, -1 unknown
     values: Float32[np.ndarray, " e"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    context: Int32[np.ndarray, "e f"] | None = None  # hashes, 0 unknown; None = events have no context
 
     def __post_init__(self) -> None:
         if not len(self.values):
@@ -45,7 +47,14 @@ class Histories:
         offsets = offsets_of(lengths)
         shifts = self.offsets[indices] + starts - offsets[:-1]
         at = np.arange(offsets[-1]) + np.repeat(shifts, lengths)
-        return Histories(offsets, self.item_ids[at], self.timestamps[at], self.labels[at], self.values[at])
+        return Histories(
+            offsets,
+            self.item_ids[at],
+            self.timestamps[at],
+            self.labels[at],
+            self.values[at],
+            None if self.context is None else self.context[at],
+        )
 
 
 class HistoryFiles:
@@ -55,7 +64,9 @@ class HistoryFiles:
     record at a time, takes twice as long. TensorFlow is not loaded for it.
     """
 
-    def __init__(self, directory: Path, lengths: Int64[np.ndarray, " u"], num_behaviours: int):
+    def __init__(
+        self, directory: Path, lengths: Int64[np.ndarray, " u"], num_behaviours: int, num_context: int = 0
+    ):
         """Opens the files; nothing is read yet.
 
         Raises:
@@ -83,7 +94,11 @@ class HistoryFiles:
         self._parse = tf_example_pb2.Example.FromString
         self._directory = directory
         self._lengths = lengths
-        self._num_behaviours = num_behaviours
+        self._num_behaviours, self._num_context = num_behaviours, num_context
+        # Bytes of an event in each column.
+        self._widths = {"item_ids": 4, "timestamps": 8, "labels": num_behaviours, "values": 4}
+        if num_context:
+            self._widths["context"] = 4 * num_context
         self._lock = threading.Lock()  # one reader: its threads read the files of one request in parallel
 
     def read(self, indices: Int[np.ndarray, " n"]) -> Histories:
@@ -95,27 +110,23 @@ class HistoryFiles:
         with self._lock:
             records = self._records.__getitems__(np.asarray(indices).tolist())
         features = [self._parse(record).features.feature for record in records]
-        parts = {name: [_bytes(feature, name) for feature in features] for name in COLUMNS}
+        parts = {name: [_bytes(feature, name) for feature in features] for name in self._widths}
         lengths = np.asarray(self._lengths[indices])
-        widths = {name: np.dtype(dtype).itemsize for name, dtype in COLUMNS.items()}
-        for name, width in (widths | {"labels": self._num_behaviours}).items():
-            found = np.fromiter(map(len, parts[name]), np.int64, len(indices))
-            wrong = np.flatnonzero(found != lengths * width)
+        for name, width in self._widths.items():
+            sizes = np.fromiter(map(len, parts[name]), np.int64, len(indices))
+            wrong = np.flatnonzero(sizes != lengths * width)
             if len(wrong):
                 raise ValueError(
-                    f"user {indices[wrong[0]]} has {found[wrong[0]]} bytes of {name} in "
+                    f"user {indices[wrong[0]]} has {sizes[wrong[0]]} bytes of {name} in "
                     f"{str(self._directory)!r}, but {lengths[wrong[0]]} events by users.parquet; "
                     "one of them is damaged: run python -m jaxrec.prepare again."
                 )
-        item_ids, timestamps, labels, values = (
-            np.frombuffer(b"".join(parts[name]), dtype) for name, dtype in COLUMNS.items()
-        )
+        found = {name: np.frombuffer(b"".join(parts[name]), COLUMNS[name]) for name in parts}
+        num_events = len(found["item_ids"])
+        context = found["context"].reshape(num_events, self._num_context) if "context" in found else None
+        labels = found["labels"].reshape(num_events, self._num_behaviours)
         return Histories(
-            offsets_of(lengths),
-            item_ids,
-            timestamps,
-            labels.reshape(len(item_ids), self._num_behaviours),
-            values,
+            offsets_of(lengths), found["item_ids"], found["timestamps"], labels, found["values"], context
         )
 
     def take(
@@ -130,12 +141,15 @@ class HistoryFiles:
         size = int(offsets[-1])
         item_ids, timestamps = np.empty(size, np.int32), np.empty(size, np.int64)
         labels, values = np.empty((size, self._num_behaviours), np.int8), np.empty(size, np.float32)
+        context = np.empty((size, self._num_context), np.int32) if self._num_context else None
         for users in blocks(len(self._lengths), users_per_read):
             part = self.read(users)
             here = slice(int(offsets[users[0]]), int(offsets[users[-1] + 1]))
             item_ids[here], timestamps[here] = part.item_ids, part.timestamps
             labels[here], values[here] = part.labels, part.values
-        return Histories(offsets, item_ids, timestamps, labels, values)
+            if context is not None and part.context is not None:
+                context[here] = part.context
+        return Histories(offsets, item_ids, timestamps, labels, values, context)
 
 
 def _bytes(feature: Any, name: str) -> bytes:

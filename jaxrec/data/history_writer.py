@@ -3,7 +3,7 @@
 Example number i is user i: nothing is shuffled, so a reader finds a user without an index. Arrays
 are stored as raw little-endian bytes, which TFDS gives back as arrays of the declared type.
 
-Letters: U users, n events of one user, K behaviours.
+Letters: U users, n events of one user, K behaviours, F context columns.
 """
 
 from pathlib import Path
@@ -23,7 +23,14 @@ USERS_PER_SHARD = 1 << 18
 class HistoryWriter:
     """Writes the shards and the metadata of `directory`, in the layout that `tfds.builder_from_directory` reads."""
 
-    def __init__(self, directory: Path, num_users: int, users_per_shard: int = USERS_PER_SHARD):
+    def __init__(
+        self,
+        directory: Path,
+        num_users: int,
+        users_per_shard: int = USERS_PER_SHARD,
+        *,
+        with_context: bool = False,
+    ):
         # Imported here: it brings TensorFlow, and most of prepare must run without its 400 MB.
         import tensorflow_datasets as tfds
         from array_record.python.array_record_module import ArrayRecordWriter
@@ -33,15 +40,17 @@ class HistoryWriter:
         self._users_per_shard = users_per_shard
         self._num_shards = max(1, -(-num_users // users_per_shard))
         encoding = tfds.features.Encoding.BYTES
-        self._features = tfds.features.FeaturesDict(
-            {
-                "item_ids": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding=encoding),
-                "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64, encoding=encoding),
-                # Flat [n * K]: with K = 0 a two-dimensional array could not be told from its bytes.
-                "labels": tfds.features.Tensor(shape=(None,), dtype=np.int8, encoding=encoding),
-                "values": tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding=encoding),
-            }
-        )
+        features = {
+            "item_ids": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding=encoding),
+            "timestamps": tfds.features.Tensor(shape=(None,), dtype=np.int64, encoding=encoding),
+            # Flat [n * K]: with K = 0 a two-dimensional array could not be told from its bytes.
+            "labels": tfds.features.Tensor(shape=(None,), dtype=np.int8, encoding=encoding),
+            "values": tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding=encoding),
+        }
+        if with_context:  # flat [n * F] likewise
+            features["context"] = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding=encoding)
+        self._with_context = with_context
+        self._features = tfds.features.FeaturesDict(features)
         self._serializer = tfds.core.example_serializer.ExampleSerializer(
             self._features.get_serialized_info()
         )
@@ -55,8 +64,9 @@ class HistoryWriter:
         timestamps: Int64[np.ndarray, " n"],
         labels: Int8[np.ndarray, "n k"],
         values: Float32[np.ndarray, " n"],
+        context: Int32[np.ndarray, "n f"] | None = None,
     ) -> None:
-        """Write the next user."""
+        """Write the next user; `context` where the writer was made with it."""
         if self._writer is None:
             path = self._directory / self._shard_name(len(self._shard_lengths))
             # One record a group: reading one user must not decode its neighbours.
@@ -68,6 +78,9 @@ class HistoryWriter:
             "labels": labels.astype("i1").tobytes(),
             "values": values.astype("<f4").tobytes(),
         }
+        if self._with_context:
+            assert context is not None, "the writer was made with context"
+            example["context"] = context.astype("<i4").tobytes()
         record = self._serializer.serialize_example(example)
         self._writer.write(record)
         self._num_bytes += len(record)

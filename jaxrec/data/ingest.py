@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float64, Int8, UInt64
 
 from jaxrec.data.columns import ABSENT, UNITS_PER_SECOND, ColumnMap, direct_behaviours
+from jaxrec.data.context import context_ids
 from jaxrec.data.quarantine import Quarantine
 from jaxrec.data.sources import SourceBatch, Table
 from jaxrec.data.spool import UNKNOWN, Spool, record_type
@@ -74,6 +75,7 @@ def ingest(
         has_order=columns.order != ABSENT,
         has_names=columns.behaviour != ABSENT,
         has_value=columns.value.column != ABSENT,
+        num_context=len(columns.context),
     )
     ticks = 1
     if columns.timestamp != ABSENT:
@@ -171,6 +173,9 @@ def _ingest_batch(part: SourceBatch, state: Ingested, kinds: dict[str, str], qua
     if state.behaviours:
         # By the values as they were read: in float32 some fall below a threshold that they reach.
         records["labels"] = _direct_labels(batch, columns, values, check)
+    if columns.context:
+        hashed = [context_ids(batch.column(column), column) for column in columns.context]
+        records["context"] = np.stack(hashed, axis=1)
     names: pa.Array | None = None
     if columns.behaviour != ABSENT:
         names, unreadable = as_text(batch.column(columns.behaviour))

@@ -63,15 +63,15 @@ class TrainingRows:
         Raises:
             ValueError: no user has a training event, or a setting is out of range.
         """
-        ends = dataset.train_end
+        ends, share = dataset.train_end, ""
         if user_share < 1.0:
             chosen = random_stream(0, 0).permutation(len(ends))[: round(user_share * len(ends))]
-            ends = np.where(np.isin(np.arange(len(ends)), chosen), ends, 0)
+            ends, share = np.where(np.isin(np.arange(len(ends)), chosen), ends, 0), f"{user_share:g} of its "
         stretches = training_windows(ends, history_length, windows)
         if not len(stretches):
             raise ValueError(
-                f"dataset {dataset.metadata.name!r} has no training event in {user_share:g} of its "
-                f"{dataset.metadata.num_users} users; prepare it with an earlier split or more data."
+                f"dataset {dataset.metadata.name!r} has no training event in {share}{dataset.metadata.num_users} "
+                "users; prepare it with an earlier split or more data."
             )
         plans = [
             pack(np.where(own, stretches.lengths, 0), history_length, seed)
@@ -178,6 +178,8 @@ def stream_batches(
     _rows_per_process(global_batch_size, process_index, process_count)  # at once: not from inside tf.data
     tf = import_tensorflow()
     names = [field.name for field in dataclasses.fields(Batch)]
+    if not rows.dataset.metadata.context:
+        names.remove("context")
     if not rows.dataset.metadata.has_domains:
         names.remove("domain_ids")
     dtypes = [{"labels": tf.int8, "values": tf.float32}.get(name, tf.int32) for name in names]

@@ -28,7 +28,8 @@ from jaxrec.data.history_writer import HistoryWriter
 from jaxrec.data.ingest import Ingested, ingest
 from jaxrec.data.items import Catalogue, read_catalogue, write_items
 from jaxrec.data.quarantine import Quarantine
-from jaxrec.data.sources import Source, Table, file_digest, open_directory
+from jaxrec.data.queries import open_queries, read_queries, write_queries
+from jaxrec.data.sources import Source, Table, TableFiles, file_digest, open_directory
 from jaxrec.data.staging import staged_directory
 from jaxrec.data.text import WordPieces
 from jaxrec.data.tfds_movielens import open_tfds
@@ -88,12 +89,13 @@ def prepare(config: DataConfig, out: Path, *, progress: Progress | None = None) 
     source = open_source(config)
     columns = _resolve(config, source)
     pieces = WordPieces(config.text)
-    fingerprint = _fingerprint(config, columns, source, pieces)
+    queries = _open_queries(config)
+    fingerprint = _fingerprint(config, columns, source, pieces, queries)
     if prepared_fingerprint(out) == fingerprint:
         log.info("%s already holds this dataset (fingerprint %s)", out, fingerprint)
         return
     with staged_directory(out) as staging:
-        _prepare_into(staging, config, source, columns, pieces, fingerprint, report)
+        _prepare_into(staging, config, source, columns, pieces, queries, fingerprint, report)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -139,6 +141,18 @@ def _with_existing_files(known: ColumnMap, path: Path) -> ColumnMap:
     return known
 
 
+def _open_queries(config: DataConfig) -> TableFiles | None:
+    """The table of queries that the config names, if any."""
+    if config.queries is None:
+        return None
+    if config.source is not None or config.path.startswith(TFDS_PREFIX):
+        raise ValueError(
+            f"data.queries.file={config.queries.file!r} lies beside the events of a data.path that is a directory or a "
+            "file; write the events of this source to one, or set data.queries to none."
+        )
+    return open_queries(Path(config.path) if config.path else embedded_path(), config.queries)
+
+
 def _resolve(config: DataConfig, source: Source) -> ColumnMap:
     events = source.events()
     columns = resolve_events(fill_from(config.columns, source.columns), events.schema.names, events.where)
@@ -166,7 +180,9 @@ def _ranks_refused(name: str, column: str) -> str:
     )
 
 
-def _fingerprint(config: DataConfig, columns: ColumnMap, source: Source, pieces: WordPieces) -> str:
+def _fingerprint(
+    config: DataConfig, columns: ColumnMap, source: Source, pieces: WordPieces, queries: TableFiles | None
+) -> str:
     """A hash of all that decides the output's bytes, and of nothing else: not of where the input lies."""
     tables = {"events": source.events(), "items": source.items(), "users": source.users()}
     described: dict[str, Any] = {
@@ -180,8 +196,10 @@ def _fingerprint(config: DataConfig, columns: ColumnMap, source: Source, pieces:
         "tables": {name: table.digest() if table else None for name, table in tables.items()},
     }
     for name in ("cold_items", "noisy_events"):
-        if change := getattr(config, name):  # datasets without one keep the fingerprint that they have
+        if change := getattr(config, name):
             described[name] = dataclasses.asdict(change)
+    if config.queries is not None and queries is not None:
+        described["queries"] = [dataclasses.asdict(config.queries), queries.digest()]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -191,6 +209,7 @@ def _prepare_into(
     source: Source,
     columns: ColumnMap,
     pieces: WordPieces,
+    queries: TableFiles | None,
     fingerprint: str,
     report: Progress,
 ) -> None:
@@ -224,6 +243,11 @@ def _prepare_into(
         pieces.write(staging)
         item_id = np.zeros(len(order), np.int32)
         item_id[order] = np.arange(1, len(order) + 1)
+        of_queries: dict[str, int] | None = None
+        if config.queries is not None and queries is not None:
+            ids = dict(zip(item_keys.to_pylist(), item_id.tolist(), strict=True))
+            pairs, of_queries = read_queries(queries, config.queries, ids, item_keys, quarantine)
+            of_queries |= write_queries(staging, config.queries, pairs, pieces)
         _write_histories(staging, histories, item_id[item_rank], report)
         user_keys, _ = state.users.ranked()
         _write_users(staging, user_keys, histories)
@@ -233,6 +257,8 @@ def _prepare_into(
     summary["metadata"]["fingerprint"] = fingerprint
     summary["items"]["with_text"] = with_text
     summary["users"]["without_entry_in_users_table"] = unknown_users
+    if of_queries is not None:
+        summary["queries"] = of_queries
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     (staging / "statistics.json").write_text(text, encoding="utf-8")
 
@@ -274,13 +300,16 @@ def _check_times(config: DataConfig, source: Source, state: Ingested) -> tuple[b
 
 def _write_histories(staging: Path, histories: Sorted, item_id_of_code: np.ndarray, report: Progress) -> None:
     done, total = 0, len(histories.lengths)
-    with HistoryWriter(staging / "histories", total) as writer:
+    with HistoryWriter(
+        staging / "histories", total, with_context=bool(histories.state.columns.context)
+    ) as writer:
         for offsets, records in merged_users(histories):
             columns = (
                 item_id_of_code[records["item"]],
                 records["seconds"],
                 records["labels"],
                 records["value"],
+                records["context"],
             )
             for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
                 writer.add(*(column[start:stop] for column in columns))
@@ -361,6 +390,7 @@ def _statistics(
             "num_items": len(state.items),
             "num_events": events,
             "behaviours": list(histories.positives),
+            "context": list(state.columns.context),
             "filter_seen": filter_seen,
             "split": "leave_one_out" if isinstance(split, LeaveOneOut) else "global_time",
             "has_timestamps": use_times,

@@ -57,6 +57,7 @@ def fill_rows(
         times=laid(seconds_in_segment(events.timestamps, events.offsets), np.int32, padding=UNKNOWN_SECONDS),
         labels=laid(events.labels, np.int8, padding=-1),
         values=laid(events.values, np.float32, padding=np.nan),
+        context=None if events.context is None else laid(events.context, np.int32),
         domain_ids=None if domains is None else laid(np.repeat(domains, lengths), np.int32),
     )
 

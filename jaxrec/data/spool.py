@@ -21,9 +21,15 @@ UNKNOWN = int(np.iinfo(np.int64).min)
 
 
 def record_type(
-    num_behaviours: int, *, has_time: bool, has_order: bool, has_names: bool, has_value: bool
+    num_behaviours: int,
+    *,
+    has_time: bool,
+    has_order: bool,
+    has_names: bool,
+    has_value: bool,
+    num_context: int = 0,
 ) -> np.dtype:
-    """One event on disk: codes of user and item, a hash of all columns, labels; time in ticks, order, value if any."""
+    """One event on disk: codes of user and item, a hash of all columns, and what its source has besides."""
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
         ("user", "<i4"),
         ("item", "<i4"),
@@ -35,7 +41,7 @@ def record_type(
         + [("behaviour", "<i2")] * has_names
         + [("value", "<f4")] * has_value
     )
-    return np.dtype([*fields, ("labels", "i1", (num_behaviours,))])
+    return np.dtype([*fields, ("labels", "i1", (num_behaviours,)), ("context", "<i4", (num_context,))])
 
 
 class Spool:

@@ -1,10 +1,14 @@
 """What is measured, how often, and beside what."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxrec.evaluation.slates import Slate
+
 METRICS = ("hr", "recall", "ndcg", "mrr")
+BEHAVIOUR_BASELINES = ("item_rate", "logistic_regression")
 BASELINES = ("popularity", "recent_popularity", "transition", "item_knn", "ease", "ials")
 
 
@@ -26,6 +30,9 @@ class EvaluationConfig:
       cold_items: also rank the targets that training never saw among the items that it never saw.
       behaviour_events: where behaviours are judged: "first" = at each user's target, "all" = at every event of the
         split, which a split by time has more of.
+      behaviour_baselines: simple models of behaviours to print beside the model, of "item_rate" and
+        "logistic_regression".
+      slates: sets of items to choose from each user's best ones, by name, beside the plain lists.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
       seed: of the resampling and of the users shown as examples.
       example_users: users shown in the report with their history and recommendations.
@@ -42,6 +49,8 @@ class EvaluationConfig:
     ranking_events: Literal["first", "all"] = "first"
     cold_items: bool = False
     behaviour_events: Literal["first", "all"] = "first"
+    behaviour_baselines: tuple[str, ...] = ()
+    slates: Mapping[str, Slate] = field(default_factory=dict)
     confidence: float = 0.95
     seed: int = 0
     example_users: int = 4
@@ -58,6 +67,11 @@ class EvaluationConfig:
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ValueError(f"evaluation.baselines has {unknown[0]!r}; known are {', '.join(BASELINES)}.")
+        unknown = [name for name in self.behaviour_baselines if name not in BEHAVIOUR_BASELINES]
+        if unknown:
+            raise ValueError(
+                f"evaluation.behaviour_baselines has {unknown[0]!r}; known are {', '.join(BEHAVIOUR_BASELINES)}."
+            )
         if not 0.5 <= self.confidence < 1.0:
             raise ValueError(f"evaluation.confidence={self.confidence} must lie in 0.5 .. 1; 0.95 is usual.")
         for name, least in (("rows_per_batch", 1), ("list_length", 1), ("bootstrap_samples", 100)):

@@ -60,6 +60,54 @@ def print_evaluation(console: Console, values: Mapping[str, Any]) -> None:
         console.print(f"{display_name(name)} did not run: {reason}", style="yellow", markup=False)
 
 
+def print_search(console: Console, search: Mapping[str, Any], headline: str) -> None:
+    """The model and the baselines on text queries, by kind of query."""
+    table = Table(title=f"search by text, {headline} over queries", title_justify="left")
+    table.add_column("")
+    for kind, part in search.items():
+        table.add_column(f"{kind.replace('_', ' ')} ({part['num_queries']:,})", justify="right")
+    for name in next(iter(search.values()))["systems"]:
+        cells = (f"{part['systems'][name]['metrics'][headline]:.4f}" for part in search.values())
+        table.add_row(display_name(name), *cells, style="bold cyan" if name == "model" else "")
+    console.print(table)
+
+
+def print_behaviours(console: Console, comparison: Mapping[str, Mapping[str, Any]]) -> None:
+    """The model and the simple models of each behaviour."""
+    for behaviour, systems in comparison.items():
+        table = Table(title=escape(f"{behaviour}, of the events of the split"), title_justify="left")
+        for name in (
+            "",
+            "AUC",
+            "95% interval",
+            "log-loss",
+            "calibration error",
+            "AUC of the model less this",
+        ):
+            table.add_column(name, justify="right" if name else "left")
+        for system, values in systems.items():
+            shown = [values["auc"], values["log_loss"], values["expected_calibration_error"]]
+            numbers = ["-" if value is None else f"{value:.4f}" for value in shown]
+            spans = [
+                "" if not values.get(name) else "{:.4f} to {:.4f}".format(*values[name])
+                for name in ("auc_interval", "auc_gain")
+            ]
+            table.add_row(display_name(system), numbers[0], spans[0], *numbers[1:], spans[1])
+        console.print(table)
+
+
+def print_slates(console: Console, slates: Mapping[str, Mapping[str, Any]]) -> None:
+    """What each kind of set is like."""
+    table = Table(title="slates, beside the plain lists", title_justify="left")
+    names = [name for name in next(iter(slates.values())) if name != "interval"]
+    for name in ("", *names):
+        table.add_column(name.replace("_", " "), justify="right" if name else "left")
+    for slate, values in slates.items():
+        cells = ("-" if values[name] is None else f"{values[name]:.4f}" for name in names)
+        table.add_row(escape(slate), *cells)
+    console.print(table)
+
+
 def print_example(console: Console, user: ExampleUser, *, history_shown: int = 5) -> None:
     """The recommendations of one user, with titles."""
     table = Table(

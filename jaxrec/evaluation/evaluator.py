@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
+from jaxrec.evaluation.behaviour_baselines import compare_behaviours
 from jaxrec.evaluation.behaviours import (
     asked_labels,
     behaviour_metrics,
@@ -31,7 +33,9 @@ from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.ratings import learns_values, value_metrics
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
+from jaxrec.evaluation.search import is_searched, search_metrics
 from jaxrec.evaluation.significance import bootstrap_intervals, by_user, compare
+from jaxrec.evaluation.slate_lists import slate_metrics
 from jaxrec.evaluation.slices import activity_slices, domain_slices, popularity_slices, slice_means
 from jaxrec.evaluation.user_ranking import (
     BehaviourPredictions,
@@ -118,6 +122,8 @@ def evaluate(
     values["beyond_accuracy"] = list_quality(run, lists, ranks.user_indices, split)
     predictions, of_behaviours = _behaviours(run, split, config, rows_per_batch)
     values |= of_behaviours | {"values": _values(run, split, config, rows_per_batch)}
+    values["search"] = search_metrics(run, split, config) if is_searched(run.config.tasks) else {}
+    values["slates"] = _slates(run, rows, config)
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
         "baseline_seconds": baselines.seconds,
@@ -313,10 +319,33 @@ def _behaviours(
         return None, {"behaviours": {}, "funnels": {}}
     reference = predicted if split == "validation" else predict("validation")
     measured = behaviour_metrics(names, asked(predicted), reference and asked(reference), learned)
-    return predicted, {
-        "behaviours": measured,
-        "funnels": funnel_counts(tasks, names, predicted, measured),
-    }
+    values = {"behaviours": measured, "funnels": funnel_counts(tasks, names, predicted, measured)}
+    if config.behaviour_baselines and reference is not None:
+        values["behaviour_comparison"] = compare_behaviours(
+            run.dataset,
+            asked(predicted),
+            asked(reference),
+            measured,
+            config.behaviour_baselines,
+            num_samples=config.bootstrap_samples,
+            seed=config.seed,
+        )
+    return predicted, values
+
+
+def _slates(run: Run, rows: EvaluationRows, config: EvaluationConfig) -> dict[str, dict[str, Any]]:
+    """What the sets of the config are like; ranked once more, since they are chosen from longer lists."""
+    if not config.slates:
+        return {}
+    pools, _ = UserRanker(run, top_k=max(slate.pool for slate in config.slates.values())).rank(rows)
+    return slate_metrics(
+        run,
+        pools,
+        config.slates,
+        num_samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        seed=config.seed,
+    )
 
 
 def _values(run: Run, split: str, config: EvaluationConfig, rows_per_batch: int) -> dict[str, Any]:

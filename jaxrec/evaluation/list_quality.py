@@ -27,11 +27,11 @@ def list_quality(
       lists: by system: the items of each of `user_indices`, best first, 0 = none.
     """
     dataset = run.dataset
-    categories = _categories(dataset)
+    categories = categories_of(dataset)
     history_means = mean_popularity(dataset, user_indices, split)
     shown = np.unique(np.concatenate([part.ravel() for part in lists.values()]))
     shown = shown[shown > 0]
-    vectors = _vectors_of(run, shown)
+    vectors = vectors_of(run, shown)
     found = {}
     for system, recommended in lists.items():
         metrics = list_metrics(
@@ -62,7 +62,7 @@ def mean_popularity(
     return means
 
 
-def _categories(dataset: PreparedDataset) -> Bool[np.ndarray, "v c"] | None:
+def categories_of(dataset: PreparedDataset) -> Bool[np.ndarray, "v c"] | None:
     """Which item is in which category; None without categories, or with too many of them."""
     names = {name for row in dataset.item_categories for name in row}
     if not names or len(names) * (dataset.metadata.num_items + 1) > _MATRIX_BYTES:
@@ -70,7 +70,7 @@ def _categories(dataset: PreparedDataset) -> Bool[np.ndarray, "v c"] | None:
     return category_matrix(dataset.item_categories)
 
 
-def _vectors_of(run: Run, item_ids: Int[np.ndarray, " i"]) -> Float32[np.ndarray, "i_plus_1 d"]:
+def vectors_of(run: Run, item_ids: Int[np.ndarray, " i"]) -> Float32[np.ndarray, "i_plus_1 d"]:
     """The model's vectors of these items, after a row of zeros."""
     vectors, _ = run.catalogue()
     with jax.set_mesh(run.mesh):

@@ -102,8 +102,9 @@ def lines(
     x_label: str,
     *,
     from_zero: bool = False,
+    whole_x: bool = True,
 ) -> str:
-    """One line per series of (x, y); points alone where a series has few."""
+    """One line per series of (x, y); points alone where a series has few. `whole_x`: x is marked at integers alone."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
         figure = Figure(figsize=(5.2, 3.0))
         axes = figure.add_subplot()
@@ -114,7 +115,7 @@ def lines(
             figure.legend(fontsize=9.5, loc="outside lower left", ncols=3)
         if from_zero:
             axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(nbins=6, integer=whole_x))
         axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.set_xlabel(x_label)
         axes.set_title(title)

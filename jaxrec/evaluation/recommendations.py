@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.evaluation.slate_lists import SlateChooser
+from jaxrec.evaluation.slates import Slate
 from jaxrec.evaluation.user_ranking import Run, UserRanker, UserRanks
 
 COLUMNS = ("user_id", "item_id", "rank", "score")
@@ -102,6 +104,7 @@ def write_recommendations(
     k: int,
     rows_per_batch: int,
     user_indices: Int64[np.ndarray, " u"] | None = None,
+    slate: Slate | None = None,
 ) -> RecommendationCounts:
     """Writes `user_id, item_id, rank, score` (rank from 1) of each user's best `k` items, batch by batch.
 
@@ -112,18 +115,20 @@ def write_recommendations(
       split: "test" or "validation": from the events before that target, for the users that have one;
         "all": from all events.
       user_indices: these users only.
+      slate: write sets that are chosen together, in the order of choice, in place of the best `k`.
 
     Raises:
       ValueError: nobody is left to recommend to, or the model's output is not finite.
     """
-    ranker = UserRanker(run, top_k=k)
+    ranker = UserRanker(run, top_k=slate.pool if slate else k)
+    chooser = SlateChooser(run, slate) if slate else lambda ranks: ranks
     rows = ranker.rows(split, rows_per_batch=rows_per_batch, user_indices=user_indices)
     if not rows.num_users:
         raise ValueError(
             f"no user of split {split!r} can be asked: {rows.num_without_target:,} have no event in it and "
             f"{rows.num_without_history:,} no event before it; use --split=all."
         )
-    tables = (_table(run.dataset, part) for part in ranker.batches(rows, keep_targets=False))
+    tables = (_table(run.dataset, chooser(part)) for part in ranker.batches(rows, keep_targets=False))
     return RecommendationCounts(
         num_users=rows.num_users,
         num_rows=_write(tables, out),

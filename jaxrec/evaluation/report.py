@@ -20,6 +20,10 @@ BASELINE_NAMES = {
     "item_knn": "item-kNN",
     "ease": "EASE",
     "ials": "iALS",
+    "tf_idf": "TF-IDF",
+    "bm25": "BM25",
+    "tf_idf_with_queries": "TF-IDF with training queries",
+    "bm25_with_queries": "BM25 with training queries",
 }
 _SHOWN_METRICS = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10", "mrr")
 _HISTORY_SHOWN = 12
@@ -76,6 +80,8 @@ def render_report(
         "What the lists look like": _beyond_accuracy(evaluation),
         "Behaviours": _behaviours(evaluation),
         "Values": _values(evaluation),
+        "Search": _search(evaluation),
+        "Slates": _slates(evaluation),
         "Example users": _examples(examples),
         "How this was measured": _protocol(evaluation, config),
     }
@@ -281,12 +287,85 @@ def _behaviours(evaluation: Mapping[str, Any]) -> str:
         if values.get("calibration", {}).get("predicted")
     }
     plot = elements.panels([plots.calibration("Calibration", points)]) if points else ""
+    beside = "".join(
+        _behaviours_beside(behaviour, systems)
+        for behaviour, systems in (evaluation.get("behaviour_comparison") or {}).items()
+    )
     note = "Probabilities and the threshold alpha were set on the validation targets, and are judged here."
     for second, counts in evaluation.get("funnels", {}).items():
         note += (
             f" {elements.text(second)} without {elements.text(counts['first'])}: {counts['labels']:,} of "
             f"{counts['num_events']:,} labels, {counts['predicted']:,} predictions."
         )
+    return f'<p class="note">{note}</p><div class="panel scroll">{table}</div>{beside}<div class="gap"></div>{plot}'
+
+
+def _behaviours_beside(behaviour: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model beside the simple models of a behaviour."""
+    names = ("auc", "log_loss", "expected_calibration_error")
+    rows = []
+    for system, values in systems.items():
+        intervals = {name: values[f"{name}_interval"] for name in names[:2] if values.get(f"{name}_interval")}
+        rows.append(
+            elements.metric_row(MODEL if system == MODEL else display_name(system), values, names, intervals)
+        )
+    table = elements.table(
+        ["", *(name.replace("_", " ") for name in names)], rows, f"{behaviour}, beside simple models"
+    )
+    return f'<div class="panel scroll">{table}</div>'
+
+
+def _search(evaluation: Mapping[str, Any]) -> str:
+    search = evaluation.get("search") or {}
+    tables = []
+    for kind, part in search.items():
+        systems = part["systems"]
+        names = [name for name in _SHOWN_METRICS if name in systems[MODEL]["metrics"]]
+        rows = [
+            elements.metric_row(
+                MODEL if name == MODEL else display_name(name),
+                of_system["metrics"],
+                names,
+                of_system["intervals"],
+            )
+            for name, of_system in systems.items()
+        ]
+        caption = f"{kind.replace('_', ' ')}: {part['num_queries']:,} queries, {part['num_pairs']:,} pairs"
+        tables.append(f'<div class="panel scroll">{elements.table(["", *names], rows, caption)}</div>')
+    if not tables:
+        return ""
+    note = (
+        "Text queries, each held-out item ranked in the whole catalogue with the query's other answers left out; means "
+        "over queries. Known: the query was trained with other items. New: in known words. New words: with a word that "
+        "no training query has."
+    )
+    return f'<p class="note">{note}</p>{"".join(tables)}'
+
+
+def _slates(evaluation: Mapping[str, Any]) -> str:
+    slates = evaluation.get("slates") or {}
+    if not slates:
+        return ""
+    names = [name for name in next(iter(slates.values())) if name != "interval"]
+    rows = [
+        elements.metric_row(slate, values, names, {"hit_rate": values["interval"]})
+        for slate, values in slates.items()
+    ]
+    table = elements.table(["", *(name.replace("_", " ") for name in names)], rows, "")
+    ordered = sorted(slates.values(), key=lambda values: values["vector_diversity"] or 0.0)
+    diversity = [values["vector_diversity"] or 0.0 for values in ordered]
+    curves = {
+        name.replace("_", " "): (diversity, [values[name] for values in ordered])
+        for name in ("hit_rate", "expected_relevance")
+    }
+    plot = elements.panels(
+        [plots.lines("What diversity costs", curves, "vector diversity", from_zero=True, whole_x=False)]
+    )
+    note = (
+        "Sets that are chosen together, beside the plain lists (best). Expected relevance: the model's chance that the "
+        "next item is in the set, among the items that it is chosen from. Diversity: how unlike each other the items "
+        "of a set are."
+    )
     return f'<p class="note">{note}</p><div class="panel scroll">{table}</div><div class="gap"></div>{plot}'
 
 

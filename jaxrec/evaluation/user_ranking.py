@@ -66,6 +66,9 @@ class Run(Protocol):
     def catalogue(self) -> tuple[Float[jax.Array, "r d"], Float[jax.Array, " r"]]:
         """The item vectors and biases in physical row order, sharded over all axes of the mesh."""
 
+    def text_queries(self, token_ids: Int32[np.ndarray, "q t"]) -> Float[jax.Array, "q d"]:
+        """Unit vectors of texts that items are searched by, for runs that a task QueryItem trains."""
+
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"]:
         """Logits of the behaviours at the target event."""
 
@@ -248,13 +251,14 @@ class UserRanker:
 class BehaviourPredictions:
     """What the model said of the target events' behaviours, and what happened; NumPy, by user.
 
-    U = target events, where a user has more than one.
+    U = target events, where a user has more than one. `context` is the events' own, or None where they have none.
     """
 
     user_indices: Int64[np.ndarray, " u"]
     targets: Int32[np.ndarray, " u"]
     logits: Float32[np.ndarray, "u k"]
     labels: Int8[np.ndarray, "u k"]
+    context: Int32[np.ndarray, "u f"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +281,17 @@ def predict_behaviours(run: Run, rows: EvaluationRows) -> BehaviourPredictions |
     Raises:
       ValueError: a logit is not finite, or no task of the run learns behaviours.
     """
-    found = _predict(run, rows, run.behaviour_logits, "target_labels", "behaviour")
+    found = _predict(run, rows, run.behaviour_logits, ("target_labels", "target_context"), "behaviour")
     if found is None:
         return None
-    user_indices, targets, logits, labels = found
-    return BehaviourPredictions(user_indices=user_indices, targets=targets, logits=logits, labels=labels)
+    users, targets, logits, labels, *context = found
+    return BehaviourPredictions(
+        user_indices=users,
+        targets=targets,
+        logits=logits,
+        labels=labels,
+        context=context[0] if context else None,
+    )
 
 
 def predict_values(run: Run, rows: EvaluationRows) -> ValuePredictions | None:
@@ -290,33 +300,35 @@ def predict_values(run: Run, rows: EvaluationRows) -> ValuePredictions | None:
     Raises:
       ValueError: a prediction is not finite, or no task of the run learns values.
     """
-    found = _predict(run, rows, run.values, "target_values", "value")
+    found = _predict(run, rows, run.values, ("target_values",), "value")
     if found is None:
         return None
-    user_indices, targets, predicted, values = found
-    return ValuePredictions(user_indices=user_indices, targets=targets, predicted=predicted, values=values)
+    users, targets, predicted, values = found
+    return ValuePredictions(user_indices=users, targets=targets, predicted=predicted, values=values)
 
 
 def _predict(
     run: Run,
     rows: EvaluationRows,
     dispatch: Callable[[EvaluationBatch], np.ndarray],
-    wanted: str,
+    beside: Sequence[str],
     part: str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Of every target event, by user index: user, item, what is predicted, and the batch's field `wanted`."""
-    columns: list[tuple[np.ndarray, ...]] = []
+) -> list[np.ndarray] | None:
+    """Of every target event, by user index: user, item, what is predicted, and fields of the batch that are there."""
+    columns: list[list[np.ndarray]] = []
     for batch, predicted in _stream(rows, dispatch):
         user_indices = _gather(batch.user_indices)
-        found = _gather(batch.targets), np.asarray(predicted, np.float32), _gather(getattr(batch, wanted))
-        columns.append(tuple(column[user_indices >= 0] for column in (user_indices.astype(np.int64), *found)))
+        known = [getattr(batch, name) for name in beside if getattr(batch, name) is not None]
+        found = [user_indices.astype(np.int64), _gather(batch.targets), np.asarray(predicted, np.float32)]
+        found += [_gather(column) for column in known]
+        columns.append([column[user_indices >= 0] for column in found])
     if not columns:
         return None
-    users, targets, values, known = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    if not np.isfinite(values).all():
+    joined = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+    if not np.isfinite(joined[2]).all():
         raise ValueError(_diverged(part, run.step))
-    order = np.argsort(users, kind="stable")
-    return users[order], targets[order], values[order], known[order]
+    order = np.argsort(joined[0], kind="stable")
+    return [column[order] for column in joined]
 
 
 def _stream(

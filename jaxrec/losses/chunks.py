@@ -37,7 +37,7 @@ def sum_against_negatives(
     negative_offset: Float[Array, "S"],
     *,
     negative_mask: Bool[Array, "S"],
-    own_ids: Int[Array, "T"] | None = None,
+    own_ids: Int[Array, "T *e"] | None = None,
     chunk_logits: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of each target's `loss` against shared negatives, and the sum of weights.
@@ -48,7 +48,7 @@ def sum_against_negatives(
       weights: 0 leaves a target out.
       negative_offset: added to the logits.
       negative_mask: True = counts.
-      own_ids: a second id of each target that is no negative for it.
+      own_ids: further ids, one or E of each target, that are no negatives for it.
     """
 
     def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
@@ -59,7 +59,8 @@ def sum_against_negatives(
         logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + offset
         counts = mask[None, :]
         for excluded in (ids, *own):
-            counts = counts & (excluded[:, None] != candidate_ids[None, :])
+            same = excluded.reshape(len(ids), -1, 1) == candidate_ids
+            counts = counts & ~jnp.any(same, axis=1)
         return jnp.sum(jnp.where(weight > 0, weight * loss(target_logit, logits, counts), 0.0))
 
     weights = weights.astype(jnp.float32)

@@ -19,7 +19,7 @@ def in_batch_softmax(
     target_log_q: Float[Array, "T"],
     *,
     target_bias: Float[Array, "T"] | None = None,
-    own_ids: Int[Array, "T"] | None = None,
+    own_ids: Int[Array, "T *e"] | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Each target against all other targets of the global batch; weighted sum in nats, and the sum of weights.
@@ -32,7 +32,7 @@ def in_batch_softmax(
       weights: 0 = padding, neither target nor negative.
       target_log_q: log of each item's share of the training events (`item_log_q`).
       target_bias: added to the logits of the item, as target and as negative.
-      own_ids: the item that each query itself is of, which is no negative for it either.
+      own_ids: further items, one or E of each query, that are no negatives for it either.
 
     Source: Yi et al., RecSys 2019 (logQ correction of in-batch negatives). Deviation: the target's own logit is
     not corrected, because it is not there by sampling; the denominator then estimates the full softmax's.

@@ -26,7 +26,7 @@ def sampled_softmax(
     negative_mask: Bool[Array, "S"] | None = None,
     target_log_q: Float[Array, "T"] | None = None,
     num_draws: Float[Array, ""] | float | None = None,
-    own_ids: Int[Array, "T"] | None = None,
+    own_ids: Int[Array, "T *e"] | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of `-log(e^target / (e^target + sum of e^negative / (draws q)))`, and the sum of weights.
@@ -43,7 +43,7 @@ def sampled_softmax(
       target_log_q: corrects the target's logit like a negative's (Yi et al., RecSys 2019). None keeps it as it
         is, which is what makes the estimate unbiased.
       num_draws: real draws; None = counted from `negative_mask`.
-      own_ids: a second id of each target that is no negative for it.
+      own_ids: further ids, one or E of each target, that are no negatives for it.
 
     Source: Bengio and Senecal, AISTATS 2003 (importance sampling of the denominator); Jean et al., ACL 2015
     (negatives shared by all targets).

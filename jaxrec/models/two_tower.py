@@ -65,6 +65,8 @@ class TwoTowerConfig:
       domain_adapters: rank of an adapter for each domain on the encoder's output; 0 = the domains share all of it.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
+      context_rows: rows of the table of context features, which the hashes of an event's context are folded into; an
+        event's behaviours are then judged in its context. 0 = the context is not read.
       head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE. Values have
         one of the same kind to themselves.
       text: the text of items in the item tower; none = rows alone.
@@ -79,6 +81,7 @@ class TwoTowerConfig:
     user_dim: int = 0
     time_gaps: bool = False
     event_behaviours: bool = False
+    context_rows: int = 0
     domain_adapters: int = 0
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
@@ -93,6 +96,10 @@ class TwoTowerConfig:
         if self.domain_adapters < 0:
             raise ValueError(
                 f"domain_adapters={self.domain_adapters} must be at least 1; 0 = no adapters of domains."
+            )
+        if self.context_rows < 0 or self.context_rows == 1:
+            raise ValueError(
+                f"context_rows={self.context_rows} must be at least 2; 0 = the context is not read."
             )
         if not self.projection and self.item_dim != self.encoder.embed_dim:
             raise ValueError(
@@ -181,6 +188,11 @@ class TwoTower(nnx.Module):
         if outputs.read_behaviours:
             labels = 0.02 * jax.random.normal(rngs.params(), (2, outputs.read_behaviours, width))
             self.behaviour_table = parameter(labels, None, None, "embed")
+        if config.context_rows:
+            rows = config.init_scale * jax.random.normal(
+                rngs.params(), (config.context_rows, config.item_dim)
+            )
+            self.context_table = parameter(rows, None, None)
         self.encoder = Encoder(config.encoder, rngs=rngs)
         if outputs.num_domains:
             self.domain_adapters = DomainAdapters(
@@ -280,9 +292,30 @@ class TwoTower(nnx.Module):
         """The item in an event: its row and, where the model reads text, its text."""
         return rows if texts is None else self.text(rows, texts)
 
+    def text_queries(self, token_ids: Int[Array, "q t"], *, key: jax.Array | None) -> Float[Array, "q D"]:
+        """Unit vectors of texts that items are searched by: P(text), as of an item that is its text alone.
+
+        Args:
+          token_ids: 0 = padding.
+          key: of dropout; None = evaluation.
+        """
+        return unit_vectors(self.text.project(self.text.encode(token_ids, key=key)))
+
     def candidate_vectors(self, vectors: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         """v(y) of the item that is scored, from its vector of `scored_table`."""
         return vectors if self.config.cosine is None else unit_vectors(vectors)
+
+    def in_context(self, queries: Float[Array, "*b D"], context: Int[Array, "*b F"]) -> Float[Array, "*b D"]:
+        """The queries of events with the rows of their context added; as they are where the model reads none.
+
+        Args:
+          context: hashes; 0 = unknown, which adds nothing.
+        """
+        if not self.config.context_rows:
+            return queries
+        rows = jnp.take(self.context_table[...], context % self.config.context_rows, axis=0)
+        rows = jnp.where(context[..., None] > 0, rows, 0.0)
+        return queries + jnp.sum(rows, axis=-2).astype(queries.dtype)
 
     def behaviour_logits(
         self, queries: Float[Array, "*b D"], items: Float[Array, "*b D"]

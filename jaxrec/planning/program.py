@@ -233,7 +233,14 @@ def abstract_batch(case: Case, mesh: Mesh) -> Batch:
     """Shapes and shardings of a global batch."""
     rows, length = case.config.global_batch_size, case.config.data.history_length
     facts, where = case.facts, sharding(mesh, "batch")
-    return batch_shapes(rows, length, len(facts.behaviours), where, has_domains=len(facts.domains) > 1)
+    return batch_shapes(
+        rows,
+        length,
+        len(facts.behaviours),
+        where,
+        num_context=len(facts.context),
+        has_domains=len(facts.domains) > 1,
+    )
 
 
 def device_argument_bytes(leaf: Any) -> int:

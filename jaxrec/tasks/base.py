@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch, ValueFacts
+from jaxrec.core.queries import TextQueries
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM_BIAS, TwoTower
@@ -34,6 +35,8 @@ class DataFacts:
       has_timestamps: whether the time of any event is known.
       value: of the numbers beside the training events; None = there are none, or nobody has counted yet.
       num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
+      context: columns of an event's context, by name.
+      queries: texts and the items that answer them, to train on; None = the dataset has none.
       domains: catalogues that the dataset joins; () = it is one.
     """
 
@@ -45,6 +48,8 @@ class DataFacts:
     has_timestamps: bool = True
     value: ValueFacts | None = None
     num_text_tokens: int = 0
+    context: tuple[str, ...] = ()
+    queries: TextQueries | None = None
     domains: tuple[str, ...] = ()
 
 
@@ -141,6 +146,8 @@ class Forward:
         """Of every event the query before it and the vector of its item."""
         queries = self.causal_queries()
         before = jnp.pad(queries[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        if self.batch.context is not None:
+            before = self.model.in_context(before, jnp.asarray(self.batch.context))
         return before, self.event_vectors().astype(before.dtype)
 
     def encode(self, events: Float[Array, "B L D"], **options: Any) -> Float[Array, "B S E"]:
@@ -211,6 +218,11 @@ class Task:
     def scored_pairs(self, batch_rows: int, length: int, num_items: int) -> float:
         """(query, item) pairs that a batch scores, for the count of operations."""
         return 0.0
+
+    @property
+    def reads_queries(self) -> bool:
+        """Whether the loss encodes texts of its own, beside those of the items; such a task needs `model.text`."""
+        return False
 
     def masked_tokens(self, num_text_tokens: int) -> int:
         """Words of an item's text that the loss hides and predicts, at most; 0 = none, as most tasks."""

@@ -38,8 +38,9 @@ def step_flops(
 ) -> float:
     """Operations of one training step over `batch_rows` rows; each task says how many queries it scores.
 
-    The heads judge every event once, for all tasks that ask them. Of the text of items it counts what is
-    encoded with a gradient; the refresh of all vectors comes on top, every `refresh_every_steps`.
+    The heads judge every event once, for all tasks that ask them. Of the text of items it counts what is encoded with a
+    gradient; the refresh of all vectors comes on top, every `refresh_every_steps`, and so do the few words of text
+    queries.
     """
     modes = {name for task in tasks.values() for name in task.encodings}
     encoder = encoder_flops_per_row(model.encoder, length) * batch_rows * len(modes)

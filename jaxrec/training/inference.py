@@ -1,6 +1,6 @@
 """A trained state put to use: queries of users, vectors of items, logits of behaviours.
 
-N = users of an evaluation batch, D = item dim, R = physical rows, K = behaviours.
+N = users of an evaluation batch, Q = text queries, D = item dim, R = physical rows, K = behaviours.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.evaluation_batches import EvaluationBatch
@@ -45,6 +45,7 @@ class Inference:
         self._behaviours = jax.jit(self._behaviour, out_shardings=self._replicated)
         self._values = jax.jit(self._value, out_shardings=self._replicated)
         self._whole = jax.jit(self._with_texts)
+        self._text_queries = jax.jit(self._text_query, out_shardings=self._replicated)
 
     @property
     def appends_slot(self) -> bool:
@@ -54,6 +55,18 @@ class Inference:
     def queries(self, batch: EvaluationBatch) -> tuple[Float[Array, "N D"], SparseLogits | None]:
         """M(x) W of every user of the batch, and what the memory adds to the scores; replicated."""
         return self._queries(self.dense, self.tables, self.memory, self.texts, self._place(batch))
+
+    def text_queries(self, token_ids: Int[np.ndarray, "q t"]) -> Float[Array, "q D"]:
+        """Unit vectors of texts that items are searched by, as the task QueryItem trains them; replicated.
+
+        Raises:
+          ValueError: the model reads no text.
+        """
+        if self.setup.model.text is None:
+            raise ValueError("model.text is none: the run reads no text, and cannot be searched by one.")
+        missing = -len(token_ids) % self.setup.mesh.size
+        placed = jax.device_put(np.pad(token_ids, ((0, missing), (0, 0))), self._replicated)
+        return self._text_queries(self.dense, placed)[: len(token_ids)]
 
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
@@ -98,6 +111,8 @@ class Inference:
             placed["user_rows"] = place_batch(rows, self.setup.mesh)
         for name in ("rows", "columns", "slots", "targets"):
             placed[name] = gather_to_all(getattr(batch, name), self._replicated)
+        if batch.target_context is not None:
+            placed["target_context"] = gather_to_all(batch.target_context, self._replicated)
         return placed
 
     def _model(self, dense: Any) -> TwoTower:
@@ -156,6 +171,9 @@ class Inference:
         queries = model.queries(states)[at] / self.setup.ranking_task.temperature
         return queries, self._memory_logits(model, memory, states[at], placed) if memory else None
 
+    def _text_query(self, dense: Any, token_ids: jax.Array) -> jax.Array:
+        return self._model(dense).text_queries(token_ids, key=None)
+
     def _memory_logits(
         self,
         model: TwoTower,
@@ -208,6 +226,8 @@ class Inference:
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
         queries = model.queries(states)[placed["rows"], columns]
+        if "target_context" in placed:
+            queries = model.in_context(queries, placed["target_context"])
         targets = split_shared(placed["targets"])
         vectors = self._item_vectors(model, tables, texts, targets, self.setup.model.scored_table)
         items = model.candidate_vectors(join_shared(vectors, placed["targets"].size))

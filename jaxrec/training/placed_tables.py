@@ -32,9 +32,12 @@ def place_tables(
     problems = list(_problems(setup, given, kept))
     if problems:
         raise ValueError("; ".join(problems))
-    mesh, behaviours = setup.mesh, len(setup.step.facts.behaviours)
+    mesh, facts = setup.mesh, setup.step.facts
+    batch = abstract_batch(
+        global_batch_size, history_length, len(facts.behaviours), num_context=len(facts.context)
+    )
     with jax.set_mesh(mesh):
-        asked = lookup_sizes(setup.step, abstract_batch(global_batch_size, history_length, behaviours))
+        asked = lookup_sizes(setup.step, batch)
         transport = setup.step.exchange.lanes(1).transport
     chip = chip_of(mesh.devices.flat[0].device_kind)
     # A device whose memory is not published (a CPU) counts as the smallest that is.

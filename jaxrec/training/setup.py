@@ -116,6 +116,8 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         has_timestamps=metadata.has_timestamps,
         value=metadata.value,
         num_text_tokens=dataset.num_text_tokens,
+        context=metadata.context,
+        queries=None if dataset.queries is None else dataset.queries.pairs("train"),
         domains=metadata.domains,
     )
 
@@ -159,6 +161,7 @@ def make_setup(
     for task in tasks.values():
         task.check_data(facts)
     _check_behaviours(tasks, facts)
+    _check_context(model, tasks, facts)
     judges = any(task.needs_behaviour_head for task in tasks.values())
     outputs = Outputs(
         num_behaviours=len(facts.behaviours) if judges else 0,
@@ -172,6 +175,7 @@ def make_setup(
     if model.text is not None:
         _check_text(model.text, facts)
     _check_text_tasks(model.text, tasks)
+    _check_queries(model.text, facts)
     graphdef, abstract = split_model(model, outputs)
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
@@ -216,6 +220,21 @@ def _check_behaviours(tasks: Mapping[str, Task], facts: DataFacts) -> None:
                 )
 
 
+def _check_context(model: TwoTowerConfig, tasks: Mapping[str, Task], facts: DataFacts) -> None:
+    if not model.context_rows:
+        return
+    if not facts.context:
+        raise ValueError(
+            f"model.context_rows={model.context_rows}, but the events of dataset {facts.name!r} have no context; name "
+            "its columns with data.columns.context, or set it to 0."
+        )
+    if not any(task.needs_behaviour_head for task in tasks.values()):
+        raise ValueError(
+            f"model.context_rows={model.context_rows}, but no task predicts behaviours, which is what an event's "
+            "context is read for; add a Behaviour task, or set it to 0."
+        )
+
+
 def _check_memory(tasks: Mapping[str, Task]) -> None:
     ranking = {name: task for name, task in tasks.items() if isinstance(task, RankingTask)}
     unable = [f"{name!r} ({type(task).__name__})" for name, task in ranking.items() if not task.takes_memory]
@@ -246,9 +265,25 @@ def _check_text_tasks(text: TextTower | None, tasks: Mapping[str, Task]) -> None
             f"task {readers[0]} trains the text encoder; it needs model.text with masked_head=true and "
             "trained_items of at least 1."
         )
+    asked = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if task.reads_queries]
+    if asked and text is None:
+        raise ValueError(
+            f"task {asked[0]} reads texts; it needs model.text, the encoder that reads the items'."
+        )
     if not readers and text is not None and text.masked_head:
         raise ValueError(
             "model.text.masked_head=True, but no task trains the head; add a MaskedText task, or set it to false."
+        )
+
+
+def _check_queries(text: TextTower | None, facts: DataFacts) -> None:
+    """Items' tokens are checked where they are read; those of queries here."""
+    if text is None or facts.queries is None:
+        return
+    if (largest := int(facts.queries.token_ids.max())) >= text.encoder.vocab_size:
+        raise ValueError(
+            f"text.encoder.vocab_size={text.encoder.vocab_size}, but the queries of dataset {facts.name!r} have the "
+            f"token {largest}; prepare it with the encoder's own vocabulary: data.text.vocabulary."
         )
 
 

@@ -1,6 +1,5 @@
 """What the program for new items makes of ranks, and its simple systems, which are held against their formulas."""
 
-import importlib
 import json
 
 import numpy as np
@@ -13,14 +12,6 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepare
 
 USERS, ITEMS = 60, 40
-
-
-@pytest.fixture
-def module(monkeypatch, repository):
-    """Imports a module of `benchmarks/`, which is a directory of scripts and no package."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +113,8 @@ def seed_of(suite, rng, better=0, lost=0):
     ranks[10:] += lost
     cold = np.maximum(rng.integers(10, 40, 10) - better, 0)
     figures = {
-        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0, "baselines": {}, "command": "", "commit": "",
+        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0,
+        "sittings": [{"processor_seconds": 9.0}], "baselines": {}, "command": "", "commit": "",
         "cold_items": {"num_items": 40, "in_the_catalogue": {"recall@20": 0.0}},
     }  # fmt: skip
     return suite.Seed(figures, ranks, users, users[:10], cold)

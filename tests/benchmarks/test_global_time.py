@@ -1,6 +1,5 @@
 """What the program for splits by time makes of ranks: the worst seed decides, and validation chooses the window."""
 
-import importlib
 import json
 
 import numpy as np
@@ -9,14 +8,6 @@ import pytest
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.histories import Histories
 from jaxrec.evaluation.baselines import WindowPopularity
-
-
-@pytest.fixture
-def module(monkeypatch, repository):
-    """Imports a module of `benchmarks/`, which is a directory of scripts and no package."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,8 @@ def seed_of(suite, users, ranks, low):
     paired = {"difference": 0.1, "interval": [low, 0.2], "p_value": 0.01}
     names = ("recent_popularity", "item_knn", "transition")
     figures = {
-        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0, "command": "", "commit": "",
+        "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0,
+        "sittings": [{"processor_seconds": 9.0}], "command": "", "commit": "",
         "baselines": {name: {"ndcg@10": 0.01 * len(name)} for name in names},
         "paired": {name: {"ndcg@10": paired} for name in names},
     }  # fmt: skip
@@ -68,8 +60,8 @@ def test_the_worst_seed_decides(module, dataset, monkeypatch, tmp_path, capsys, 
 def test_the_window_is_chosen_on_validation(module, dataset):
     found, chosen = module("global_time").window_popularity(dataset)
     best = max(chosen["validation"], key=chosen["validation"].get)
-    assert best == f"{chosen['hours']} h"
-    again = WindowPopularity(seconds=chosen["hours"] * 3600).ranks(dataset, "test", every_event=True)
+    assert best == f"{chosen['hours']:g} h"
+    again = WindowPopularity(seconds=round(chosen["hours"] * 3600)).ranks(dataset, "test", every_event=True)
     np.testing.assert_array_equal(found.ranks, again.ranks)
 
 

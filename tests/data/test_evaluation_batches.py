@@ -124,6 +124,7 @@ def joined(parts):
                 if field.name == "batch"
                 else np.concatenate([getattr(value, field.name) for value in values])
                 for field in dataclasses.fields(cls)
+                if getattr(values[0], field.name) is not None
             }
         )
 

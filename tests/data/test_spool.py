@@ -10,7 +10,7 @@ from jaxrec.data.spool import UNKNOWN, Spool, history_order, record_type
 def test_a_bucket_holds_its_users_in_the_order_of_the_source(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxrec.data.spool.ROWS_PER_BUCKET", 10)
     dtype = record_type(2, has_time=True, has_order=False, has_names=True, has_value=True)
-    assert dtype.names == ("user", "item", "hash", "time", "behaviour", "value", "labels")
+    assert dtype.names == ("user", "item", "hash", "time", "behaviour", "value", "labels", "context")
     spool = Spool(tmp_path / "spool", dtype, 45)
     assert spool.num_buckets == 5
     records = np.zeros(45, dtype)

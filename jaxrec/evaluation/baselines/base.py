@@ -108,4 +108,5 @@ def select(histories: Histories, keep: Bool[np.ndarray, " e"]) -> Histories:
         histories.timestamps[keep],
         histories.labels[keep],
         histories.values[keep],
+        None if histories.context is None else histories.context[keep],
     )
