@@ -110,7 +110,8 @@ def plan_facts(config: TrainConfig, given: str = "") -> DataFacts:
     """What the step has to know of the data, without reading them where that can be helped.
 
     Args:
-      given: a prepared dataset's directory, or a JSON file with `num_items`, `num_users` and maybe `behaviours`.
+      given: a prepared dataset's directory, or a JSON file with `num_items`, `num_users` and maybe `behaviours` and
+        `domains`.
 
     Raises:
       ValueError: neither the config nor `given` tells.
@@ -125,7 +126,7 @@ def plan_facts(config: TrainConfig, given: str = "") -> DataFacts:
             return DataFacts(
                 name=path.stem, num_items=int(found["num_items"]), num_users=int(found["num_users"]),
                 behaviours=tuple(found.get("behaviours", ())), item_counts=None,
-                num_text_tokens=config.data.text.max_tokens,
+                num_text_tokens=config.data.text.max_tokens, domains=tuple(found.get("domains", ())),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
