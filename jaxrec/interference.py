@@ -58,6 +58,7 @@ def interference_of(given: argparse.Namespace) -> dict[str, Any]:
         global_batch_size=config.global_batch_size,
         history_length=config.data.history_length,
         user_share=config.data.train_users,
+        domain_temperature=config.data.domain_temperature,
         windows=config.data.windows,
         seed=config.seed,
         start_step=step,

@@ -1,4 +1,4 @@
-"""Every config trains two steps on a directory in the contract's layout, given by `--config.data.path` alone."""
+"""Every config trains two steps on a directory in the contract's layout, given by its place alone."""
 
 import ast
 import dataclasses
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxrec.config import load_config, stage_configs, to_json
+from jaxrec.data.domains import Domains
 from jaxrec.train import main
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -28,6 +29,13 @@ def smaller(path):
     if name_of(path) in PODS:
         sizes = {"embed_dim": 16, "num_layers": 3, "num_heads": 2, "mlp_dim": 16}
     return [f"--config.model.encoder.{field}={value}" for field, value in sizes.items()]
+
+
+def given(source, directory):
+    """Where the data are; what joins several domains gets the same one for each."""
+    if isinstance(source, Domains):
+        return [f"--config.data.source.paths.{name}={directory}" for name in source.paths]
+    return [f"--config.data.path={directory}", "--config.data.source=none"]
 
 
 NUM_USERS, NUM_ITEMS = 24, 40
@@ -95,8 +103,7 @@ def test_every_config_trains_two_steps(path, directory, tmp_path):
         [
             f"--config={path}",
             f"--workdir={tmp_path}",
-            f"--config.data.path={directory}",
-            "--config.data.source=none",
+            *given(config.data.source, directory),
             *smaller(path),
             "--config.num_train_steps=2",
             "--config.global_batch_size=8",

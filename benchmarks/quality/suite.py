@@ -35,6 +35,7 @@ from jaxrec.config import TrainConfig, apply_overrides, from_json, load_config, 
 from jaxrec.config.stages import run_directory
 from jaxrec.data.config import DataConfig
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.domains import Domains
 from jaxrec.data.prepare import prepare
 from jaxrec.evaluation.comparison import COLD_RANKS_FILE, RANKS_FILE
 from jaxrec.evaluation.significance import Comparison, paired_comparison
@@ -164,6 +165,8 @@ def _somewhere(data: DataConfig) -> DataConfig:
     source: Any = data.source
     if hasattr(source, "directory"):
         source = dataclasses.replace(source, directory=Path(source.directory).name)
+    if isinstance(source, Domains):
+        source = Domains(paths={domain: Path(path).name for domain, path in source.paths.items()})
     return dataclasses.replace(data, path=Path(data.path).name, source=source)
 
 

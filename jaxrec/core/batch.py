@@ -48,6 +48,7 @@ class Batch:
       labels: behaviour labels: 1, 0, or -1 = unknown. Never an input of the event's own prediction.
       values: the number beside each event (a rating, a count); NaN = unknown. Targets only.
       context: hashes of what is known of an event before its outcome, 0 = unknown; None = events have no context.
+      domain_ids: 1, 2, ...: the domain of the event's user; 0 = padding. None = the dataset has one domain.
     """
 
     item_ids: Int[Array, "b l"]
@@ -59,6 +60,7 @@ class Batch:
     labels: Int[Array, "b l k"]
     values: Float[Array, "b l"]
     context: Int[Array, "b l f"] | None = None
+    domain_ids: Int[Array, "b l"] | None = None
 
     @property
     def history_mask(self) -> Bool[Array, "b l"]:
@@ -79,6 +81,7 @@ def abstract_batch(
     where: jax.sharding.Sharding | None = None,
     *,
     num_context: int = 0,
+    has_domains: bool = False,
 ) -> Batch:
     """The shapes of a batch of `num_rows` packed rows of `length` positions."""
     integers = jax.ShapeDtypeStruct((num_rows, length), jnp.int32, sharding=where)
@@ -86,5 +89,10 @@ def abstract_batch(
     fields: dict[str, Any] = {field.name: integers for field in dataclasses.fields(Batch)}
     values = jax.ShapeDtypeStruct((num_rows, length), jnp.float32, sharding=where)
     context = jax.ShapeDtypeStruct((num_rows, length, num_context), jnp.int32, sharding=where)
-    beside = {"labels": labels, "values": values, "context": context if num_context else None}
+    beside = {
+        "labels": labels,
+        "values": values,
+        "context": context if num_context else None,
+        "domain_ids": integers if has_domains else None,
+    }
     return Batch(**(fields | beside))

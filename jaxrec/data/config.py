@@ -2,7 +2,7 @@
 
 Prepare reads `path`, `columns`, `split`, `cold_items`, `noisy_events`, `filter_seen`, `duplicates`, `text` and
 `queries`; a change of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads
-`history_length`, `windows` and `train_users`, which change batches and not files.
+`history_length`, `windows`, `train_users` and `domain_temperature`, which change batches and not files.
 """
 
 from dataclasses import dataclass, field
@@ -166,6 +166,7 @@ class DataConfig:
       history_length: events of a user that a training row holds
       windows: last = the last `history_length` events of each user, all = every such window
       train_users: share of the users whose histories are trained on; the others are evaluated alone
+      domain_temperature: how the rows of several domains are mixed: 1 = by their numbers, large = evenly
     """
 
     path: str = ""
@@ -184,12 +185,17 @@ class DataConfig:
     history_length: int = 200
     windows: Literal["last", "all"] = "last"
     train_users: float = 1.0
+    domain_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.history_length < 1:
             raise ValueError(f"data.history_length={self.history_length} must be at least 1.")
         if not 0.0 < self.train_users <= 1.0:
             raise ValueError(f"data.train_users={self.train_users} must lie above 0 and at most at 1.")
+        if not self.domain_temperature >= 1.0:
+            raise ValueError(
+                f"data.domain_temperature={self.domain_temperature} must be at least 1: domains by their sizes."
+            )
         if self.duplicates not in ("keep", "drop"):
             raise ValueError(f"data.duplicates={self.duplicates!r} must be 'keep' or 'drop'.")
         if self.windows not in ("last", "all"):

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int, Int32, Int64
 
 from jaxrec.core.batch import ValueFacts
+from jaxrec.data.domain_keys import domains_of
 from jaxrec.data.histories import UNKNOWN_TIME, Histories, HistoryFiles, blocks
 from jaxrec.data.packing import Windows
 from jaxrec.data.queries import QueryTable, load_queries
@@ -44,10 +45,16 @@ class DatasetMetadata:
     value: ValueFacts | None
     fingerprint: str
     context: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+    @property
+    def has_domains(self) -> bool:
+        """Whether there are several catalogues: one domain alone is a data set as any other."""
+        return len(self.domains) > 1
 
     def to_json(self) -> dict[str, Any]:
         """The metadata as JSON values."""
-        lists = {"behaviours": list(self.behaviours), "context": list(self.context)}
+        lists = {name: list(getattr(self, name)) for name in ("behaviours", "context", "domains")}
         return {**dataclasses.asdict(self), **lists}
 
     @classmethod
@@ -57,14 +64,14 @@ class DatasetMetadata:
         Raises:
             ValueError: a field is missing.
         """
-        values = {"context": (), **values}  # of a writer that knew none
+        values = {"context": (), "domains": (), **values}  # of a writer that knew none
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"the dataset's metadata lacks {missing}; run python -m jaxrec.prepare again.")
         value = ValueFacts(**values["value"]) if values["value"] is not None else None
         known = {name: values[name] for name in names}
-        tuples = {name: tuple(values[name]) for name in ("behaviours", "context")}
+        tuples = {name: tuple(values[name]) for name in ("behaviours", "context", "domains")}
         return cls(**known | tuples | {"value": value})
 
 
@@ -89,6 +96,8 @@ class PreparedDataset:
         directory: Path | None = None,
         item_titles: Sequence[str] | None = None,
         item_tokens: Int32[np.ndarray, "n_plus_1 t"] | None = None,
+        user_keys: Sequence[str] | None = None,
+        item_keys: Sequence[str] | None = None,
     ):
         self.metadata = metadata
         self.train_end = train_end
@@ -99,6 +108,8 @@ class PreparedDataset:
         self._events = events
         self._item_titles = item_titles
         self._item_tokens = item_tokens
+        self._user_keys = user_keys
+        self._item_keys = item_keys
 
     @classmethod
     def open(cls, path: str | Path, *, memory_budget_bytes: int = MEMORY_BUDGET_BYTES) -> "PreparedDataset":
@@ -166,12 +177,19 @@ class PreparedDataset:
         behaviours: Sequence[str] | None = None,
         filter_seen: bool = True,
         name: str = "memory",
+        domains: Sequence[str] = (),
+        user_keys: Sequence[str] | None = None,
+        item_keys: Sequence[str] | None = None,
     ) -> "PreparedDataset":
         """A dataset over arrays in memory; leave-one-out unless cut points are given.
 
+        With `domains` the keys are needed: they say whose each user and item is.
+
         Raises:
-            ValueError: an item id, a cut point or a label column is out of range.
+            ValueError: an item id, a cut point or a label column is out of range, or domains lack keys.
         """
+        if domains and (user_keys is None or item_keys is None):
+            raise ValueError(f"domains={tuple(domains)} need user_keys and item_keys, which begin with them.")
         lengths = np.diff(histories.offsets).astype(np.int64)
         split = "leave_one_out" if train_end is None else "custom"
         if train_end is None or validation_end is None:
@@ -207,6 +225,7 @@ class PreparedDataset:
             value=_value_facts(train.values),
             fingerprint="",
             context=_context_names(histories),
+            domains=tuple(domains),
         )
         counts = np.bincount(train.item_ids, minlength=num_items + 1)
         return cls(
@@ -218,6 +237,8 @@ class PreparedDataset:
             events=histories,
             item_titles=item_titles,
             item_tokens=item_tokens,
+            user_keys=user_keys,
+            item_keys=item_keys,
         )
 
     def histories(self, user_indices: Int[np.ndarray, " n"]) -> Histories:
@@ -241,8 +262,24 @@ class PreparedDataset:
             yield users, self.histories(users)
 
     @functools.cached_property
+    def user_domains(self) -> Int32[np.ndarray, " u"]:
+        """The domain of each user, 1, 2, ... in the order of `metadata.domains`; 0 where there are no domains."""
+        if not self.metadata.domains:
+            return np.zeros(self.metadata.num_users, np.int32)
+        return domains_of(pa.array(self.user_keys), self.metadata.domains)
+
+    @functools.cached_property
+    def item_domains(self) -> Int32[np.ndarray, " n_plus_1"]:
+        """The domain of each item id, as `user_domains`; [0] = 0."""
+        if not self.metadata.domains:
+            return np.zeros(self.metadata.num_items + 1, np.int32)
+        return np.append(np.int32(0), domains_of(pa.array(self.item_keys), self.metadata.domains))
+
+    @functools.cached_property
     def user_keys(self) -> np.ndarray:
         """The users' own ids, by user index."""
+        if self._user_keys is not None:
+            return np.asarray(self._user_keys)
         if self.directory is None:
             return np.arange(self.metadata.num_users)
         return _column(self.directory / "users.parquet", "user_id").to_numpy()
@@ -250,6 +287,8 @@ class PreparedDataset:
     @functools.cached_property
     def item_keys(self) -> np.ndarray:
         """The items' own ids; element `i` belongs to item id `i + 1`."""
+        if self._item_keys is not None:
+            return np.asarray(self._item_keys)
         if self.directory is None:
             return np.arange(1, self.metadata.num_items + 1)
         return _column(self.directory / "items.parquet", "item_id").to_numpy()

@@ -231,8 +231,13 @@ class EvaluationRows:
         if histories.context is not None:
             context = places(np.where(has_target[:, None], histories.context[target_at], 0))
         events = histories.take(order, windows.starts, windows.lengths)
-        batch = fill_rows(events, cells, numbers, windows.users, (block, length))
+        domains = None
+        if self.dataset.metadata.has_domains:
+            domains = self.dataset.user_domains[windows.users]
+        batch = fill_rows(events, cells, numbers, windows.users, (block, length), domains)
         if self.append_slot:
+            if batch.domain_ids is not None:
+                batch.domain_ids.reshape(-1)[last_cells] = domains
             batch.user_ids.reshape(-1)[last_cells] = windows.users + 1
             batch.segment_ids.reshape(-1)[last_cells] = numbers
             batch.positions.reshape(-1)[last_cells] = windows.lengths

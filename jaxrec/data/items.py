@@ -20,7 +20,7 @@ from jaxrec.data.sources import Table
 from jaxrec.data.text import WordPieces
 from jaxrec.data.validate import RowCheck, as_text, is_text, parse_ids
 
-__all__ = ["Catalogue", "read_catalogue", "write_items"]
+__all__ = ["Catalogue", "ItemCells", "ItemColumns", "read_catalogue", "write_items"]
 
 
 @dataclass
@@ -36,6 +36,45 @@ class Catalogue:
     without_entry: int = 0
 
 
+@dataclass(frozen=True)
+class ItemColumns:
+    """Which columns of an items table say what, "-" where there is none, and where categories are cut."""
+
+    item: str
+    title: str
+    category: str
+    text: tuple[str, ...]
+    separator: str
+
+    @classmethod
+    def find(cls, columns: ColumnMap, table: Table) -> "ItemColumns":
+        """As the map says, else by the usual names.
+
+        Raises:
+          ValueError: there is no item column, or the map names a column that the table lacks.
+        """
+        names = table.schema.names
+        item = find_item_column(columns, "item", names, table.where)
+        if item == ABSENT:
+            raise ValueError(
+                f"{table.where} has no item column among {', '.join(names)}; name it with columns.item."
+            )
+        category = find_item_column(columns, "categories", names, table.where)
+        return cls(
+            item=item,
+            title=find_item_column(columns, "title", names, table.where),
+            category=category,
+            text=text_columns(columns, names, table.where),
+            separator=columns.category_separator or _guess_separator(table, category),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Those that there are, each once."""
+        names = (self.item, self.title, self.category, *self.text)
+        return list(dict.fromkeys(name for name in names if name != ABSENT))
+
+
 def read_catalogue(
     table: Table | None, columns: ColumnMap, keys: pa.Array, quarantine: Quarantine
 ) -> Catalogue:
@@ -48,29 +87,19 @@ def read_catalogue(
     catalogue = Catalogue([""] * size, [()] * size, [""] * size)
     if table is None:
         return catalogue
-    names = table.schema.names
-    item = find_item_column(columns, "item", names, table.where)
-    if item == ABSENT:
-        raise ValueError(
-            f"{table.where} has no item column among {', '.join(names)}; name it with columns.item."
-        )
-    title = find_item_column(columns, "title", names, table.where)
-    category = find_item_column(columns, "categories", names, table.where)
-    text = text_columns(columns, names, table.where)
-    separator = columns.category_separator or _guess_separator(table, category)
-    wanted = list(dict.fromkeys(name for name in (item, title, category, *text) if name != ABSENT))
+    found = ItemColumns.find(columns, table)
     position = {key: rank for rank, key in enumerate(keys.to_pylist())}
     seen: set[Any] = set()
     id_type = "int64" if not pa.types.is_string(keys.type) else "string"
-    for part in table.batches(wanted):
+    for part in table.batches(found.names):
         catalogue.rows_read += part.batch.num_rows + len(part.unreadable)
         source = f"items:{part.source}"
         for row, line in part.unreadable:
             quarantine.add(source, row, UNREADABLE, line)
         check = RowCheck(part.batch.num_rows)
-        ids = _ids(part.batch.column(item), item, id_type, table, check)
+        ids = _ids(part.batch.column(found.item), found.item, id_type, table, check)
         set_aside(part, check, source, quarantine)
-        columns_of = {name: _Cells(part.batch.column(name), separator) for name in wanted if name != item}
+        cells = ItemCells(found, part.batch)
         for row, key in enumerate(ids):
             if check.bad[row]:
                 continue
@@ -82,16 +111,9 @@ def read_catalogue(
             if rank is None:
                 catalogue.never_seen += 1
                 continue
-            if title != ABSENT:
-                catalogue.titles[rank] = " ".join(columns_of[title][row])
-            if category != ABSENT:
-                catalogue.categories[rank] = columns_of[category].split(row)
-            # Genres read "Comedy, Drama" and not "Comedy|Drama": closer to what the word pieces were made for.
-            words = [
-                ", ".join((columns_of[n].split if n == category else columns_of[n].__getitem__)(row))
-                for n in text
-            ]
-            catalogue.texts[rank] = ". ".join(word for word in words if word)
+            catalogue.titles[rank] = cells.title(row)
+            catalogue.categories[rank] = cells.categories(row)
+            catalogue.texts[rank] = cells.text(row)
     catalogue.without_entry = size - sum(key in seen for key in position)
     return catalogue
 
@@ -142,6 +164,37 @@ class _Cells:
         if not self._separator or len(words) != 1:
             return words
         return tuple(word.strip() for word in words[0].split(self._separator) if word.strip())
+
+
+class ItemCells:
+    """What a batch of an items table says of each row."""
+
+    def __init__(self, columns: ItemColumns, batch: pa.RecordBatch):
+        self._columns = columns
+        self._of = {
+            name: _Cells(batch.column(name), columns.separator)
+            for name in columns.names
+            if name != columns.item
+        }
+
+    def title(self, row: int) -> str:
+        """The item's title, "" where it has none."""
+        title = self._columns.title
+        return "" if title == ABSENT else " ".join(self._of[title][row])
+
+    def categories(self, row: int) -> tuple[str, ...]:
+        """The item's categories."""
+        category = self._columns.category
+        return () if category == ABSENT else self._of[category].split(row)
+
+    def text(self, row: int) -> str:
+        """The words that become tokens."""
+        # Genres read "Comedy, Drama" and not "Comedy|Drama": closer to what the word pieces were made for.
+        words = [
+            ", ".join(self.categories(row) if name == self._columns.category else self._of[name][row])
+            for name in self._columns.text
+        ]
+        return ". ".join(word for word in words if word)
 
 
 def write_items(

@@ -31,6 +31,11 @@ class OwnSource:
         """What the columns mean; the usual names need no map."""
         return ColumnMap()
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Catalogues that the source joins; see `data.domains`."""
+        return ()
+
     def event_batches(self) -> Iterator[pa.RecordBatch]:
         """The events in their own order, the same at every call."""
         raise TypeError(f"{type(self).__name__} must define event_batches")

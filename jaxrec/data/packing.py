@@ -11,11 +11,12 @@ histogram of lengths; ours is best-fit decreasing over open rows, indexed by the
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["PackingPlan", "Windows", "pack", "random_stream", "training_windows"]
+__all__ = ["PackingPlan", "Windows", "joined_plans", "pack", "random_stream", "training_windows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,21 @@ def pack(
         row_length=row_length, row_offsets=row_offsets, segments=segments, columns=columns,
         num_events=int(ordered.sum()),
     )  # fmt: skip
+
+
+def joined_plans(plans: Sequence[PackingPlan]) -> PackingPlan:
+    """The rows of all plans, one plan after another; they are of the same lengths and rows."""
+    if len(plans) == 1:
+        return plans[0]
+    before = np.cumsum([0, *(len(plan.segments) for plan in plans[:-1])])
+    starts = [plan.row_offsets[:-1] + first for plan, first in zip(plans, before, strict=True)]
+    return PackingPlan(
+        row_length=plans[0].row_length,
+        row_offsets=np.append(np.concatenate(starts), sum(len(plan.segments) for plan in plans)),
+        segments=np.concatenate([plan.segments for plan in plans]),
+        columns=np.concatenate([plan.columns for plan in plans]),
+        num_events=sum(plan.num_events for plan in plans),
+    )
 
 
 def _best_fit_rows(

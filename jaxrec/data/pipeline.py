@@ -1,25 +1,26 @@
 """The order of training: batch `k` is a pure function of (dataset, seed, k).
 
 Rows are packed once; each epoch is a seeded permutation of them; position `p = k * B + j` of the endless
-stream is row `permutation(p div R)[p mod R]`. Processes take contiguous blocks of a batch, so their
+stream is row `permutation(p div R)[p mod R]`. Where there are several domains each has rows and epochs of its
+own, and `data.mixing` says whose row comes next. Processes take contiguous blocks of a batch, so their
 number changes no example, and a resumed run asks for batch `k` and has it: no iterator is saved.
 
 B = packed rows of the global batch, L = positions of a row, K = behaviours, R = rows of the plan.
 """
 
 import dataclasses
-import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int, Int64
 
 from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch, evaluation_batches
-from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream, training_windows
+from jaxrec.data.mixing import Mixing
+from jaxrec.data.packing import PackingPlan, Windows, joined_plans, pack, random_stream, training_windows
 from jaxrec.data.rows import fill_rows, row_segments
 from jaxrec.data.tensorflow_import import import_tensorflow
 
@@ -41,7 +42,7 @@ class TrainingRows:
     dataset: PreparedDataset
     windows: Windows
     plan: PackingPlan
-    seed: int
+    mixing: Mixing
 
     @classmethod
     def make(
@@ -51,11 +52,13 @@ class TrainingRows:
         history_length: int,
         windows: str = "last",
         user_share: float = 1.0,
+        domain_temperature: float = 1.0,
         seed: int = 0,
     ) -> "TrainingRows":
-        """Packs the dataset's training events, or those of a share of its users.
+        """Packs the dataset's training events, or those of a share of its users; no row holds two domains.
 
         The users are the same for every `seed`, and those of a smaller share are among those of a larger one.
+        `domain_temperature` mixes the domains; see `Mixing.make`.
 
         Raises:
             ValueError: no user has a training event, or a setting is out of range.
@@ -70,8 +73,13 @@ class TrainingRows:
                 f"dataset {dataset.metadata.name!r} has no training event in {share}{dataset.metadata.num_users} "
                 "users; prepare it with an earlier split or more data."
             )
-        plan = pack(stretches.lengths, history_length, seed)
-        return cls(dataset=dataset, windows=stretches, plan=plan, seed=seed)
+        plans = [
+            pack(np.where(own, stretches.lengths, 0), history_length, seed)
+            for own in _by_domain(dataset, stretches.users)
+        ]
+        plans = [plan for plan in plans if plan.num_rows]
+        mixing = Mixing.make(np.array([plan.num_rows for plan in plans]), domain_temperature, seed)
+        return cls(dataset=dataset, windows=stretches, plan=joined_plans(plans), mixing=mixing)
 
     @property
     def num_rows(self) -> int:
@@ -79,17 +87,14 @@ class TrainingRows:
 
     def rows_at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """The rows at these positions of the endless stream."""
-        epochs, inside = np.divmod(positions, self.num_rows)
-        rows = np.empty_like(inside)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            rows[here] = _epoch_permutation(self.seed, epoch, self.num_rows)[inside[here]]
-        return rows
+        return self.mixing.rows_at(positions)
 
 
-@functools.lru_cache(maxsize=4)  # a batch spans two epochs at most, unless the dataset is tiny
-def _epoch_permutation(seed: int, epoch: int, num_rows: int) -> Int64[np.ndarray, " r"]:
-    return random_stream(seed, epoch + 1).permutation(num_rows)
+def _by_domain(dataset: PreparedDataset, users: Int[np.ndarray, " s"]) -> list[Bool[np.ndarray, " s"]]:
+    """Which of these users are of each domain; all of them where there is one."""
+    if not dataset.metadata.has_domains:
+        return [np.ones(len(users), bool)]
+    return [dataset.user_domains[users] == number + 1 for number in range(len(dataset.metadata.domains))]
 
 
 def build_batch(
@@ -106,7 +111,8 @@ def build_batch(
     segments, cells, numbers = row_segments(rows.plan, chosen)
     windows = rows.windows.take(segments)
     events = rows.dataset.windows(windows)
-    return fill_rows(events, cells, numbers, windows.users, (block, rows.plan.row_length))
+    domains = rows.dataset.user_domains[windows.users] if rows.dataset.metadata.has_domains else None
+    return fill_rows(events, cells, numbers, windows.users, (block, rows.plan.row_length), domains)
 
 
 def _rows_per_process(global_batch_size: int, process_index: int, process_count: int) -> int:
@@ -129,6 +135,7 @@ def train_batches(
     history_length: int,
     windows: str = "last",
     user_share: float = 1.0,
+    domain_temperature: float = 1.0,
     seed: int = 0,
     start_step: int = 0,
     stop_step: int,
@@ -137,7 +144,12 @@ def train_batches(
 ) -> "BatchStream":
     """The batches of steps `start_step .. stop_step - 1`, built ahead of time by tf.data."""
     rows = TrainingRows.make(
-        dataset, history_length=history_length, windows=windows, user_share=user_share, seed=seed
+        dataset,
+        history_length=history_length,
+        windows=windows,
+        user_share=user_share,
+        domain_temperature=domain_temperature,
+        seed=seed,
     )
     return stream_batches(
         rows,
@@ -168,6 +180,8 @@ def stream_batches(
     names = [field.name for field in dataclasses.fields(Batch)]
     if not rows.dataset.metadata.context:
         names.remove("context")
+    if not rows.dataset.metadata.has_domains:
+        names.remove("domain_ids")
     dtypes = [{"labels": tf.int8, "values": tf.float32}.get(name, tf.int32) for name in names]
 
     def arrays(step: np.int64) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ from jaxrec.data.tfds_movielens import open_tfds
 from jaxrec.data.training_changes import falsify_events, remove_cold_items
 from jaxrec.data.validate import RowCheck, parse_ids
 
-__all__ = ["Progress", "embedded_path", "is_prepared", "prepare", "prepared_fingerprint"]
+__all__ = ["Progress", "embedded_path", "is_prepared", "open_source", "prepare", "prepared_fingerprint"]
 
 # Part of the fingerprint: raise it when the files or their meaning change.
 FORMAT_VERSION = 2
@@ -86,7 +86,7 @@ def prepare(config: DataConfig, out: Path, *, progress: Progress | None = None) 
             f"{out} exists and is no prepared dataset; choose another --out, or remove it: prepare replaces nothing "
             "that it did not write."
         )
-    source = _open(config)
+    source = open_source(config)
     columns = _resolve(config, source)
     pieces = WordPieces(config.text)
     queries = _open_queries(config)
@@ -102,7 +102,7 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-def _open(config: DataConfig) -> Source:
+def open_source(config: DataConfig) -> Source:
     """The source that `config.path` names, with the known column map of its name filled in where it fits."""
     if config.source is not None:
         if config.path:
@@ -395,6 +395,7 @@ def _statistics(
             "split": "leave_one_out" if isinstance(split, LeaveOneOut) else "global_time",
             "has_timestamps": use_times,
             "value": _value_facts(state.columns.value, histories.value_sums),
+            "domains": list(source.domains),
             "fingerprint": "",
         },
         "format_version": FORMAT_VERSION,

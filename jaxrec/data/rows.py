@@ -32,8 +32,13 @@ def fill_rows(
     numbers: Int[np.ndarray, " s"],
     users: Int[np.ndarray, " s"],
     shape: tuple[int, int],
+    domains: Int[np.ndarray, " s"] | None = None,
 ) -> Batch:
-    """Lays segment `s` of `events`, of user index `users[s]`, into an empty batch from cell `first_cells[s]` on."""
+    """Lays segment `s` of `events`, of user index `users[s]`, into an empty batch from cell `first_cells[s]` on.
+
+    Args:
+      domains: of the users; None = the dataset has one.
+    """
     lengths = np.diff(events.offsets)
     positions = np.arange(events.offsets[-1]) - np.repeat(events.offsets[:-1], lengths)
     cells = np.repeat(first_cells, lengths) + positions
@@ -53,6 +58,7 @@ def fill_rows(
         labels=laid(events.labels, np.int8, padding=-1),
         values=laid(events.values, np.float32, padding=np.nan),
         context=None if events.context is None else laid(events.context, np.int32),
+        domain_ids=None if domains is None else laid(np.repeat(domains, lengths), np.int32),
     )
 
 

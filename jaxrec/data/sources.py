@@ -80,6 +80,11 @@ class Source(Protocol):
         """What its columns mean, as far as that is known before its files are read."""
         ...
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Catalogues that it joins, whose ids are `domain:id`; () = it is one."""
+        ...
+
     def events(self) -> Table:
         """The events, in their own order."""
         ...
@@ -158,6 +163,7 @@ class DirectorySource:
     event_files: TableFiles
     item_files: TableFiles | None
     user_files: TableFiles | None
+    domains: tuple[str, ...] = ()
 
     def events(self) -> TableFiles:
         """The events, in the order of the files."""

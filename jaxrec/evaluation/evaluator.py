@@ -36,7 +36,7 @@ from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
 from jaxrec.evaluation.search import is_searched, search_metrics
 from jaxrec.evaluation.significance import bootstrap_intervals, by_user, compare
 from jaxrec.evaluation.slate_lists import slate_metrics
-from jaxrec.evaluation.slices import activity_slices, popularity_slices, slice_means
+from jaxrec.evaluation.slices import activity_slices, domain_slices, popularity_slices, slice_means
 from jaxrec.evaluation.user_ranking import (
     BehaviourPredictions,
     Run,
@@ -277,11 +277,13 @@ def _slices(
     per_user: PerUser,
     rival: str | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The model, the best baseline and popularity for parts of the users and of the items."""
+    """The model, the best baseline and popularity for domains, and for parts of the users and of the items."""
     ends = run.dataset.validation_end if split == "test" else run.dataset.train_end
     slices = activity_slices(ends[ranks.user_indices]) + popularity_slices(
         ranks.targets, run.dataset.item_counts
     )
+    domains = run.dataset.user_domains[ranks.user_indices]
+    slices = domain_slices(domains, run.dataset.metadata.domains) + slices
     systems = [name for name in dict.fromkeys([MODEL, rival or MODEL, "popularity"]) if name in per_user]
     means = {name: slice_means(per_user[name], slices) for name in systems}
     families: dict[str, list[dict[str, Any]]] = {}

@@ -57,11 +57,13 @@ class RankingCatalogue:
       slices: whole numbers of at most 8 bits, least significant slice first.
       scales: a power of two per row.
       bias: per row, added after scaling.
+      domains: per row; None = the catalogue is one.
     """
 
     slices: Float[jax.Array, "r blocks levels dim"]
     scales: Float[jax.Array, " r"]
     bias: Float[jax.Array, " r"]
+    domains: Int[jax.Array, " r"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -113,12 +115,18 @@ class FullRanking:
     def num_shards(self) -> int:
         return self.mesh.size
 
-    def catalogue(self, vectors: Float[Array, "r d"], bias: Float[Array, " r"]) -> RankingCatalogue:
+    def catalogue(
+        self,
+        vectors: Float[Array, "r d"],
+        bias: Float[Array, " r"],
+        item_domains: Int[np.ndarray, " n_plus_1"] | None = None,
+    ) -> RankingCatalogue:
         """Cuts the item vectors into slices, on the devices that own them.
 
         Args:
           vectors: one per physical row, sharded over all axes of the mesh.
           bias: one per physical row.
+          item_domains: by item id; None = the catalogue is one.
 
         Raises:
           ValueError: the rows do not divide the mesh or are too few for the items.
@@ -129,7 +137,9 @@ class FullRanking:
                 f"item vectors {vectors.shape} and bias {bias.shape} do not fit {self.num_items} items on "
                 f"{self.num_shards} shards; give at least {self.num_items + 1} rows, a multiple of the shards."
             )
-        return _cut_catalogue(self.mesh, vectors, bias)
+        if item_domains is not None:
+            item_domains = np.pad(item_domains, (0, rows - len(item_domains)))
+        return _cut_catalogue(self.mesh, vectors, bias, item_domains)
 
     def rank(
         self,
@@ -140,6 +150,7 @@ class FullRanking:
         seen_items: Int[Array, " s"],
         *,
         extra: SparseLogits | None = None,
+        query_domains: Int[Array, " q"] | None = None,
     ) -> Ranking:
         """Ranks `targets` among all items but those seen.
 
@@ -151,8 +162,9 @@ class FullRanking:
           seen_queries: indices into `queries` of the pairs (query, item) to mask; give none to mask nothing.
           seen_items: item ids of the pairs; a pair of item 0 is padding.
           extra: added to the scores of a few items of each query, `[Q, M]`; None = nothing is.
+          query_domains: items of other domains are masked, the target among them; for a catalogue with domains.
         """
-        return _rank(self, catalogue, queries, targets, seen_queries, seen_items, extra)
+        return _rank(self, catalogue, queries, targets, seen_queries, seen_items, extra, query_domains)
 
     def chunk_rows(self, rows_per_shard: int) -> int:
         """Rows of a chunk: even chunks, none above the limit."""
@@ -163,14 +175,21 @@ class FullRanking:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _cut_catalogue(mesh: Mesh, vectors: jax.Array, bias: jax.Array) -> RankingCatalogue:
-    def cut(vectors: jax.Array, bias: jax.Array) -> RankingCatalogue:
+def _cut_catalogue(
+    mesh: Mesh, vectors: jax.Array, bias: jax.Array, item_domains: jax.Array | None
+) -> RankingCatalogue:
+    def cut(vectors: jax.Array, bias: jax.Array, item_domains: jax.Array | None) -> RankingCatalogue:
         slices, scales = _slice_vectors(vectors.astype(jnp.float32))
         slices = slices[:, :, ::-1].astype(jnp.bfloat16)
-        return RankingCatalogue(slices=slices, scales=scales, bias=bias.astype(jnp.float32))
+        own_ids = jnp.arange(len(bias)) * mesh.size + lax.axis_index(ALL_AXES)
+        domains = None if item_domains is None else item_domains[own_ids]
+        return RankingCatalogue(slices=slices, scales=scales, bias=bias.astype(jnp.float32), domains=domains)
 
     row = spec("row")
-    return jax.shard_map(cut, mesh=mesh, in_specs=(row, row), out_specs=row, check_vma=False)(vectors, bias)
+    cut_shards = jax.shard_map(
+        cut, mesh=mesh, in_specs=(row, row, PartitionSpec()), out_specs=row, check_vma=False
+    )
+    return cut_shards(vectors, bias, item_domains)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -182,12 +201,13 @@ def _rank(
     seen_queries: jax.Array,
     seen_items: jax.Array,
     extra: SparseLogits | None,
+    query_domains: jax.Array | None,
 ) -> Ranking:
     rows_per_shard = catalogue.scales.shape[0] // ranking.num_shards
     cell_bytes = 1 if extra is None else 5  # the mask of seen items, and what is added to a score
     block = ranking.block_queries or max(8, min(256, _MASK_BYTES // (rows_per_shard * cell_bytes)))
     fixed = None if extra is None else _to_fixed_point(extra)
-    arguments = (queries, targets, seen_queries, seen_items, fixed)
+    arguments = (queries, targets, seen_queries, seen_items, fixed, query_domains)
     return jax.shard_map(
         functools.partial(_rank_on_shard, ranking, block),
         mesh=ranking.mesh,
@@ -206,6 +226,7 @@ def _rank_on_shard(
     seen_queries: Int[jax.Array, " s"],
     seen_items: Int[jax.Array, " s"],
     extra: SparseLogits | None,
+    query_domains: Int[jax.Array, " q"] | None,
 ) -> Ranking:
     """One shard's part: block by block of queries."""
     num_queries, num_shards = queries.shape[0], ranking.num_shards
@@ -226,8 +247,8 @@ def _rank_on_shard(
 
     seen_rows = own_rows(seen_items)
 
-    def rank_block(args: tuple[jax.Array, jax.Array, jax.Array, SparseLogits | None]) -> Ranking:
-        first, block_queries, block_targets, block_extra = args
+    def rank_block(args: Any) -> Ranking:
+        first, block_queries, block_targets, block_extra, block_domains = args
         query = _slice_vectors(block_queries.astype(jnp.float32))
         cells = (num_chunks, block_targets.shape[0], chunk)
         seen = _mask_of_seen(seen_queries - first, seen_rows, cells)
@@ -238,7 +259,7 @@ def _rank_on_shard(
             named = block_extra.item_ids == block_targets[:, None]
             target_scores += _from_fixed_point(jnp.sum(jnp.where(named, block_extra.values, 0), axis=1))
         beaten_by, best = _scan_chunks(
-            ranking, query, block_targets, target_scores, (chunks, chunk_ids, seen, added)
+            ranking, query, block_targets, target_scores, block_domains, (chunks, chunk_ids, seen, added)
         )
         top_scores, top_item_ids = _merge_shards(best, ranking.top_k)
         return Ranking(ranks=lax.psum(beaten_by, ALL_AXES), top_scores=top_scores, top_item_ids=top_item_ids)
@@ -250,7 +271,10 @@ def _rank_on_shard(
     def in_blocks(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(num_blocks, block, *x.shape[1:])
 
-    blocks = (jnp.arange(num_blocks) * block, *jax.tree.map(in_blocks, (queries, targets, extra)))
+    blocks = (
+        jnp.arange(num_blocks) * block,
+        *jax.tree.map(in_blocks, (queries, targets, extra, query_domains)),
+    )
     ranked = lax.map(rank_block, blocks)
     return jax.tree.map(lambda x: x.reshape(num_blocks * block, *x.shape[2:])[:num_queries], ranked)
 
@@ -260,6 +284,7 @@ def _scan_chunks(
     query: Slices,
     targets: Int[jax.Array, " q"],
     target_scores: Float[jax.Array, " q"],
+    query_domains: Int[jax.Array, " q"] | None,
     chunks: tuple[
         RankingCatalogue,
         Int[jax.Array, "chunks c"],
@@ -279,6 +304,8 @@ def _scan_chunks(
         allowed = ((ids >= ranking.first_item) & (ids <= ranking.num_items))[None, :] & (
             ~seen | (ids[None, :] == targets[:, None])
         )
+        if query_domains is not None:
+            allowed &= rows.domains[None, :] == query_domains[:, None]
         # Written as "not behind", so that a NaN counts as beaten by all and never as a perfect rank.
         behind = (scores < target_scores[:, None]) | (
             (scores == target_scores[:, None]) & (ids[None, :] >= targets[:, None])

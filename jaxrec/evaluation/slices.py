@@ -77,6 +77,18 @@ def popularity_slices(targets: Int[np.ndarray, " u"], item_counts: Int[np.ndarra
     return [Slice("item popularity", name, mask) for name, mask in masks.items() if mask.any()]
 
 
+def domain_slices(domains: Int[np.ndarray, " u"], names: Sequence[str]) -> list[Slice]:
+    """Users by their domain; none where there is one domain.
+
+    Args:
+      domains: 1, 2, ... in the order of `names`.
+    """
+    if len(names) < 2:
+        return []
+    masks = {name: domains == number for number, name in enumerate(names, 1)}
+    return [Slice("domain", name, mask) for name, mask in masks.items() if mask.any()]
+
+
 def slice_means(
     values: Mapping[str, Real[np.ndarray, " u"]], slices: Sequence[Slice]
 ) -> list[dict[str, str | int | float]]:

@@ -142,7 +142,7 @@ def evaluation_rows(
 
 
 class UserRanker:
-    """Ranks users of a run against its catalogue, which is cut into slices once.
+    """Ranks users of a run against its catalogue, which is cut into slices once; each against the user's own domain.
 
     Args:
       run: the trained run.
@@ -162,7 +162,10 @@ class UserRanker:
         vectors, bias = run.catalogue()
         if not bool(_all_finite(vectors) & _all_finite(bias)):
             raise ValueError(_diverged("item", run.step))
-        self._catalogue = self._ranking.catalogue(vectors, bias)
+        dataset = run.dataset
+        self._catalogue = self._ranking.catalogue(
+            vectors, bias, dataset.item_domains if dataset.metadata.has_domains else None
+        )
 
     def rows(
         self,
@@ -224,7 +227,11 @@ class UserRanker:
         queries, extra = self._run.query_fn(batch)
         targets = batch.targets if keep_targets else np.zeros_like(batch.targets)
         arguments = (_global(self._run.mesh, x) for x in (targets, batch.seen_users, batch.seen_items))
-        return self._ranking.rank(self._catalogue, queries, *arguments, extra=extra), _row_finite(queries)
+        domains = None
+        if self._run.dataset.metadata.has_domains:
+            domains = _global(self._run.mesh, self._run.dataset.user_domains[batch.user_indices])
+        found = self._ranking.rank(self._catalogue, queries, *arguments, extra=extra, query_domains=domains)
+        return found, _row_finite(queries)
 
     def _read(self, batch: EvaluationBatch, ranking: Ranking, finite: jax.Array) -> UserRanks:
         users, targets = _gather(batch.user_indices), _gather(batch.targets)

@@ -19,6 +19,7 @@ from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.memory import MemoryHead, TransitionMemory
+from jaxrec.nn.domain_adapters import DomainAdapters
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.heads import Head, SharedBottom
 from jaxrec.nn.layers import Dense, glorot_normal, parameter, unit_vectors
@@ -61,6 +62,7 @@ class TwoTowerConfig:
       time_gaps: add a vector for the time since the previous event of the history.
       event_behaviours: add a vector for each known label of the event: what came of it is told to what comes after it,
         and never to its own prediction.
+      domain_adapters: rank of an adapter for each domain on the encoder's output; 0 = the domains share all of it.
       init_scale: standard deviation of the item rows at the start.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
       context_rows: rows of the table of context features, which the hashes of an event's context are folded into; an
@@ -80,6 +82,7 @@ class TwoTowerConfig:
     time_gaps: bool = False
     event_behaviours: bool = False
     context_rows: int = 0
+    domain_adapters: int = 0
     init_scale: float = 0.02
     memory: TransitionMemory | None = None
     head: Head = SharedBottom()
@@ -90,6 +93,10 @@ class TwoTowerConfig:
             raise ValueError(f"item_dim={self.item_dim} must be at least 1.")
         if self.user_dim < 0:
             raise ValueError(f"user_dim={self.user_dim} must be at least 1; 0 = no table of users.")
+        if self.domain_adapters < 0:
+            raise ValueError(
+                f"domain_adapters={self.domain_adapters} must be at least 1; 0 = no adapters of domains."
+            )
         if self.context_rows < 0 or self.context_rows == 1:
             raise ValueError(
                 f"context_rows={self.context_rows} must be at least 2; 0 = the context is not read."
@@ -147,12 +154,14 @@ class Outputs:
       num_behaviours: logits of the behaviour head; 0 = no such head.
       read_behaviours: labels of an event that the user tower reads.
       values: whether there is a head for the number beside an event.
+      num_domains: each with an adapter of its own; 0 = there are no adapters.
       weighed_tasks: whose weight in the sum of losses is learned, as a log variance.
     """
 
     num_behaviours: int = 0
     read_behaviours: int = 0
     values: bool = False
+    num_domains: int = 0
     weighed_tasks: tuple[str, ...] = ()
 
 
@@ -185,6 +194,10 @@ class TwoTower(nnx.Module):
             )
             self.context_table = parameter(rows, None, None)
         self.encoder = Encoder(config.encoder, rngs=rngs)
+        if outputs.num_domains:
+            self.domain_adapters = DomainAdapters(
+                outputs.num_domains, width, config.domain_adapters, rngs=rngs
+            )
         if config.projection:
             kernel = glorot_normal(rngs.params(), (width, config.item_dim), width, config.item_dim)
             self.projection = parameter(kernel, "embed", None)
@@ -231,7 +244,7 @@ class TwoTower(nnx.Module):
             x = x + jnp.take(self.time_gap_table[...], batch.time_gaps, axis=0, mode="clip")
         if self.config.event_behaviours:
             x = x + self._behaviours(batch, masked).astype(x.dtype)
-        return self.encoder(
+        states = self.encoder(
             x,
             segment_ids=jnp.asarray(batch.segment_ids),
             positions=jnp.asarray(batch.positions),
@@ -240,6 +253,12 @@ class TwoTower(nnx.Module):
             times=self._times(batch, masked),
             last_positions=last_positions,
         )
+        if not self.config.domain_adapters:
+            return states
+        domain_ids = jnp.asarray(batch.domain_ids)
+        if last_positions is not None:
+            domain_ids = jnp.take_along_axis(domain_ids, last_positions, axis=1)
+        return self.domain_adapters(states, domain_ids)
 
     def _times(self, batch: Batch, masked: Bool[Array, "B L"] | None) -> Int[Array, "B L"]:
         """A masked event hides its time with its item: when the model is asked, the time of the target is unknown."""

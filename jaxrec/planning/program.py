@@ -110,7 +110,8 @@ def plan_facts(config: TrainConfig, given: str = "") -> DataFacts:
     """What the step has to know of the data, without reading them where that can be helped.
 
     Args:
-      given: a prepared dataset's directory, or a JSON file with `num_items`, `num_users` and maybe `behaviours`.
+      given: a prepared dataset's directory, or a JSON file with `num_items`, `num_users` and maybe `behaviours` and
+        `domains`.
 
     Raises:
       ValueError: neither the config nor `given` tells.
@@ -125,7 +126,7 @@ def plan_facts(config: TrainConfig, given: str = "") -> DataFacts:
             return DataFacts(
                 name=path.stem, num_items=int(found["num_items"]), num_users=int(found["num_users"]),
                 behaviours=tuple(found.get("behaviours", ())), item_counts=None,
-                num_text_tokens=config.data.text.max_tokens,
+                num_text_tokens=config.data.text.max_tokens, domains=tuple(found.get("domains", ())),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -233,7 +234,14 @@ def abstract_batch(case: Case, mesh: Mesh) -> Batch:
     """Shapes and shardings of a global batch."""
     rows, length = case.config.global_batch_size, case.config.data.history_length
     facts, where = case.facts, sharding(mesh, "batch")
-    return batch_shapes(rows, length, len(facts.behaviours), where, num_context=len(facts.context))
+    return batch_shapes(
+        rows,
+        length,
+        len(facts.behaviours),
+        where,
+        num_context=len(facts.context),
+        has_domains=len(facts.domains) > 1,
+    )
 
 
 def device_argument_bytes(leaf: Any) -> int:

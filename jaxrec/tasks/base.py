@@ -37,6 +37,7 @@ class DataFacts:
       num_text_tokens: tokens of an item's text, padding included; 0 = the items have no text.
       context: columns of an event's context, by name.
       queries: texts and the items that answer them, to train on; None = the dataset has none.
+      domains: catalogues that the dataset joins; () = it is one.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DataFacts:
     num_text_tokens: int = 0
     context: tuple[str, ...] = ()
     queries: TextQueries | None = None
+    domains: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass

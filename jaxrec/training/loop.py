@@ -38,7 +38,7 @@ class LoopConfig:
 
     Attributes:
       validate_every_steps: 0 = never; the best state by `metric` is then kept in `workdir/best`.
-      user_share: see `TrainingRows.make`.
+      user_share, domain_temperature: see `TrainingRows.make`.
     """
 
     num_train_steps: int
@@ -51,6 +51,7 @@ class LoopConfig:
     validate_every_steps: int
     metric: str
     user_share: float = 1.0
+    domain_temperature: float = 1.0
 
 
 def train(
@@ -197,6 +198,7 @@ class Prefetch:
             history_length=config.history_length,
             windows=config.windows,
             user_share=config.user_share,
+            domain_temperature=config.domain_temperature,
             seed=setup.step.seed,
             start_step=start,
             stop_step=config.num_train_steps,

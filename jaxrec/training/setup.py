@@ -118,6 +118,7 @@ def dataset_facts(dataset: PreparedDataset) -> DataFacts:
         num_text_tokens=dataset.num_text_tokens,
         context=metadata.context,
         queries=None if dataset.queries is None else dataset.queries.pairs("train"),
+        domains=metadata.domains,
     )
 
 
@@ -152,6 +153,11 @@ def make_setup(
             f"model.event_behaviours=True, but the events of dataset {facts.name!r} have no behaviours; declare one in "
             "the column map, or set it to False."
         )
+    if model.domain_adapters and len(facts.domains) < 2:
+        raise ValueError(
+            f"model.domain_adapters={model.domain_adapters}, but dataset {facts.name!r} has one domain; join several "
+            "with data.source=Domains, or set it to 0."
+        )
     for task in tasks.values():
         task.check_data(facts)
     _check_behaviours(tasks, facts)
@@ -161,6 +167,7 @@ def make_setup(
         num_behaviours=len(facts.behaviours) if judges else 0,
         read_behaviours=len(facts.behaviours) if model.event_behaviours else 0,
         values=any(task.needs_value_head for task in tasks.values()),
+        num_domains=len(facts.domains) if model.domain_adapters else 0,
         weighed_tasks=balance.weighed(tasks),
     )
     if model.memory is not None:

@@ -16,8 +16,8 @@ from jaxrec.data.pipeline import TrainingRows, build_batch, stream_batches, trai
 from jaxrec.data.rows import NUM_TIME_GAPS, seconds_in_segment, time_gap_buckets
 
 FIELDS = [
-    field.name for field in dataclasses.fields(Batch) if field.name != "context"
-]  # these sets have none
+    field.name for field in dataclasses.fields(Batch) if field.name not in ("context", "domain_ids")
+]  # these sets have neither
 
 
 def make_dataset(lengths, seed=0, num_behaviours=2):
