@@ -63,7 +63,8 @@ def ranks_of(workdir, mesh_shape, rows_per_batch):
         rows = evaluation_rows(run, "test", rows_per_batch=rows_per_batch)
         ranks, _ = UserRanker(run, top_k=5).rank(rows)
         # Another number of rows packs other users into the first batch.
-        logits = run.behaviour_logits(evaluation_rows(run, "test", rows_per_batch=8).build(0))
+        batch = evaluation_rows(run, "test", rows_per_batch=8).build(0)
+        logits = run.behaviour_logits(batch) if run.setup.outputs.num_behaviours else None
     return ranks, logits
 
 
