@@ -31,15 +31,7 @@ CONFIGS = sorted(REPOSITORY.glob("configs/*.py"))
 OTHER_MESHES = ("multi_gpu", "tpu_pod")
 PODS = ("web_scale", "web_scale_cpu")
 # One of each kind is trained; the others are as good as their parts, which have tests of their own.
-TRAINED = (
-    "amazon_domains",
-    "debug",
-    "kuairand",
-    "ml1m_text",
-    "pretrain_finetune",
-    "quickstart",
-    "web_scale_cpu",
-)
+TRAINED = ("debug", "kuairand", "quickstart", "web_scale_cpu")
 
 
 def smaller(path):
@@ -152,13 +144,9 @@ def test_every_config_fits_its_data_and_its_step_can_be_traced(path, directory, 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in TRAINED], ids=name_of)
 def test_configs_of_every_kind_train_two_steps(path, directory, tmp_path):
-    config = load_config(str(path))
     status = main([f"--config={path}", f"--workdir={tmp_path}", *overrides(path, directory)])
     assert status == 0
-    for workdir, run in (
-        {tmp_path / name: run for name, run in stage_configs(config, tmp_path).items()} or {tmp_path: config}
-    ).items():
-        check_metrics(workdir, run.tasks)
+    check_metrics(tmp_path, load_config(str(path)).tasks)
 
 
 def check_metrics(workdir, tasks):
