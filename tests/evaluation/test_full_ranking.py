@@ -189,7 +189,7 @@ def test_queries_on_the_mesh_and_no_gathered_catalogue():
     got = ranking.rank(catalogue, queries, data["targets"], *seen)
     again = ranking.rank(catalogue, jnp.asarray(data["queries"]), data["targets"], *seen)
     jax.tree.map(np.testing.assert_array_equal, got, again)
-    text = _rank.lower(ranking, catalogue, queries, data["targets"], *seen, None).compile().as_text()
+    text = _rank.lower(ranking, catalogue, queries, data["targets"], *seen, None, None).compile().as_text()
     gathered = [line for line in text.splitlines() if " all-gather(" in line]
     assert gathered
     assert all("[16,64]" in line or "[16,80]" in line for line in gathered), gathered
