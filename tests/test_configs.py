@@ -17,7 +17,6 @@ from jax.sharding import NamedSharding
 
 from jaxrec.config import load_config, stage_configs, to_json
 from jaxrec.config.stages import override_run
-from jaxrec.core.batch import abstract_batch
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import spec
 from jaxrec.data.domains import Domains
@@ -131,11 +130,8 @@ def test_every_config_fits_its_data_and_its_step_can_be_traced(path, directory, 
         mesh = make_mesh(run.mesh_shape)
         with jax.set_mesh(mesh):
             setup = setup_run(run, dataset, mesh)
-            facts, rows = setup.step.facts, NamedSharding(mesh, spec("batch"))
-            batch = abstract_batch(
-                run.global_batch_size, run.data.history_length, len(facts.behaviours), rows,
-                num_context=len(facts.context), has_domains=len(facts.domains) > 1,
-            )  # fmt: skip
+            rows = NamedSharding(mesh, spec("batch"))
+            batch = setup.step.facts.abstract_batch(run.global_batch_size, run.data.history_length, rows)
             state = setup.abstract_state()
             after, metrics = jax.eval_shape(make_train_step(setup.step, state, mesh), state, batch)
         assert {f"loss/{task}" for task in run.tasks} <= set(metrics)

@@ -33,11 +33,8 @@ class Sorted:
     train_end: Int64[np.ndarray, " u"] = field(default_factory=lambda: np.zeros(0, np.int64))
     validation_end: Int64[np.ndarray, " u"] = field(default_factory=lambda: np.zeros(0, np.int64))
     item_counts: Int64[np.ndarray, " v"] = field(default_factory=lambda: np.zeros(0, np.int64))
-    value_sums: tuple[float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-    )  # of the training part: count, sum, sum of squares
+    # Of the training part's values: count, sum, sum of squares.
+    value_sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     cut_times: tuple[int, ...] = ()
     duplicates: int = 0
     dropped: int = 0

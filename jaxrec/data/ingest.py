@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int8, UInt64
 
 from jaxrec.data.columns import ABSENT, UNITS_PER_SECOND, ColumnMap, direct_behaviours
 from jaxrec.data.context import context_ids
+from jaxrec.data.mixed_bits import ODD, mixed
 from jaxrec.data.quarantine import Quarantine
 from jaxrec.data.sources import SourceBatch, Table
 from jaxrec.data.spool import UNKNOWN, Spool, record_type
@@ -258,11 +259,8 @@ def row_hashes(batch: pa.RecordBatch) -> UInt64[np.ndarray, " e"]:
     """
     total = np.zeros(batch.num_rows, np.uint64)
     for column in batch.columns:
-        total = _mixed(total * _ODD + _column_hashes(column))
+        total = mixed(total * ODD + _column_hashes(column))
     return total
-
-
-_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _column_hashes(column: pa.Array) -> UInt64[np.ndarray, " e"]:
@@ -280,14 +278,4 @@ def _column_hashes(column: pa.Array) -> UInt64[np.ndarray, " e"]:
         bits = words[np.asarray(encoded.indices)] if len(words) else np.zeros(len(column), np.uint64)
     else:
         bits = np.array([hash(repr(value)) for value in column.to_pylist()], np.int64).view(np.uint64)
-    return _mixed(bits + np.where(null, _ODD, np.uint64(1)))
-
-
-def _mixed(bits: UInt64[np.ndarray, " e"]) -> UInt64[np.ndarray, " e"]:
-    """Every bit of the result depends on every bit given.
-
-    Source: Steele, Lea, Flood, OOPSLA 2014 (the finaliser of SplitMix64).
-    """
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return mixed(bits + np.where(null, ODD, np.uint64(1)))

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int64
 
 from jaxrec.data.bucket_sort import Sorted
 from jaxrec.data.config import ColdItems, NoisyEvents
+from jaxrec.data.mixed_bits import ODD, mixed
 from jaxrec.data.packing import random_stream
 
 __all__ = ["falsify_events", "remove_cold_items"]
-
-_ODD, _FIRST, _SECOND = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,6 @@ def _uniform(
 
     Source: Steele, Lea, Flood, OOPSLA 2014 (SplitMix64, its mixing function).
     """
-    start = _mixed(np.array([seed & (2**64 - 1)], np.uint64) * _ODD + np.uint64(stream))
-    mixed = _mixed(_mixed(start + users.astype(np.uint64) * _ODD) + places.astype(np.uint64) * _ODD)
-    return (mixed >> np.uint64(11)) * 2.0**-53
-
-
-def _mixed(x: UInt64[np.ndarray, " e"]) -> UInt64[np.ndarray, " e"]:
-    x = (x ^ (x >> np.uint64(30))) * _FIRST
-    x = (x ^ (x >> np.uint64(27))) * _SECOND
-    return x ^ (x >> np.uint64(31))
+    start = mixed(np.array([seed & (2**64 - 1)], np.uint64) * ODD + np.uint64(stream))
+    bits = mixed(mixed(start + users.astype(np.uint64) * ODD) + places.astype(np.uint64) * ODD)
+    return (bits >> np.uint64(11)) * 2.0**-53

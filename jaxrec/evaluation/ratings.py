@@ -57,12 +57,10 @@ def mean_predictions(
     """
     ends = dataset.validation_end if split == "test" else dataset.train_end
     users = np.arange(len(ends))
-    histories = dataset.histories(users)
-    lengths = np.diff(histories.offsets)
-    before = np.arange(len(histories.values)) < np.repeat(histories.offsets[:-1] + ends, lengths)
-    known = before & ~np.isnan(histories.values)
-    values = histories.values[known].astype(np.float64)
-    items, owners = histories.item_ids[known], np.repeat(users, lengths)[known]
+    before = dataset.prefixes(users, ends)
+    known = ~np.isnan(before.values)
+    values = before.values[known].astype(np.float64)
+    items, owners = before.item_ids[known], np.repeat(users, np.diff(before.offsets))[known]
     mean = float(values.mean()) if len(values) else 0.0
     of_item = _shrunk(values - mean, items, dataset.metadata.num_items + 1, ITEM_PRIOR)
     of_user = _shrunk(values - mean - of_item[items], owners, len(users), USER_PRIOR)

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jaxrec.config import TrainConfig, validate
 from jaxrec.config.setup import setup_of
 from jaxrec.core.batch import Batch
-from jaxrec.core.batch import abstract_batch as batch_shapes
 from jaxrec.core.mesh import resolve_shape
 from jaxrec.core.partition import LAYOUTS, sharding
 from jaxrec.data.dataset import PreparedDataset
@@ -233,15 +232,7 @@ def compile_step(case: Case) -> Program:
 def abstract_batch(case: Case, mesh: Mesh) -> Batch:
     """Shapes and shardings of a global batch."""
     rows, length = case.config.global_batch_size, case.config.data.history_length
-    facts, where = case.facts, sharding(mesh, "batch")
-    return batch_shapes(
-        rows,
-        length,
-        len(facts.behaviours),
-        where,
-        num_context=len(facts.context),
-        has_domains=len(facts.domains) > 1,
-    )
+    return case.facts.abstract_batch(rows, length, sharding(mesh, "batch"))
 
 
 def device_argument_bytes(leaf: Any) -> int:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrec.core.batch import Batch, ValueFacts
+from jaxrec.core.batch import Batch, ValueFacts, abstract_batch
 from jaxrec.core.queries import TextQueries
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
@@ -51,6 +51,17 @@ class DataFacts:
     context: tuple[str, ...] = ()
     queries: TextQueries | None = None
     domains: tuple[str, ...] = ()
+
+    def abstract_batch(self, num_rows: int, length: int, where: jax.sharding.Sharding | None = None) -> Batch:
+        """The shapes of a batch of the dataset."""
+        return abstract_batch(
+            num_rows,
+            length,
+            len(self.behaviours),
+            where,
+            num_context=len(self.context),
+            has_domains=len(self.domains) > 1,
+        )
 
 
 @jax.tree_util.register_dataclass

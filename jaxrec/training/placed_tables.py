@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from jaxrec.core.batch import abstract_batch
 from jaxrec.core.chips import CHIPS, chip_of
 from jaxrec.embedding.placement import Columns, Placement, Rows
 from jaxrec.embedding.placement_planner import Machine, plan_placements
@@ -33,9 +32,7 @@ def place_tables(
     if problems:
         raise ValueError("; ".join(problems))
     mesh, facts = setup.mesh, setup.step.facts
-    batch = abstract_batch(
-        global_batch_size, history_length, len(facts.behaviours), num_context=len(facts.context)
-    )
+    batch = facts.abstract_batch(global_batch_size, history_length)
     with jax.set_mesh(mesh):
         asked = lookup_sizes(setup.step, batch)
         transport = setup.step.exchange.lanes(1).transport
