@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32, Int, Int8, Int32
 from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream
-from jaxrec.data.rows import fill_rows, row_segments
+from jaxrec.data.rows import fill_rows, row_segments, time_gap_buckets
 
 __all__ = ["EvaluationBatch", "EvaluationRows", "evaluation_batches"]
 
@@ -45,6 +45,7 @@ class EvaluationBatch:
       target_labels: the labels of the target event; -1 = unknown (or padding).
       target_values: the number beside the target event; NaN = unknown (or padding).
       target_context: of the target event, which is known before its outcome; None = events have no context.
+      target_gaps: bucket of the time from the history's last event to the target, as `Batch.time_gaps`; 0 = unknown.
       seen_users, seen_items: pairs: the user's place in the global batch (0 .. N * processes - 1) and
         an item of the user's history before the target, however long; padding is place 0, item 0.
     """
@@ -58,6 +59,7 @@ class EvaluationBatch:
     targets: Int32[Array, " n"]
     target_labels: Int8[Array, "n k"]
     target_values: Float32[Array, " n"]
+    target_gaps: Int32[Array, " n"]
     seen_users: Int32[Array, " m"]
     seen_items: Int32[Array, " m"]
     target_context: Int32[Array, "n f"] | None = None
@@ -216,6 +218,9 @@ class EvaluationRows:
 
         target_at = np.where(has_target, histories.offsets[1:] - 1, 0)
         labels = np.where(has_target[:, None], histories.labels[target_at], -1).astype(np.int8)
+        is_first = np.zeros(len(histories.item_ids), bool)
+        is_first[histories.offsets[:-1]] = True
+        gaps = time_gap_buckets(histories.timestamps, is_first)[target_at]
         values = np.where(has_target, histories.values[target_at], np.float32(np.nan))
         seen_ends = ends if self.with_seen else np.zeros_like(ends)
         seen_users = np.repeat(order, seen_ends) + process_index * num_places
@@ -251,6 +256,7 @@ class EvaluationRows:
             targets=places(np.where(has_target, histories.item_ids[target_at], 0)),
             target_labels=places(labels, -1),
             target_values=places(values, np.nan),
+            target_gaps=places(np.where(has_target, gaps, 0)),
             seen_users=places(seen_users, size=num_seen),
             seen_items=places(seen_items, size=num_seen),
             target_context=context,

@@ -60,6 +60,8 @@ class TwoTowerConfig:
       cosine: scores are cosines over a temperature; none = products.
       user_dim: width of a table of users, a row of which is added to each event of its user; 0 = none.
       time_gaps: add a vector for the time since the previous event of the history.
+      target_time: the time from the last event to the one that is asked about scales and shifts the state: what a
+        server knows, since it answers now, and what most published figures do not use.
       event_behaviours: add a vector for each known label of the event: what came of it is told to what comes after it,
         and never to its own prediction.
       domain_adapters: rank of an adapter for each domain on the encoder's output; 0 = the domains share all of it.
@@ -80,6 +82,7 @@ class TwoTowerConfig:
     cosine: Cosine | None = None
     user_dim: int = 0
     time_gaps: bool = False
+    target_time: bool = False
     event_behaviours: bool = False
     context_rows: int = 0
     domain_adapters: int = 0
@@ -185,6 +188,10 @@ class TwoTower(nnx.Module):
         if config.time_gaps:
             gaps = 0.02 * jax.random.normal(rngs.params(), (NUM_TIME_GAPS, width))
             self.time_gap_table = parameter(gaps, None, "embed")
+        if config.target_time:
+            self.target_time = parameter(
+                jnp.zeros((2, NUM_TIME_GAPS, width), jnp.float32), None, None, "embed"
+            )
         if outputs.read_behaviours:
             labels = 0.02 * jax.random.normal(rngs.params(), (2, outputs.read_behaviours, width))
             self.behaviour_table = parameter(labels, None, None, "embed")
@@ -272,6 +279,17 @@ class TwoTower(nnx.Module):
             labels = jnp.where(masked[..., None], -1, labels)
         of_no, of_yes = self.behaviour_table[...]
         return (labels == 0).astype(of_no.dtype) @ of_no + (labels == 1).astype(of_yes.dtype) @ of_yes
+
+    def at_time(self, states: Float[Array, "*b E"], gaps: Int[Array, "*b"]) -> Float[Array, "*b E"]:
+        """States that know when they are asked: `state * (1 + a) + c`, where a and c are the gap's and start at 0.
+
+        Args:
+          gaps: buckets of the time since the last event, as `Batch.time_gaps`; 0 = unknown.
+        """
+        if not self.config.target_time:
+            return states
+        scale, shift = (jnp.take(table, gaps, axis=0, mode="clip") for table in self.target_time[...])
+        return (states * (1.0 + scale) + shift).astype(states.dtype)
 
     def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
         """M(x) W: the vectors that are multiplied with v(y); under cosines unit vectors over the temperature."""

@@ -15,13 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.batch import Batch, ValueFacts, abstract_batch
+from jaxrec.core.hashing import hashed_uniform
 from jaxrec.core.queries import TextQueries
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM_BIAS, TwoTower
+
+HIDDEN_TIMES = 0.1  # share of the targets whose time a step does not tell a model that reads it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,16 @@ class DataFacts:
             num_context=len(self.context),
             has_domains=len(self.domains) > 1,
         )
+
+
+def next_in_history(
+    batch: Batch, values: jax.Array | np.ndarray
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+    """Of every event the value of the one after it in its history, 0 where there is none; and whether there is one."""
+    after = ((0, 0), (0, 1))
+    shifted, segments = (jnp.pad(jnp.asarray(x)[:, 1:], after) for x in (values, batch.segment_ids))
+    same = (segments == batch.segment_ids) & (segments > 0)
+    return jnp.where(same, shifted, 0), same
 
 
 @jax.tree_util.register_dataclass
@@ -136,7 +149,16 @@ class Forward:
 
     @functools.cached_property
     def _causal_states(self) -> Float[Array, "B L E"]:
-        return self.encode(self.events, causal=True, key=self.key)
+        states = self.encode(self.events, causal=True, key=self.key)
+        return self.model.at_time(states, self._next_gaps())
+
+    def _next_gaps(self) -> Int[Array, "B L"]:
+        """Of every event the time to the next one; in training now and then unknown, as it may be when asked."""
+        gaps, _ = next_in_history(self.batch, self.batch.time_gaps)
+        if self.key is None or not self.model.config.target_time:
+            return gaps
+        hidden = hashed_uniform(jax.random.fold_in(self.key, 1 << 16), gaps.shape) < HIDDEN_TIMES
+        return jnp.where(hidden, 0, gaps)
 
     @functools.cached_property
     def _causal_queries(self) -> Float[Array, "B L D"]:

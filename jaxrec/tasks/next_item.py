@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.batch import Batch
-from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss
+from jaxrec.tasks.base import DataFacts, Forward, Plan, TaskLoss, next_in_history
 from jaxrec.tasks.candidates import FullSoftmax
 from jaxrec.tasks.ranking import QueryMode, RankingTask
 
@@ -50,7 +50,5 @@ class NextItem(RankingTask):
 
 def next_events(batch: Batch) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
     """Each event's successor in its history, and 1.0 where there is one."""
-    shifted = jnp.pad(jnp.asarray(batch.item_ids)[:, 1:], ((0, 0), (0, 1)))
-    segments = jnp.pad(jnp.asarray(batch.segment_ids)[:, 1:], ((0, 0), (0, 1)))
-    same = (segments == batch.segment_ids) & (segments > 0)
-    return jnp.where(same, shifted, 0), same.astype(jnp.float32)
+    target_ids, same = next_in_history(batch, batch.item_ids)
+    return target_ids, same.astype(jnp.float32)

@@ -109,7 +109,7 @@ class Inference:
             ids = np.asarray(batch.batch.user_ids)
             rows = self._host_users[np.where(ids < len(self._host_users), ids, 0)]
             placed["user_rows"] = place_batch(rows, self.setup.mesh)
-        for name in ("rows", "columns", "slots", "targets"):
+        for name in ("rows", "columns", "slots", "targets", "target_gaps"):
             placed[name] = gather_to_all(getattr(batch, name), self._replicated)
         if batch.target_context is not None:
             placed["target_context"] = gather_to_all(batch.target_context, self._replicated)
@@ -168,8 +168,9 @@ class Inference:
             masked=masked, last_positions=placed["last_positions"],
         )  # fmt: skip
         at = placed["rows"], placed["slots"]
-        queries = model.queries(states)[at] / self.setup.ranking_task.temperature
-        return queries, self._memory_logits(model, memory, states[at], placed) if memory else None
+        asked = model.at_time(states[at], placed["target_gaps"])
+        queries = model.queries(asked) / self.setup.ranking_task.temperature
+        return queries, self._memory_logits(model, memory, asked, placed) if memory else None
 
     def _text_query(self, dense: Any, token_ids: jax.Array) -> jax.Array:
         return self._model(dense).text_queries(token_ids, key=None)
@@ -225,7 +226,8 @@ class Inference:
         states = model.encode(events, batch, user_rows=users, causal=True, key=None)
         # The slot of a masked query is empty: the state before it has seen the whole history.
         columns = placed["columns"] - 1 if self.appends_slot else placed["columns"]
-        queries = model.queries(states)[placed["rows"], columns]
+        asked = model.at_time(states[placed["rows"], columns], placed["target_gaps"])
+        queries = model.queries(asked)
         if "target_context" in placed:
             queries = model.in_context(queries, placed["target_context"])
         targets = split_shared(placed["targets"])

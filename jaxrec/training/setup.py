@@ -148,6 +148,8 @@ def make_setup(
             f"model.encoder.time_bias=True needs the times of events, and dataset {facts.name!r} has none; name the "
             "column with data.columns.timestamp, or set time_bias to False."
         )
+    if model.target_time:
+        _check_target_time(tasks, facts)
     if model.event_behaviours and not facts.behaviours:
         raise ValueError(
             f"model.event_behaviours=True, but the events of dataset {facts.name!r} have no behaviours; declare one in "
@@ -207,6 +209,20 @@ def make_setup(
         outputs=outputs,
         cache_rows=cache_rows,
     )
+
+
+def _check_target_time(tasks: Mapping[str, Task], facts: DataFacts) -> None:
+    if not facts.has_timestamps:
+        raise ValueError(
+            f"model.target_time=True needs the times of events, and dataset {facts.name!r} has none; name the column "
+            "with data.columns.timestamp, or set it to False."
+        )
+    for name, task in tasks.items():
+        if isinstance(task, RankingTask) and task.query_mode != "causal":
+            raise ValueError(
+                f"model.target_time=True, but task {name!r} ({type(task).__name__}) fills in blanks, whose time is "
+                "hidden; use NextItem, or set it to False."
+            )
 
 
 def _check_behaviours(tasks: Mapping[str, Task], facts: DataFacts) -> None:
