@@ -1,4 +1,4 @@
-"""Self-attention over packed rows, by one of three paths that give the same.
+"""Self-attention over packed rows, by one of three paths that give the same, and by one that sees less of long rows.
 
 `full` holds the whole matrix of scores: the fastest where rows are short. `chunked` and `fused` need memory in
 proportion to the length: plain JAX that runs everywhere, and the kernels of TPUs and GPUs. `full` and `chunked` drop
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrec.core.mesh import platform
 from jaxrec.core.partition import Layout
 from jaxrec.nn.chunked_attention import CHUNK, attend_in_chunks
+from jaxrec.nn.compressed_attention import HistoryCompression, attend_compressed
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.fused_attention import attend_fused
 from jaxrec.nn.layers import affine, glorot_normal, parameter
@@ -131,6 +132,7 @@ class SelfAttention(nnx.Module):
         *,
         rotary: bool,
         relative_bias: RelativeBias,
+        compression: HistoryCompression | None = None,
         layout: Layout = "replicated",
         lora: LoraSpec | None = None,
         rngs: nnx.Rngs,
@@ -140,6 +142,7 @@ class SelfAttention(nnx.Module):
         Args:
           rotary: turn queries and keys by their columns.
           relative_bias: is added to the scores.
+          compression: of the path "compressed".
           layout: of the parameters, for the kernels of "fused".
         """
         head_dim = embed_dim // num_heads
@@ -148,6 +151,9 @@ class SelfAttention(nnx.Module):
         self.rotary = rotary
         self.relative_bias = relative_bias
         self.layout: Layout = layout
+        self.compression = compression
+        if compression is not None:
+            self.pool_query = parameter(jnp.zeros((num_heads, head_dim), jnp.float32), "heads", None)
         kernel = glorot_normal(rngs.params(), (embed_dim, 3, num_heads, head_dim), embed_dim, embed_dim)
         names = ("embed", None, "heads", None)
         self.qkv_kernel = parameter(kernel, *names)
@@ -184,6 +190,18 @@ class SelfAttention(nnx.Module):
             case "chunked":
                 tables = self.relative_bias.tables(len(x))
                 mixed = attend_in_chunks(queries, keys, values, seen, key, self.dropout_rate, CHUNK, tables)
+            case "compressed":
+                assert self.compression is not None, "the encoder asks for the path by its config"
+                mixed = attend_compressed(
+                    queries,
+                    keys,
+                    values,
+                    seen,
+                    self.compression,
+                    self.pool_query[...],
+                    key,
+                    self.dropout_rate,
+                )
             case "fused":
                 mixed = attend_fused(
                     queries, keys, values, seen.segment_ids, causal=seen.causal, layout=self.layout

@@ -21,12 +21,13 @@ from jaxrec.core.mesh import DATA
 from jaxrec.core.partition import LAYOUTS, Layout
 from jaxrec.core.precision import ActivationDtype, compute_dtype
 from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_columns
+from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.hstu import PointwiseAttention
 from jaxrec.nn.layers import LayerNorm, parameter
 from jaxrec.nn.lora import AdaptedDense, LoraSpec
 from jaxrec.nn.positions import RelativeBias
-from jaxrec.nn.visibility import Visibility
+from jaxrec.nn.visibility import Path, Visibility
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # jax.nn.gelu takes erfc, whose relative precision in the far tail costs three times as much on a CPU.
@@ -52,6 +53,8 @@ class EncoderConfig:
       positions: how the order of the events enters. "learned" = a vector for each place, added to the event; "rotary" =
         queries and keys turned by their places; "relative" = a learned bias a head and layer on the scores, by
         buckets of the distance; "none" = not at all.
+      compression: old events of long histories are seen in groups (`nn.compressed_attention`); none = all one by one.
+        Causal tasks only.
       time_bias: add a learned bias a head and layer to the scores, by log2 buckets of the time between two events.
       norm_position: "post" = normalise after each residual sum (BERT); "pre" = before each sub-layer, and once
         more at the end when `final_norm`.
@@ -85,6 +88,7 @@ class EncoderConfig:
     max_positions: int = 512
     positions: Literal["learned", "rotary", "relative", "none"] = "learned"
     time_bias: bool = False
+    compression: HistoryCompression | None = None
     norm_position: Literal["pre", "post"] = "post"
     final_norm: bool = True
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
@@ -158,11 +162,27 @@ class EncoderConfig:
                 f"attention='fused' drops no attention weights, but attention_dropout_rate="
                 f"{self.attention_dropout_rate}; set it to 0, or attention to 'auto' or 'chunked'."
             )
+        if self.compression is not None:
+            self._check_compression()
         if self.attention == "fused" and self.past_kernels:
             raise ValueError(
                 f"attention='fused' knows neither biases nor HSTU, but block={self.block!r}, positions="
                 f"{self.positions!r} and time_bias={self.time_bias}; set attention to 'auto' or 'chunked'."
             )
+
+    def _check_compression(self) -> None:
+        wanted = {
+            "block": ("transformer",),
+            "positions": ("learned", "rotary", "none"),
+            "attention": ("auto",),
+        }
+        for name, values in wanted.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: with a compression it must be {' or '.join(map(repr, values))}."
+                )
+        if self.time_bias:
+            raise ValueError("time_bias=True: a group of a compression has no one time; set one of them off.")
 
     def _check_block(self) -> None:
         if self.block not in ("transformer", "hstu"):
@@ -271,6 +291,7 @@ def _attention(config: EncoderConfig, rngs: nnx.Rngs) -> SelfAttention | Pointwi
         config.attention_dropout_rate,
         rotary=rotary,
         relative_bias=relative_bias,
+        compression=config.compression,
         layout=config.layout,
         lora=config.lora,
         rngs=rngs,
@@ -328,9 +349,15 @@ class Encoder(nnx.Module):
           `[b, l, d]`, or `[b, s, d]` with `last_positions`.
 
         Raises:
-          ValueError: the config has a `time_bias` and there are no times.
+          ValueError: the config has a `time_bias` and there are no times, or a `compression` and the rows are read both
+            ways.
         """
         config = self.config
+        if config.compression is not None and not causal:
+            raise ValueError(
+                "encoder.compression groups what is past, and this task reads histories both ways; use causal tasks "
+                "(NextItem), or set it to none."
+            )
         times = _given(times) if config.time_bias else None
         x = self._embedded(x, positions)
         keys: list[jax.Array | None] = [None] * (config.num_layers + 1)
@@ -340,7 +367,9 @@ class Encoder(nnx.Module):
 
         run = nnx.remat(Block.__call__) if config.remat else Block.__call__
         past_kernels = config.past_kernels or (key is not None and config.attention_dropout_rate > 0)
-        path = choose_path(config.attention, length=x.shape[1], past_kernels=past_kernels)
+        path: Path = "compressed"
+        if config.compression is None or x.shape[1] <= config.compression.recent:
+            path = choose_path(config.attention, length=x.shape[1], past_kernels=past_kernels)
         look = functools.partial(Visibility.of, segment_ids, causal=causal, path=path, times=times)
         seen = look()
         if config.layout == "tensor":  # the devices along `model` share the work on a row instead of the rows

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-Path = Literal["full", "chunked", "fused"]
+Path = Literal["full", "chunked", "fused", "compressed"]
 MASKED = -1e9  # finite: exp() gives an exact 0, and no NaN can arise from a difference of infinities
 
 

@@ -15,15 +15,23 @@ from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
 
 
+def keys_of_query(config: EncoderConfig, length: int) -> float:
+    """Keys that each query of a row is scored against, masked ones included."""
+    if config.compression is None or length <= config.compression.recent:
+        return length
+    recent, group = config.compression.recent, config.compression.group
+    return 2 * (recent + group - 1) + length // group
+
+
 def encoder_flops_per_row(config: EncoderConfig, length: int) -> float:
     """Forward operations of one packed row of `length` positions."""
     width, inner = config.embed_dim, config.mlp_dim
     if config.block == "hstu":
         kernels = 2 * width * width + 3 * width * inner
-        attention = length * (width + inner)
+        attention = float(length * (width + inner))
     else:
         kernels = 4 * width * width + (3 if config.mlp == "gated" else 2) * width * inner
-        attention = 2 * length * width
+        attention = 2 * keys_of_query(config, length) * width
     return config.num_layers * length * 2.0 * (kernels + attention)
 
 
