@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxrec.config import TrainConfig, read_run_config, run_directory, validate
 from jaxrec.config.setup import setup_of
 from jaxrec.core.mesh import device_count, make_mesh
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
@@ -99,6 +100,12 @@ class Run:
     def catalogue(self) -> tuple[Float[Array, "r d"], Float[Array, " r"]]:
         """v(y) and b_y in physical row order."""
         return self._catalogue
+
+    @property
+    def score(self) -> MixtureScore | None:
+        """How queries and v(y) are scored; None = by their product."""
+        mixture = self.setup.model.mixture
+        return None if mixture is None else mixture.score
 
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"]:
         """Logits of the target event's behaviours; ValueError where no task learns them."""

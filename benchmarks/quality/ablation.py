@@ -58,6 +58,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory of transitions": ("model.memory=TransitionMemory", "model.memory.num_successors=128"),
     "256 sampled negatives": (SAMPLED, "tasks.next_item.candidates.sampler.num_samples=256"),
     "1,024 sampled negatives": (SAMPLED, "tasks.next_item.candidates.sampler.num_samples=1024"),
+    "mixture of logits, 256 sampled negatives": (
+        SAMPLED,
+        "tasks.next_item.candidates.sampler.num_samples=256",
+        "model.mixture=MixtureOfLogits",
+    ),
     "label smoothing .1": ("tasks.next_item.candidates.trust.smoothing=0.1",),
 }
 

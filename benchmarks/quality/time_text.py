@@ -2,7 +2,7 @@
 
     python benchmarks/quality/time_text.py
 
-Nearly half of the times are estimated, and the time of the target is not used. The bar is that one of the three is
+Nearly half of the times are estimated, and the time of the target is not used: what it would give stands apart. The bar is that one of the three is
 above `ml1m` by the lower end of its paired interval (95 % over the three together: Bonferroni); where none is, the
 table says so. `ml1m.py` trains what this one compares with.
 """
@@ -22,6 +22,7 @@ from jaxrec.evaluation.significance import paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
 
 KINDS = {"time": "time", "text": "text", "time and text": "get_config"}
+APART = {"time, the target's too": "target_time"}
 
 
 def main() -> int:
@@ -30,9 +31,9 @@ def main() -> int:
     ids_alone = suite.run_seeds(ml1m.WITH, given.seeds, given.data, given.base)
     figures: dict[str, Any] = {"ids alone": suite.summary(ids_alone)}
     lows = {}
-    for name, kind in KINDS.items():
+    for name, kind in (KINDS | APART).items():
         variant = Variant(
-            name=f"ml1m_with_{name.replace(' and ', '_')}",
+            name=f"ml1m_with_{kind if name in APART else name.replace(' and ', '_')}",
             config=f"configs/ml1m_time_text.py:{kind}",
             overrides=(f"data.source.directory={given.data}",),
         )
@@ -44,7 +45,8 @@ def main() -> int:
         comparison = paired_comparison(*of_user, confidence=1 - 0.05 / len(KINDS))
         figures[name] = suite.summary(seeds) | {"against ids alone": dataclasses.asdict(comparison)}
         print(f"  {name}: {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]")
-        lows[name] = comparison.low
+        if name in KINDS:
+            lows[name] = comparison.low
     best = max(lows, key=lambda name: lows[name])
     bar = record.Bar(name=f"{best} against ids alone, lower end", value=lows[best], limit=0, strict=True)
     return record.finish("quality_time_text", figures, [bar])

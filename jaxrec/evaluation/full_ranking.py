@@ -6,22 +6,13 @@ are wanted, the `k` best candidates of each shard cross the network.
 
 The rank of a target is `#(score > target's) + #(score == target's and lower item id)` over the items
 1..num_items that are not masked: the same for any batch, any mesh and any order of the rows, *if* an item's
-score is. A float32 matrix product does not grant that: how it groups the sum over the embedding dim depends
-on the shapes and on an item's place in them. So the product is taken in integers that float32 holds exactly:
-each vector is cut into three 8-bit slices below its own power of two, and slice products are summed where
-every partial sum is below 2**24. Three such levels, added in a fixed order, give a score that is as accurate
-as float32 and the same to the last bit on every mesh, for every batch, in every precision mode of the
-hardware (bfloat16 and TF32 hold the slices exactly, too).
-Source: Ozaki, Ogita, Oishi, Rump, Numerical Algorithms 2012 (error-free splitting of matrix products); the
-slices here are of fixed width, and the terms below 2**-24 of the largest product are dropped.
+score is, which `exact_scores` sees to.
 
 N = shards (all devices), Q = queries, D = embed dim, R = physical rows of the catalogue, C = rows of a chunk,
 S = seen pairs, T = top k, M = items with something added.
 """
 
 import functools
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +24,16 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.core.mesh import ALL_AXES
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.partition import spec
 from jaxrec.core.sparse_logits import SparseLogits
+from jaxrec.evaluation.exact_scores import Sides, all_scores, cut_queries, cut_rows, pair_scores
 
 Array = jax.Array | np.ndarray
 
-_LEVELS = 3  # slices of a vector
-_BASE = 256.0  # one slice holds 8 bits, signed
-_EXACT_DIM = 256  # 3 * 256 products of at most 128 * 128 stay below 2**24
 _FIXED_ONE, _MOST_ADDED = 1 << 20, 64.0  # of what is added to a score: thirty sums of the most fit 32 bits
 _MASK_BYTES = 1 << 28  # bound of the mask of seen items on one device
 
-Slices = tuple[Float[jax.Array, "n b 3 dim"], Float[jax.Array, " n"]]  # (slices, scales) of n vectors
 Carry = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 
 
@@ -54,14 +43,12 @@ class RankingCatalogue:
     """The item vectors, cut into slices once per evaluation; rows stay on the shard that owns them.
 
     Attributes:
-      slices: whole numbers of at most 8 bits, least significant slice first.
-      scales: a power of two per row.
-      bias: per row, added after scaling.
+      items: what is scored.
+      bias: per row, added to the score.
       domains: per row; None = the catalogue is one.
     """
 
-    slices: Float[jax.Array, "r blocks levels dim"]
-    scales: Float[jax.Array, " r"]
+    items: Sides
     bias: Float[jax.Array, " r"]
     domains: Int[jax.Array, " r"] | None = None
 
@@ -93,6 +80,7 @@ class FullRanking:
       top_k: best items to return per query; 0 = ranks only.
       chunk_items: rows that a device scores at a time; bounds the memory, changes no result. 0 = by platform.
       block_queries: queries that are scored at a time; bounds the memory, changes no result. 0 = by rows.
+      score: of a query and a row; None = their product.
     """
 
     mesh: Mesh
@@ -101,6 +89,7 @@ class FullRanking:
     top_k: int = 0
     chunk_items: int = 0
     block_queries: int = 0
+    score: MixtureScore | None = None
 
     def __post_init__(self) -> None:
         for name in ("top_k", "chunk_items", "block_queries"):
@@ -139,7 +128,7 @@ class FullRanking:
             )
         if item_domains is not None:
             item_domains = np.pad(item_domains, (0, rows - len(item_domains)))
-        return _cut_catalogue(self.mesh, vectors, bias, item_domains)
+        return _cut_catalogue(self.mesh, self.score, vectors, bias, item_domains)
 
     def rank(
         self,
@@ -174,16 +163,20 @@ class FullRanking:
         return -(-rows_per_shard // num_chunks)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _cut_catalogue(
-    mesh: Mesh, vectors: jax.Array, bias: jax.Array, item_domains: jax.Array | None
+    mesh: Mesh,
+    score: MixtureScore | None,
+    vectors: jax.Array,
+    bias: jax.Array,
+    item_domains: jax.Array | None,
 ) -> RankingCatalogue:
     def cut(vectors: jax.Array, bias: jax.Array, item_domains: jax.Array | None) -> RankingCatalogue:
-        slices, scales = _slice_vectors(vectors.astype(jnp.float32))
-        slices = slices[:, :, ::-1].astype(jnp.bfloat16)
         own_ids = jnp.arange(len(bias)) * mesh.size + lax.axis_index(ALL_AXES)
         domains = None if item_domains is None else item_domains[own_ids]
-        return RankingCatalogue(slices=slices, scales=scales, bias=bias.astype(jnp.float32), domains=domains)
+        return RankingCatalogue(
+            items=cut_rows(vectors, score), bias=bias.astype(jnp.float32), domains=domains
+        )
 
     row = spec("row")
     cut_shards = jax.shard_map(
@@ -203,7 +196,7 @@ def _rank(
     extra: SparseLogits | None,
     query_domains: jax.Array | None,
 ) -> Ranking:
-    rows_per_shard = catalogue.scales.shape[0] // ranking.num_shards
+    rows_per_shard = catalogue.bias.shape[0] // ranking.num_shards
     cell_bytes = 1 if extra is None else 5  # the mask of seen items, and what is added to a score
     block = ranking.block_queries or max(8, min(256, _MASK_BYTES // (rows_per_shard * cell_bytes)))
     fixed = None if extra is None else _to_fixed_point(extra)
@@ -230,7 +223,7 @@ def _rank_on_shard(
 ) -> Ranking:
     """One shard's part: block by block of queries."""
     num_queries, num_shards = queries.shape[0], ranking.num_shards
-    shard, rows_per_shard = lax.axis_index(ALL_AXES), catalogue.scales.shape[0]
+    shard, rows_per_shard = lax.axis_index(ALL_AXES), catalogue.bias.shape[0]
     chunk = ranking.chunk_rows(rows_per_shard)
     num_chunks = -(-rows_per_shard // chunk)
 
@@ -249,10 +242,11 @@ def _rank_on_shard(
 
     def rank_block(args: Any) -> Ranking:
         first, block_queries, block_targets, block_extra, block_domains = args
-        query = _slice_vectors(block_queries.astype(jnp.float32))
+        query = cut_queries(block_queries, ranking.score)
         cells = (num_chunks, block_targets.shape[0], chunk)
         seen = _mask_of_seen(seen_queries - first, seen_rows, cells)
-        target_scores = _target_scores(catalogue, query, block_targets, shard, num_shards)
+        rows, bias = _rows_of_targets(catalogue, block_targets, shard, num_shards)
+        target_scores = pair_scores(query, rows, ranking.score) + bias
         added = None
         if block_extra is not None:
             added = _added_scores(block_extra.values, own_rows(block_extra.item_ids), cells)
@@ -281,7 +275,7 @@ def _rank_on_shard(
 
 def _scan_chunks(
     ranking: FullRanking,
-    query: Slices,
+    query: Sides,
     targets: Int[jax.Array, " q"],
     target_scores: Float[jax.Array, " q"],
     query_domains: Int[jax.Array, " q"] | None,
@@ -297,7 +291,7 @@ def _scan_chunks(
     def score_chunk(carry: Carry, xs: Any) -> tuple[Carry, None]:
         beaten_by, best = carry
         rows, ids, seen, added = xs
-        scores = _scores(query, rows)
+        scores = all_scores(query, rows.items, ranking.score) + rows.bias[None, :]
         if added is not None:
             scores += _from_fixed_point(added)
         # A target that was seen before (a repeat) stays in the running.
@@ -310,6 +304,8 @@ def _scan_chunks(
         behind = (scores < target_scores[:, None]) | (
             (scores == target_scores[:, None]) & (ids[None, :] >= targets[:, None])
         )
+        if ranking.score is not None:  # the target's own score may round otherwise than here
+            behind |= (ids[None, :] == targets[:, None]) & ~jnp.isnan(target_scores)[:, None]
         beaten_by += jnp.sum(allowed & ~behind, axis=1, dtype=jnp.int32)
         if ranking.top_k:
             best = _keep_best(best, jnp.where(allowed, scores, -jnp.inf), ids, ranking.top_k)
@@ -323,49 +319,10 @@ def _scan_chunks(
     return lax.scan(score_chunk, (jnp.zeros(num_queries, jnp.int32), best), chunks)[0]
 
 
-def _slice_vectors(x: Float[jax.Array, "n d"]) -> Slices:
-    """`x[n] = scales[n] * sum_i slices[n, :, i] * 256**-i` to 24 bits of the row's largest entry."""
-    num_rows, dim = x.shape
-    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    exponent = jnp.frexp(largest)[1]
-    rest = jnp.ldexp(x, 7 - exponent)
-    slices = []
-    for _ in range(_LEVELS):
-        slices.append(jnp.round(rest))
-        rest = (rest - slices[-1]) * _BASE
-    num_blocks = -(-dim // _EXACT_DIM)
-    block_dim = -(-dim // num_blocks)
-    padded = jnp.pad(jnp.stack(slices, axis=1), ((0, 0), (0, 0), (0, num_blocks * block_dim - dim)))
-    blocks = padded.reshape(num_rows, _LEVELS, num_blocks, block_dim).swapaxes(1, 2)
-    return blocks, jnp.ldexp(jnp.ones(num_rows, jnp.float32), exponent[:, 0] - 7)
-
-
-def _scores(query: Slices, rows: RankingCatalogue) -> Float[jax.Array, "q c"]:
-    """Scores of all queries against all rows of a chunk: one exact matrix product per level and block."""
-    query_slices, query_scales = query
-    slices = rows.slices.astype(jnp.float32)
-
-    def product(block: int, level: int) -> jax.Array:
-        # Level 1 multiplies the leading slices; level i adds all pairs of slices whose places sum to i + 1.
-        # The query's slices run from the leading one down, the catalogue's from the last one up: the pairs
-        # stand opposite each other.
-        q = query_slices[:, block, :level].reshape(query_slices.shape[0], -1)
-        v = slices[:, block, _LEVELS - level :].reshape(slices.shape[0], -1)
-        return lax.dot_general(q, v, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-
-    scales = query_scales[:, None] * rows.scales[None, :]
-    return _combine(product, slices.shape[1], scales, rows.bias[None, :])
-
-
-def _target_scores(
-    catalogue: RankingCatalogue,
-    query: Slices,
-    targets: Int[jax.Array, " q"],
-    shard: jax.Array,
-    num_shards: int,
-) -> Float[jax.Array, " q"]:
-    """The targets' scores, bit for bit those of `_scores`, from the rows that their owners send."""
-    query_slices, query_scales = query
+def _rows_of_targets(
+    catalogue: RankingCatalogue, targets: Int[jax.Array, " q"], shard: jax.Array, num_shards: int
+) -> tuple[Sides, Float[jax.Array, " q"]]:
+    """The targets' rows and biases, which their owners send."""
     mine = targets % num_shards == shard
     row = jnp.where(mine, targets // num_shards, 0)
 
@@ -373,25 +330,7 @@ def _target_scores(
         values = x[row].astype(jnp.float32)
         return lax.psum(jnp.where(mine.reshape(-1, *[1] * (values.ndim - 1)), values, 0), ALL_AXES)
 
-    slices, scales, bias = fetch(catalogue.slices), fetch(catalogue.scales), fetch(catalogue.bias)
-
-    def product(block: int, level: int) -> jax.Array:
-        pairs = query_slices[:, block, :level] * slices[:, block, _LEVELS - level :]
-        return jnp.sum(pairs, axis=(1, 2))
-
-    return _combine(product, slices.shape[1], query_scales * scales, bias)
-
-
-def _combine(
-    product: Callable[[int, int], jax.Array], num_blocks: int, scale: jax.Array, bias: jax.Array
-) -> jax.Array:
-    """Adds the levels' exact sums in a fixed order, then the bias."""
-    levels = []
-    for level in range(1, _LEVELS + 1):
-        blocks = [product(block, level) for block in range(num_blocks)]
-        levels.append(functools.reduce(operator.add, blocks))
-    # Each factor is a power of two, so that a fused multiply-add rounds as the two operations do.
-    return ((levels[2] / _BASE + levels[1]) / _BASE + levels[0]) * scale + bias
+    return jax.tree.map(fetch, (catalogue.items, catalogue.bias))
 
 
 def _mask_of_seen(

@@ -75,4 +75,6 @@ def vectors_of(run: Run, item_ids: Int[np.ndarray, " i"]) -> Float32[np.ndarray,
     vectors, _ = run.catalogue()
     with jax.set_mesh(run.mesh):
         rows = jax.jit(lookup_shared)(vectors, item_ids.astype(np.int32))
+    if run.score is not None:  # the gates say nothing of the item by itself
+        rows = run.score.vectors(rows).reshape(len(rows), -1)
     return np.pad(np.asarray(rows, np.float32), ((1, 0), (0, 0)))

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int8, Int32, Int64
 
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.partition import sharding
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.dataset import PreparedDataset
@@ -39,6 +40,10 @@ class Run(Protocol):
     @property
     def config(self) -> Any:
         """The run's `TrainConfig`."""
+
+    @property
+    def score(self) -> MixtureScore | None:
+        """How queries and v(y) are scored; None = by their product."""
 
     @property
     def dataset(self) -> PreparedDataset:
@@ -157,7 +162,11 @@ class UserRanker:
         self._run = run
         num_items = run.dataset.metadata.num_items
         self._ranking = FullRanking(
-            mesh=run.mesh, num_items=num_items, first_item=first_item, top_k=min(top_k, num_items)
+            mesh=run.mesh,
+            num_items=num_items,
+            first_item=first_item,
+            top_k=min(top_k, num_items),
+            score=run.score,
         )
         vectors, bias = run.catalogue()
         if not bool(_all_finite(vectors) & _all_finite(bias)):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.partition import spec
 from jaxrec.core.placement import num_shards
 
@@ -19,10 +20,14 @@ CHUNK_LOGITS = 1 << 24
 
 
 def pair_logits(
-    queries: Float[Array, "T D"], vectors: Float[Array, "T D"], bias: Float[Array, "T"] | None
+    queries: Float[Array, "T D"],
+    vectors: Float[Array, "T D"],
+    bias: Float[Array, "T"] | None,
+    score: MixtureScore | None = None,
 ) -> Float[Array, "T"]:
     """Each query's logit of its own target, in float32."""
-    logits = jnp.sum(queries.astype(jnp.float32) * vectors.astype(jnp.float32), axis=-1)
+    queries, vectors = queries.astype(jnp.float32), vectors.astype(jnp.float32)
+    logits = jnp.sum(queries * vectors, axis=-1) if score is None else score.pairs(queries, vectors)
     return logits if bias is None else logits + bias.astype(jnp.float32)
 
 
@@ -38,6 +43,7 @@ def sum_against_negatives(
     *,
     negative_mask: Bool[Array, "S"],
     own_ids: Int[Array, "T *e"] | None = None,
+    score: MixtureScore | None = None,
     chunk_logits: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of each target's `loss` against shared negatives, and the sum of weights.
@@ -49,6 +55,7 @@ def sum_against_negatives(
       negative_offset: added to the logits.
       negative_mask: True = counts.
       own_ids: further ids, one or E of each target, that are no negatives for it.
+      score: of a query and a negative; None = their product.
     """
 
     def chunk_loss(part: Arrays, shared: Arrays) -> jax.Array:
@@ -56,7 +63,10 @@ def sum_against_negatives(
         candidate_ids, vectors, offset, mask = shared
         # Its gradient is summed over the chunks: in float32, whatever the operands of the product are.
         vectors = vectors.astype(negative_vectors.dtype)
-        logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + offset
+        if score is None:
+            logits = jnp.einsum("cd,sd->cs", query, vectors, preferred_element_type=jnp.float32) + offset
+        else:
+            logits = score.all_pairs(query, vectors) + offset
         counts = mask[None, :]
         for excluded in (ids, *own):
             same = excluded.reshape(len(ids), -1, 1) == candidate_ids
@@ -66,7 +76,9 @@ def sum_against_negatives(
     weights = weights.astype(jnp.float32)
     targets = (queries, target_ids, target_logits, weights, *(() if own_ids is None else (own_ids,)))
     negatives = (negative_ids, negative_vectors.astype(jnp.float32), negative_offset, negative_mask)
-    total = _sum_over_targets(chunk_loss, targets, negatives, max(1, chunk_logits // len(negative_ids)))
+    products = 1 if score is None else score.num_vectors**2
+    chunk = max(1, chunk_logits // (products * len(negative_ids)))
+    total = _sum_over_targets(chunk_loss, targets, negatives, chunk)
     return total, jnp.sum(weights)
 
 

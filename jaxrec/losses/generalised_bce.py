@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.losses.chunks import CHUNK_LOGITS, pair_logits, sum_against_negatives
 
 
@@ -22,6 +23,7 @@ def generalised_bce(
     calibration: float,
     target_bias: Float[Array, "T"] | None = None,
     negative_bias: Float[Array, "S"] | None = None,
+    score: MixtureScore | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of `(-beta log sigmoid(target) - sum of log sigmoid(-negative)) / (S + 1)`, and of the weights.
@@ -48,7 +50,7 @@ def generalised_bce(
         return (beta * jax.nn.softplus(-target) + negatives) / (num_negatives + 1)
 
     return sum_against_negatives(
-        loss, queries, target_ids, pair_logits(queries, target_vectors, target_bias), weights,
+        loss, queries, target_ids, pair_logits(queries, target_vectors, target_bias, score), weights,
         negative_ids, negative_vectors, offset.astype(jnp.float32),
-        negative_mask=jnp.ones(num_negatives, bool), chunk_logits=chunk_logits,
+        negative_mask=jnp.ones(num_negatives, bool), score=score, chunk_logits=chunk_logits,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.losses.chunks import CHUNK_LOGITS
 from jaxrec.losses.sampled import sampled_softmax
 
@@ -20,6 +21,7 @@ def in_batch_softmax(
     *,
     target_bias: Float[Array, "T"] | None = None,
     own_ids: Int[Array, "T *e"] | None = None,
+    score: MixtureScore | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Each target against all other targets of the global batch; weighted sum in nats, and the sum of weights.
@@ -52,6 +54,7 @@ def in_batch_softmax(
         negative_mask=real,
         num_draws=others,
         own_ids=own_ids,
+        score=score,
         chunk_logits=chunk_logits,
     )
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.losses.chunks import CHUNK_LOGITS, pair_logits, sum_against_negatives
 
 MASKED = -1e9  # finite, so that a target without a single negative has a loss and a gradient of 0, not NaN
@@ -27,6 +28,7 @@ def sampled_softmax(
     target_log_q: Float[Array, "T"] | None = None,
     num_draws: Float[Array, ""] | float | None = None,
     own_ids: Int[Array, "T *e"] | None = None,
+    score: MixtureScore | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of `-log(e^target / (e^target + sum of e^negative / (draws q)))`, and the sum of weights.
@@ -56,7 +58,7 @@ def sampled_softmax(
     offset = -negative_log_q.astype(jnp.float32) - log_draws
     if negative_bias is not None:
         offset = offset + negative_bias.astype(jnp.float32)
-    target_logits = pair_logits(queries, target_vectors, target_bias)
+    target_logits = pair_logits(queries, target_vectors, target_bias, score)
     if target_log_q is not None:
         target_logits = target_logits - target_log_q.astype(jnp.float32) - log_draws
 
@@ -66,5 +68,5 @@ def sampled_softmax(
 
     return sum_against_negatives(
         loss, queries, target_ids, target_logits, weights, negative_ids, negative_vectors, offset,
-        negative_mask=negative_mask, own_ids=own_ids, chunk_logits=chunk_logits,
+        negative_mask=negative_mask, own_ids=own_ids, score=score, chunk_logits=chunk_logits,
     )  # fmt: skip

@@ -16,9 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.memory import MemoryHead, TransitionMemory
+from jaxrec.models.mixture import MixtureOfLogits, MixtureSide
 from jaxrec.nn.domain_adapters import DomainAdapters
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.heads import Head, SharedBottom
@@ -58,6 +60,8 @@ class TwoTowerConfig:
       item_bias: learn b_y, one float an item.
       output_table: a second table of items holds v(y), and the first one the events alone.
       cosine: scores are cosines over a temperature; none = products.
+      mixture: several vectors a side and a mixture of their cosines in the place of one product (`models.mixture`); for
+        sampled candidates. none = products.
       user_dim: width of a table of users, a row of which is added to each event of its user; 0 = none.
       time_gaps: add a vector for the time since the previous event of the history.
       target_time: the time from the last event to the one that is asked about scales and shifts the state: what a
@@ -80,6 +84,7 @@ class TwoTowerConfig:
     item_bias: bool = True
     output_table: bool = False
     cosine: Cosine | None = None
+    mixture: MixtureOfLogits | None = None
     user_dim: int = 0
     time_gaps: bool = False
     target_time: bool = False
@@ -109,6 +114,8 @@ class TwoTowerConfig:
                 f"projection=False needs item_dim={self.item_dim} to equal encoder.embed_dim="
                 f"{self.encoder.embed_dim}; make them equal or set projection=True."
             )
+        if self.mixture is not None and self.cosine is not None:
+            raise ValueError("model.mixture has cosines of its own; set model.cosine to none.")
         if self.text is not None:
             self._check_text(self.text)
 
@@ -210,6 +217,9 @@ class TwoTower(nnx.Module):
             self.projection = parameter(kernel, "embed", None)
         if config.cosine is not None and config.cosine.learned:
             self.log_temperature = parameter(jnp.float32(math.log(config.cosine.temperature)))
+        if config.mixture is not None:
+            self.query_mixture = MixtureSide(config.mixture, config.item_dim, is_query=True, rngs=rngs)
+            self.item_mixture = MixtureSide(config.mixture, config.item_dim, is_query=False, rngs=rngs)
         if config.memory is not None:
             self.memory = MemoryHead(config.memory, width)
         if config.text is not None:
@@ -292,9 +302,12 @@ class TwoTower(nnx.Module):
         return (states * (1.0 + scale) + shift).astype(states.dtype)
 
     def queries(self, states: Float[Array, "*b E"]) -> Float[Array, "*b D"]:
-        """M(x) W: the vectors that are multiplied with v(y); under cosines unit vectors over the temperature."""
+        """M(x) W: the vectors that are multiplied with v(y); under cosines unit vectors over the temperature; with a
+        mixture the query's side of it."""
         if self.config.projection:
             states = states @ self.projection[...].astype(states.dtype)
+        if self.config.mixture is not None:
+            return self.query_mixture(states)
         cosine = self.config.cosine
         if cosine is None:
             return states
@@ -320,8 +333,15 @@ class TwoTower(nnx.Module):
         return unit_vectors(self.text.project(self.text.encode(token_ids, key=key)))
 
     def candidate_vectors(self, vectors: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        """v(y) of the item that is scored, from its vector of `scored_table`."""
+        """v(y) of the item that is scored, from its vector of `scored_table`; with a mixture the item's side of it."""
+        if self.config.mixture is not None:
+            return self.item_mixture(vectors)
         return vectors if self.config.cosine is None else unit_vectors(vectors)
+
+    @property
+    def score(self) -> MixtureScore | None:
+        """How queries and candidates are scored; None = by their product."""
+        return None if self.config.mixture is None else self.config.mixture.score
 
     def in_context(self, queries: Float[Array, "*b D"], context: Int[Array, "*b F"]) -> Float[Array, "*b D"]:
         """The queries of events with the rows of their context added; as they are where the model reads none.

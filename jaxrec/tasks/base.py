@@ -244,6 +244,11 @@ class Task:
         return logits
 
     @property
+    def takes_mixture(self) -> bool:
+        """Whether the loss scores by `TwoTower.score`, or not at all: a mixture is no product."""
+        return False
+
+    @property
     def encodings(self) -> frozenset[str]:
         """Passes of the encoder that the loss asks for, by name; tasks share those of the same name."""
         return frozenset({"causal"})

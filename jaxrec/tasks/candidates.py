@@ -139,6 +139,7 @@ class SampledSoftmax(Candidates):
             self.sampler.log_q(negative_ids, forward.facts.num_items, forward.facts.item_counts),
             target_bias=_flat(forward.item_bias("targets")),
             negative_bias=_flat(forward.item_bias("negatives")),
+            score=forward.model.score,
         )
         return total
 
@@ -173,6 +174,7 @@ class SampledBinary(SampledSoftmax):
             calibration=self.calibration,
             target_bias=_flat(forward.item_bias("targets")),
             negative_bias=_flat(forward.item_bias("negatives")),
+            score=forward.model.score,
         )
         return total
 
@@ -203,6 +205,7 @@ class InBatch(Candidates):
             plan.arrays["weights"].reshape(-1),
             jnp.asarray(item_log_q(forward.facts.item_counts))[target_ids],
             target_bias=_flat(forward.item_bias("targets")),
+            score=forward.model.score,
         )
         return total
 
@@ -252,6 +255,7 @@ class Mixed(SampledSoftmax):
             else jnp.concatenate([target_bias, drawn_bias]),
             negative_mask=real,
             num_draws=draws,
+            score=forward.model.score,
         )
         return total
 

@@ -53,6 +53,11 @@ class MaskedText(Task):
             raise ValueError(f"MaskedText.mask_token={self.mask_token} must be at least 1; 0 is padding.")
 
     @property
+    def takes_mixture(self) -> bool:
+        """No item is scored."""
+        return True
+
+    @property
     def encodings(self) -> frozenset[str]:
         """None of the user tower."""
         return frozenset()

@@ -37,6 +37,11 @@ class RankingTask(Task):
         return frozenset({self.query_mode})
 
     @property
+    def takes_mixture(self) -> bool:
+        """Where its candidates are a sample, and no temperature divides what is no product."""
+        return not isinstance(self.candidates, FullSoftmax) and self.temperature == 1.0
+
+    @property
     def takes_memory(self) -> bool:
         """Whether the loss adds the logits of the memory of transitions."""
         return False

@@ -174,6 +174,8 @@ def make_setup(
     )
     if model.memory is not None:
         _check_memory(tasks)
+    if model.mixture is not None:
+        _check_mixture(tasks)
     if model.text is not None:
         _check_text(model.text, facts)
     _check_text_tasks(model.text, tasks)
@@ -258,6 +260,15 @@ def _check_memory(tasks: Mapping[str, Task]) -> None:
         who = f"task {unable[0]} takes none" if unable else "no task ranks items"
         raise ValueError(
             f"model.memory is set, but {who}; use NextItem with FullSoftmax candidates, or set model.memory=none."
+        )
+
+
+def _check_mixture(tasks: Mapping[str, Task]) -> None:
+    unable = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if not task.takes_mixture]
+    if unable:
+        raise ValueError(
+            f"model.mixture is set, but task {unable[0]} scores by products; use NextItem or MaskedItem with sampled "
+            "candidates and temperature 1, or set model.mixture to none."
         )
 
 

@@ -32,6 +32,7 @@ class LastItemRun:
     step: int = 7
     appends_slot: bool = False
     with_behaviours: bool = False
+    score: None = None  # scores are products
 
     def query_fn(self, batch):
         last = np.asarray(batch.batch.item_ids)[batch.rows, batch.columns]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrec.core.mesh import make_mesh
+from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.partition import sharding
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.evaluation.full_ranking import FullRanking, _rank
@@ -42,9 +43,10 @@ def ranked(mesh, data, **options):
     return jax.tree.map(np.asarray, out)
 
 
-def twin(data, top_k=0):
-    """The definition, in NumPy, one query at a time."""
-    scores = data["queries"].astype(np.float64) @ data["vectors"].T.astype(np.float64) + data["bias"]
+def twin(data, top_k=0, scores=None):
+    """The definition, in NumPy, one query at a time; by products, or by these scores."""
+    if scores is None:
+        scores = data["queries"].astype(np.float64) @ data["vectors"].T.astype(np.float64) + data["bias"]
     ids = np.arange(len(data["vectors"]))
     if "extra" in data:
         np.add.at(scores, (np.arange(len(scores))[:, None], data["extra"].item_ids), data["extra"].values)
@@ -117,6 +119,18 @@ def test_results_are_bit_equal_for_every_mesh_chunk_block_and_batch():
             got,
             jax.tree.map(operator.itemgetter(slice(first, last)), expected),
         )
+
+
+@pytest.mark.parametrize("shape", MESH_SHAPES, ids=str)
+def test_a_mixture_ranks_by_its_scores_on_every_mesh(shape):
+    score = MixtureScore(2, 6)
+    data = real_data(seed=3, num_queries=13, num_items=150, dim=score.width)
+    data["vectors"][2::7, -1] += 1.0  # no exact ties; the sharpness is the query's
+    scores = np.asarray(score.all_pairs(jnp.asarray(data["queries"]), jnp.asarray(data["vectors"])))
+    ranks, top_ids = twin(data, top_k=12, scores=scores + data["bias"])
+    got = ranked(mesh_of(shape), data, top_k=12, score=score, block_queries=5, chunk_items=7)
+    np.testing.assert_array_equal(got.ranks, ranks)
+    np.testing.assert_array_equal(got.top_item_ids, top_ids)
 
 
 @pytest.mark.parametrize("dim", [1, 64, 768])

@@ -1,5 +1,6 @@
 """Options of the towers, trained: the same on every mesh as on one device, one score for all, refusals by name."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,9 @@ from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.data.pipeline import train_batches
 from jaxrec.embedding.row_optimizer import Sgd
 from jaxrec.embedding.table import to_logical
+from jaxrec.evaluation.full_ranking import FullRanking
 from jaxrec.losses.samplers import UniformSampler
+from jaxrec.models.mixture import MixtureOfLogits
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, ITEM_OUTPUT, Cosine, Outputs, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.behaviour import Behaviour
@@ -123,6 +126,69 @@ def test_the_loss_the_head_and_the_evaluation_see_one_score(make, dataset, one_d
     ]
     assert moved[0] <= set(batch.item_ids.reshape(-1)), "rows of events alone"
     assert moved[1] == set(range(1, 81)), "a full softmax moves every candidate"
+
+
+MIXED = TwoTowerConfig(
+    encoder=EncoderConfig(embed_dim=16, num_layers=1, mlp_dim=8, max_positions=LENGTH),
+    item_dim=8,
+    mixture=MixtureOfLogits(num_vectors=2, dim=4),
+    init_scale=0.5,
+)
+SAMPLED = {"next_item": NextItem(candidates=SampledSoftmax(sampler=UniformSampler(num_samples=11)))}
+
+
+def mixture_run(mesh, make, dataset):
+    """Losses of a mixture, its users' ranks over the catalogue, and its dense parameters before and after."""
+    setup, first, state, losses = trained(mesh, make, dataset, model=MIXED, tasks=SAMPLED)
+    rows = EvaluationRows.make(dataset, "validation", rows_per_batch=ROWS, history_length=LENGTH)
+    inference, batch = Inference(setup, state), rows.build(0)
+    ranking = FullRanking(mesh=mesh, num_items=80, score=MIXED.mixture.score, top_k=5)
+    nothing = np.zeros(1, np.int32)
+    ranked = ranking.rank(
+        ranking.catalogue(*inference.catalogue()),
+        inference.queries(batch)[0],
+        batch.targets,
+        nothing,
+        nothing,
+    )
+    return [one["loss/next_item"] for one in losses], *jax.device_get((ranked, first.dense, state.dense))
+
+
+@functools.cache
+def mixture_twin(make, dataset):
+    mesh = make_mesh((1, 1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        return mixture_run(mesh, make, dataset)
+
+
+def test_a_mixture_trains_and_ranks_alike_on_every_mesh(mesh, make, dataset):
+    losses, ranked, _, _ = mixture_run(mesh, make, dataset)
+    twin_losses, twin_ranked, first, last = mixture_twin(make, dataset)
+    np.testing.assert_allclose(losses, twin_losses, rtol=1e-4)
+    np.testing.assert_allclose(ranked.top_scores, twin_ranked.top_scores, rtol=2e-3, atol=2e-3)
+    for side in ("query_mixture", "item_mixture"):
+        assert np.abs(np.asarray(last[side]["gate"]) - first[side]["gate"]).max() > 0, "the gates are learned"
+    assert float(last["query_mixture"]["sharpness"][0]) != 0.0
+
+
+@pytest.mark.parametrize(
+    ("tasks", "who"),
+    [
+        ({"next_item": NextItem()}, "'next_item' .NextItem."),
+        (SAMPLED | {"judge": Behaviour()}, "'judge' .Behaviour."),
+        ({"next_item": dataclasses.replace(SAMPLED["next_item"], temperature=0.5)}, "'next_item'"),
+    ],
+)
+def test_a_mixture_refuses_what_scores_by_products(tasks, who, make, one_device):
+    with pytest.raises(ValueError, match=f"model.mixture is set, but task {who}"):
+        make(one_device, model=MIXED, tasks=tasks)
+
+
+def test_a_mixture_has_cosines_of_its_own():
+    with pytest.raises(ValueError, match="set model.cosine to none"):
+        TwoTowerConfig(mixture=MixtureOfLogits(), cosine=Cosine())
+    with pytest.raises(ValueError, match="mixture.num_vectors=1"):
+        MixtureOfLogits(num_vectors=1)
 
 
 def test_a_time_bias_needs_times(make, one_device):
