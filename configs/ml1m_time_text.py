@@ -3,8 +3,8 @@
     python -m jaxrec.train --config=configs/ml1m_time_text.py --workdir=runs/ml1m_time_text
 
 The events are those of the SASRec file, in its order. Nearly half of the times are estimated (the data set's README
-says how well); the time of the target is not used. `time` and `text` have one of the two; `target_time` stands apart. Not yet trained to an
-end: python benchmarks/quality/time_text.py compares them with `ml1m`.
+says how well); the time of the target is not used. `time` and `text` have one of the two; `target_time` stands apart.
+Not yet trained to an end: python benchmarks/quality/time_text.py compares them with `ml1m`.
 """
 
 import dataclasses

@@ -2,9 +2,9 @@
 
     python benchmarks/quality/time_text.py
 
-Nearly half of the times are estimated, and the time of the target is not used: what it would give stands apart. The bar is that one of the three is
-above `ml1m` by the lower end of its paired interval (95 % over the three together: Bonferroni); where none is, the
-table says so. `ml1m.py` trains what this one compares with.
+Nearly half of the times are estimated, and the time of the target is not used: what it would give stands apart. The
+bar is that one of the three is above `ml1m` by the lower end of its paired interval (95 % over the three together:
+Bonferroni); where none is, the table says so. `ml1m.py` trains what this one compares with.
 """
 
 from __future__ import annotations
