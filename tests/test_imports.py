@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": MODELS_MAY,
     "tasks": TASKS_MAY,
     "data": {"core"},
+    "serving": {"core"},
     "training": TRAINING_MAY,
     "evaluation": EVALUATION_MAY,
     "config": CONFIG_MAY,

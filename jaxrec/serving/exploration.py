@@ -1,0 +1,158 @@
+"""Lists that also try what the model is unsure of, with the propensity of every choice, for `evaluation.off_policy`.
+
+A list is drawn place by place from a pool of candidates. The propensity of a place is the probability of its item given
+the places before it: what an estimator from the log asks for.
+
+M = candidates of the pool, K = places of the list, D = item dim, S = samples.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = ["Drawn", "EpsilonGreedy", "Exploration", "LastLayer", "Thompson"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A drawn list.
+
+    Attributes:
+      places: of the pool, in the order of the list.
+      propensities: of each choice, given those before it.
+      explored: whether each is another than the best that was left.
+    """
+
+    places: Int[np.ndarray, " k"]
+    propensities: Float[np.ndarray, " k"]
+    explored: np.ndarray
+
+
+class Exploration(Protocol):
+    """A way to draw lists."""
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        scores: Float[np.ndarray, " m"],
+        vectors: Float[np.ndarray, "m d"],
+        size: int,
+    ) -> Drawn:
+        """At most `size` of the candidates, each once.
+
+        Args:
+          scores: of the model; -infinity = never.
+          vectors: v(y) of the candidates.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpsilonGreedy:
+    """Each place is the best candidate that is left, or with probability `epsilon` any of those that are left.
+
+    Attributes:
+      epsilon: in [0, 1]; 0 = never.
+    """
+
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.epsilon <= 1.0:
+            raise ValueError(f"exploration.epsilon={self.epsilon} must lie in [0, 1].")
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        scores: Float[np.ndarray, " m"],
+        vectors: Float[np.ndarray, "m d"],
+        size: int,
+    ) -> Drawn:
+        """See `Exploration`."""
+        left = [int(place) for place in np.argsort(-scores, kind="stable") if scores[place] > -np.inf]
+        places: list[int] = []
+        propensities, explored = [], []
+        while left and len(places) < size:
+            at = int(rng.integers(len(left))) if rng.random() < self.epsilon else 0
+            places.append(left[at])
+            propensities.append(self.epsilon / len(left) + (1.0 - self.epsilon) * (at == 0))
+            explored.append(at != 0)
+            del left[at]
+        return Drawn(np.array(places, np.int64), np.array(propensities), np.array(explored, bool))
+
+
+@dataclasses.dataclass
+class LastLayer:
+    """What feedback has said of the last layer so far: the precision of a Bayesian linear model of the rewards.
+
+    Attributes:
+      precision: `prior I + sum of v v^T` over the items that were shown, `[D, D]`.
+    """
+
+    precision: Float[np.ndarray, "d d"]
+
+    @classmethod
+    def empty(cls, dim: int, prior: float = 1.0) -> "LastLayer":
+        """Nothing has been shown."""
+        return cls(prior * np.eye(dim))
+
+    def add(self, vectors: Float[np.ndarray, "n d"]) -> None:
+        """These have been shown."""
+        self.precision = self.precision + vectors.T @ vectors
+
+    def noise(self, rng: np.random.Generator, size: int) -> Float[np.ndarray, "size d"]:
+        """Draws from N(0, precision^-1)."""
+        factor = np.linalg.cholesky(self.precision)
+        draws = rng.standard_normal((len(self.precision), size))
+        return np.linalg.solve(factor.T, draws).T
+
+
+@dataclasses.dataclass(kw_only=True)
+class Thompson:
+    """Each place is the best candidate under a draw of the last layer's weights: the less an item's direction has been
+    shown, the more its score moves.
+
+    Propensities are shares of `num_samples` further draws, each counted with one that was made: none is 0.
+
+    Attributes:
+      scale: of the noise beside the scores; 0 = never explore.
+      last_layer: what has been shown.
+
+    Source: Agrawal and Goyal, ICML 2013 (Thompson sampling with linear payoffs); Riquelme et al., ICLR 2018 (on a
+    network's last layer).
+    """
+
+    scale: float
+    last_layer: LastLayer
+    num_samples: int = 200
+
+    def __post_init__(self) -> None:
+        if self.scale < 0 or self.num_samples < 1:
+            raise ValueError(
+                f"exploration.scale={self.scale} must not be negative, and num_samples={self.num_samples} at least 1."
+            )
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        scores: Float[np.ndarray, " m"],
+        vectors: Float[np.ndarray, "m d"],
+        size: int,
+    ) -> Drawn:
+        """See `Exploration`."""
+        size = min(size, int(np.count_nonzero(scores > -np.inf)))
+        noise = self.last_layer.noise(rng, size + self.num_samples)
+        noisy = scores + self.scale * (noise @ np.asarray(vectors, np.float64).T)
+        chosen_by, judged_by = noisy[:size], noisy[size:]
+        free = scores > -np.inf
+        places, propensities, explored = [], [], []
+        for drawn in chosen_by:
+            place = int(np.argmax(np.where(free, drawn, -np.inf)))
+            best = np.argmax(np.where(free, judged_by, -np.inf), axis=1)
+            propensities.append((np.count_nonzero(best == place) + 1) / (self.num_samples + 1))
+            explored.append(place != int(np.argmax(np.where(free, scores, -np.inf))))
+            places.append(place)
+            free[place] = False
+        return Drawn(np.array(places, np.int64), np.array(propensities), np.array(explored, bool))

@@ -1,0 +1,197 @@
+"""Which items may be shown: hard rules on the whole catalogue, caps within a list, boosts, and rules of a graph.
+
+Hard rules are applied before the best items are taken, so that a list is full as long as anything is left. Ids are the
+catalogue's internal ones, 1 .. N; 0 = none.
+
+N = items, C = categories, E = edges of a graph.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Self
+
+import numpy as np
+import scipy.sparse as sparse
+from jaxtyping import Bool, Float, Int
+
+__all__ = ["CategoryFilter", "ItemFacts", "Prerequisites", "Rules", "capped"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ItemFacts:
+    """What rules may know of items.
+
+    Attributes:
+      categories: names.
+      membership: which item is in which category, row = item id.
+      available: False = not to be shown to anyone.
+      added_at: seconds since 1970 when the item came in; 0 = unknown.
+    """
+
+    categories: tuple[str, ...]
+    membership: sparse.csr_array
+    available: Bool[np.ndarray, " n_plus_1"]
+    added_at: Int[np.ndarray, " n_plus_1"]
+
+    @classmethod
+    def of(
+        cls,
+        item_categories: Sequence[Collection[str]],
+        *,
+        available: Bool[np.ndarray, " n_plus_1"] | None = None,
+        added_at: Int[np.ndarray, " n_plus_1"] | None = None,
+    ) -> Self:
+        """From the names of each item's categories, item 1 first."""
+        names = tuple(sorted({name for row in item_categories for name in row}))
+        number = {name: index for index, name in enumerate(names)}
+        columns = [sorted(number[name] for name in set(row)) for row in item_categories]
+        ends = np.cumsum([0, 0, *map(len, columns)])
+        flat = np.array([column for row in columns for column in row], np.int32)
+        size = len(item_categories) + 1
+        membership = sparse.csr_array((np.ones(len(flat), bool), flat, ends), shape=(size, len(names)))
+        return cls(
+            categories=names,
+            membership=membership,
+            available=np.ones(size, bool) if available is None else available,
+            added_at=np.zeros(size, np.int64) if added_at is None else added_at,
+        )
+
+    def in_any(self, names: Collection[str]) -> Bool[np.ndarray, " n_plus_1"]:
+        """Which items are in one of these categories.
+
+        Raises:
+          ValueError: there is no such category.
+        """
+        number = {name: index for index, name in enumerate(self.categories)}
+        unknown = sorted(set(names) - set(number))
+        if unknown:
+            some = ", ".join(self.categories[:20]) or "none"
+            raise ValueError(f"category {unknown[0]!r}: the catalogue has {some}.")
+        asked = np.zeros(len(self.categories), bool)
+        asked[[number[name] for name in names]] = True
+        return np.asarray(self.membership @ asked.astype(np.float32)) > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CategoryFilter:
+    """By category.
+
+    Attributes:
+      any_of: an item must be in one of these; () = need not.
+      none_of: and in none of these.
+    """
+
+    any_of: tuple[str, ...] = ()
+    none_of: tuple[str, ...] = ()
+
+    def allowed(self, facts: ItemFacts) -> Bool[np.ndarray, " n_plus_1"]:
+        """The items that pass."""
+        passed = np.ones(len(facts.available), bool)
+        if self.any_of:
+            passed &= facts.in_any(self.any_of)
+        if self.none_of:
+            passed &= ~facts.in_any(self.none_of)
+        return passed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prerequisites:
+    """Rules of a graph: an item is not shown to those who lack what comes before it ("never a sequel before its first
+    part").
+
+    Attributes:
+      items, needed: each edge's item, and an item that must be in the history.
+    """
+
+    items: Int[np.ndarray, " e"]
+    needed: Int[np.ndarray, " e"]
+
+    @classmethod
+    def of(
+        cls,
+        triples: Sequence[tuple[str, str, str]],
+        relation: str,
+        ids: Mapping[str, int],
+        *,
+        reverse: bool = False,
+    ) -> Self:
+        """From the triples (head, relation, tail) of a graph: the head needs the tail; with `reverse`, the other way.
+
+        An item that needs something outside of the catalogue is never shown; edges of unknown heads say nothing.
+        """
+        edges = []
+        for head, of_edge, tail in triples:
+            if of_edge == relation:
+                item, needed = (tail, head) if reverse else (head, tail)
+                if item in ids:
+                    edges.append((ids[item], ids.get(needed, 0)))
+        columns = np.array(edges, np.int64).reshape(-1, 2)
+        return cls(columns[:, 0], columns[:, 1])
+
+    def blocked(self, history: Int[np.ndarray, " l"]) -> Int[np.ndarray, " b"]:
+        """Items that the owner of this history must not be shown yet."""
+        return np.unique(self.items[~np.isin(self.needed, history) | (self.needed == 0)])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What holds for one list.
+
+    Attributes:
+      exclude: items that are not shown: seen, owned, given by the request, hidden.
+      allow: if not None, nothing else is shown.
+      categories: by category.
+      added_after: items that came in earlier, or nobody knows when, are not shown; 0 = no rule.
+      max_per_category: items of one category in a list; an item of several counts in each. 0 = no limit.
+      boosts: category -> what is added to the score of its items, and of none other.
+      threshold: scores below it are not shown: the alpha of the model.
+    """
+
+    exclude: Int[np.ndarray, " x"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    allow: Int[np.ndarray, " a"] | None = None
+    categories: CategoryFilter = CategoryFilter()
+    added_after: int = 0
+    max_per_category: int = 0
+    boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    threshold: float = -np.inf
+
+    def allowed(self, facts: ItemFacts) -> Bool[np.ndarray, " n_plus_1"]:
+        """The items that a list may have, before scores are looked at."""
+        allowed = facts.available & self.categories.allowed(facts)
+        if self.allow is not None:
+            only = np.zeros_like(allowed)
+            only[self.allow] = True
+            allowed &= only
+        if self.added_after:
+            allowed &= facts.added_at >= self.added_after
+        allowed[self.exclude] = False
+        allowed[0] = False
+        return allowed
+
+    def scores(
+        self, scores: Float[np.ndarray, " n_plus_1"], facts: ItemFacts
+    ) -> Float[np.ndarray, " n_plus_1"]:
+        """The scores with boosts, -infinity for what may not be shown or lies below the threshold."""
+        kept = np.where(self.allowed(facts) & (scores >= self.threshold), scores, -np.inf)
+        for name, added in self.boosts.items():
+            kept = kept + added * facts.in_any([name])
+        return kept
+
+
+def capped(
+    item_ids: Int[np.ndarray, " m"], facts: ItemFacts, max_per_category: int, size: int
+) -> Int[np.ndarray, " k"]:
+    """The first `size` of a ranked list of which no category has more than `max_per_category`; 0 = no limit."""
+    if not max_per_category:
+        return item_ids[:size]
+    counts = np.zeros(len(facts.categories), np.int64)
+    kept: list[int] = []
+    indptr, indices = facts.membership.indptr, facts.membership.indices
+    for item in item_ids:
+        if len(kept) == size:
+            break
+        own = indices[indptr[item] : indptr[item + 1]]
+        if not np.any(counts[own] >= max_per_category):
+            counts[own] += 1
+            kept.append(int(item))
+    return np.array(kept, np.int64)
