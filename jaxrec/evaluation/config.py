@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxrec.evaluation.groups import Group
 from jaxrec.evaluation.slates import Slate
 
 METRICS = ("hr", "recall", "ndcg", "mrr")
@@ -33,6 +34,7 @@ class EvaluationConfig:
       behaviour_baselines: simple models of behaviours to print beside the model, of "item_rate" and
         "logistic_regression".
       slates: sets of items to choose from each user's best ones, by name, beside the plain lists.
+      groups: ways to make one list for several users, by name, measured on groups of friends.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
       seed: of the resampling and of the users shown as examples.
       example_users: users shown in the report with their history and recommendations.
@@ -51,6 +53,7 @@ class EvaluationConfig:
     behaviour_events: Literal["first", "all"] = "first"
     behaviour_baselines: tuple[str, ...] = ()
     slates: Mapping[str, Slate] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
     confidence: float = 0.95
     seed: int = 0
     example_users: int = 4
