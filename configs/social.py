@@ -1,6 +1,5 @@
 """draft"""
 
-import dataclasses
 import os
 
 from jaxrec.config import TrainConfig

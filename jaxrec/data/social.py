@@ -16,7 +16,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from jaxrec.data.columns import ABSENT, ColumnMap, ValueLabel, resolve_events

@@ -11,16 +11,15 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, Int64
 
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.evaluation.groups import Group
 from jaxrec.evaluation.baselines.base import BaselineRefusedError
 from jaxrec.evaluation.baselines.evaluate import top_items
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.evaluation.groups import Group
 from jaxrec.evaluation.kinds import MODEL, HeldOut, baseline_scores, kind_baselines, people_of, split_ends
 from jaxrec.evaluation.significance import bootstrap_intervals, compare
 from jaxrec.evaluation.user_ranking import Run, UserRanker
 
-METRICS = ("any_hit", "all_hit", "mean_recall", "min_recall")
-GROUP_SIZE = 4  # of the groups that are measured
+METRICS = ("any_hit", "mean_hit", "all_hit", "mean_recall", "min_recall")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class Pools:
             own = self.relevance[row, filled]
             floor = own[-1] if len(own) else 1.0
             relevance[member] = max(floor, np.finfo(np.float32).tiny)
-            known, here, there = np.intersect1d(
+            _, here, there = np.intersect1d(
                 candidates, self.item_ids[row, filled], assume_unique=True, return_indices=True
             )
             relevance[member, here] = np.maximum(own[there], np.finfo(np.float32).tiny)
@@ -165,8 +164,9 @@ def group_metrics(run: Run, split: str, config: EvaluationConfig, rows_per_batch
 
     Returns:
       `num_groups`, `group_size`, `formed_by`; `systems`: the model by each entry of `config.groups`, and simple models
-      whose members' lists are averaged; each with `metrics` and `intervals` of `any_hit` (a member's target is listed),
-      `all_hit` (one of each member is), `mean_recall` and `min_recall` over members. `paired`: each less the first
+      whose members' lists are averaged; each with `metrics` and `intervals` of `any_hit` (a target of any member is
+      listed), `mean_hit` (the share of members of whom one is), `all_hit` (one of each member is), and of the recall of
+      the members the mean and the least. `paired`: each less the first
       entry of `config.groups`. {} without entries, or where no group can be formed.
     """
     if not config.groups:
@@ -174,7 +174,7 @@ def group_metrics(run: Run, split: str, config: EvaluationConfig, rows_per_batch
     dataset = run.dataset
     kind = 1 if dataset.metadata.kinds else 0
     asked = HeldOut.of_kind(dataset, split, kind)
-    groups = groups_of_friends(dataset, asked.user_indices, size=GROUP_SIZE, seed=config.seed)
+    groups = groups_of_friends(dataset, asked.user_indices, size=config.group_size, seed=config.seed)
     if not len(groups):
         return {}
     length = max(group.pool for group in config.groups.values())
@@ -220,7 +220,7 @@ def group_metrics(run: Run, split: str, config: EvaluationConfig, rows_per_batch
     }
     return {
         "num_groups": int(fits.sum()),
-        "group_size": GROUP_SIZE,
+        "group_size": config.group_size,
         "formed_by": "chance" if people_of(dataset) is None else "friends",
         "list_length": config.list_length,
         "systems": described,
@@ -242,8 +242,8 @@ def _new_targets(asked: HeldOut, members: np.ndarray, had: np.ndarray) -> list[n
     return [np.setdiff1d(asked.targets[asked.offsets[row] : asked.offsets[row + 1]], had) for row in rows]
 
 
-def _measured(shown: np.ndarray, targets: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
+def _measured(shown: np.ndarray, targets: Sequence[np.ndarray]) -> tuple[float, ...]:
     """`METRICS` of one group's list."""
-    hits = [np.isin(of_member, shown).sum() for of_member in targets]
-    recalls = [hit / len(of_member) for hit, of_member in zip(hits, targets, strict=True)]
-    return float(any(hits)), float(all(hits)), float(np.mean(recalls)), float(min(recalls))
+    recalls = [float(np.isin(of_member, shown).mean()) for of_member in targets]
+    hits = [recall > 0 for recall in recalls]
+    return float(any(hits)), float(np.mean(hits)), float(all(hits)), float(np.mean(recalls)), min(recalls)

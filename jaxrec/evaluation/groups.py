@@ -44,7 +44,7 @@ class Average(Aggregation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multiplicative(Aggregation):
-    """The geometric mean: a member who cares little takes an item far down, and none can be made up for by one alone."""
+    """The geometric mean: a member who cares little takes an item far down, and no other makes up for it alone."""
 
     def worth(self, relevance: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " n"]:
         """See the class."""

@@ -162,7 +162,7 @@ def split_queries(
 
 @dataclasses.dataclass(frozen=True)
 class _Ranker:
-    """Ranks the targets of all queries by a fitted baseline, chunk by chunk, in each user's own domain or each target's kind."""
+    """Ranks the targets of all queries by a fitted baseline, chunk by chunk, in the own domain or kind."""
 
     queries: Queries
     filter_seen: bool

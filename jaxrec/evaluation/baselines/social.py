@@ -84,7 +84,7 @@ class ProfileCosine(_Social):
     """Cosine of what the two users take, friends left out."""
 
     def fit(self, train: Histories, num_items: int) -> ItemWeights:
-        """From an item to each user who takes it, over the length of that user's profile; one's own changes no order."""
+        """From an item to each user who takes it, over the length of that profile; one's own changes no order."""
         taken = self.taken(train, num_items)
         is_item = np.ones(num_items + 1, np.float32)
         is_item[self.people] = 0.0
