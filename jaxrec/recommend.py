@@ -1,14 +1,14 @@
 """Writes each user's recommendations: `python -m jaxrec.recommend --workdir=runs/quickstart --out=recs.parquet`.
 
 One row an item: `user_id, item_id, rank, score`, in the ids of your own data, rank 1 = best. Items that a user has
-seen are left out where the dataset says `filter_seen`. With `--group` one list for several users, in which `group`
-stands in place of `user_id`. The catalogue stays on the devices that own it, and users are
+seen are left out where the dataset says `filter_seen`. With `--group` one list for several users, with `group` in place
+of `user_id`. The catalogue stays on the devices that own it, and users are
 streamed: memory does not grow with their number.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,16 +19,17 @@ from jaxrec.config import run_directory
 from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments, positive
-from jaxrec.evaluation.groups import Group
+from jaxrec.evaluation.group_recommendations import (
+    find_aggregation,
+    find_groups,
+    write_group_recommendations,
+)
 from jaxrec.evaluation.recommendations import (
     RecommendationCounts,
-    find_groups,
     find_users,
     read_user_ids,
-    write_group_recommendations,
     write_recommendations,
 )
-from jaxrec.evaluation.slates import Slate
 from jaxrec.runs import Run, load_run
 
 
@@ -116,36 +117,6 @@ def find_kind(kinds: Sequence[str], name: str | None) -> int:
     if name not in kinds:
         raise ValueError(f"--kind={name}: the dataset's kinds of items are {', '.join(kinds) or 'none'}.")
     return kinds.index(name) + 1
-
-
-def find_aggregation(groups: Mapping[str, Group], name: str | None) -> Group:
-    """The entry of that name; without a name the first one, or the average.
-
-    Raises:
-      ValueError: the run's config has no such entry.
-    """
-    if name is None:
-        return next(iter(groups.values()), Group())
-    if name not in groups:
-        raise ValueError(
-            f"--aggregation={name}: the run's evaluation.groups are {', '.join(groups) or 'none'}; name one of them, or "
-            "train with one: --config.evaluation.groups.NAME=Group."
-        )
-    return groups[name]
-
-
-def find_slate(slates: Mapping[str, Slate], name: str | None) -> Slate | None:
-    """The slate of that name; None = plain lists.
-
-    Raises:
-      ValueError: the run's config has no such slate.
-    """
-    if name is not None and name not in slates:
-        raise ValueError(
-            f"--slate={name}: the run's evaluation.slates are {', '.join(slates) or 'none'}; name one of them, or "
-            "train with one: --config.evaluation.slates.NAME=Slate."
-        )
-    return None if name is None else slates[name]
 
 
 def report(out: Path, counts: RecommendationCounts, console: Console) -> None:

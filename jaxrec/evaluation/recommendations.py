@@ -5,7 +5,7 @@ T = length of a list, U = users.
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.evaluation.group_lists import group_list, histories_before, model_pools
-from jaxrec.evaluation.groups import Group
 from jaxrec.evaluation.slate_lists import SlateChooser
 from jaxrec.evaluation.slates import Slate
 from jaxrec.evaluation.user_ranking import Run, UserRanker, UserRanks
@@ -135,86 +133,10 @@ def write_recommendations(
     tables = (_table(run.dataset, chooser(part)) for part in ranker.batches(rows, keep_targets=False))
     return RecommendationCounts(
         num_users=rows.num_users,
-        num_rows=_write(tables, out),
+        num_rows=write_tables(tables, out),
         num_without_history=rows.num_without_history,
         num_without_target=rows.num_without_target,
     )
-
-
-def write_group_recommendations(
-    run: Run,
-    out: Path,
-    groups: Mapping[str, Int64[np.ndarray, " m"]],
-    *,
-    group: Group,
-    split: str,
-    k: int,
-    rows_per_batch: int,
-    kind: int = 0,
-) -> int:
-    """Writes `group, item_id, rank, score` of each group's `k` items, in the order of choice; returns the rows.
-
-    The score is what the aggregation thinks of the item alone. What a member had is left out where the dataset says
-    `filter_seen`.
-
-    Args:
-      groups: the members' user indices, by the group's name.
-      split: the members' histories end before this part, or nowhere: "all".
-
-    Raises:
-      ValueError: a member has no event to start from.
-    """
-    dataset = run.dataset
-    members = np.unique(np.concatenate(list(groups.values())))
-    pools = model_pools(run, members, split, length=group.pool, kind=kind, rows=rows_per_batch)
-    missing = np.setdiff1d(members, pools.users)
-    if len(missing):
-        raise ValueError(
-            f"user {dataset.user_keys[missing[0]]!r} has no event to start from in split {split!r}; leave the user out, "
-            "or use --split=all."
-        )
-
-    def tables() -> Iterator[pa.Table]:
-        for name, own in groups.items():
-            had = (
-                histories_before(dataset, own, split)
-                if dataset.metadata.filter_seen
-                else np.zeros(0, np.int32)
-            )
-            items, scores = group_list(group, pools, own, had, k)
-            yield pa.table(
-                {
-                    "group": pa.array([name] * len(items), pa.string()),
-                    "item_id": pa.array(dataset.item_keys[items - 1]),
-                    "rank": pa.array(np.arange(1, len(items) + 1), pa.int32()),
-                    "score": pa.array(scores, pa.float32()),
-                }
-            )
-
-    return _write(tables(), out)
-
-
-def find_groups(dataset: PreparedDataset, groups: Sequence[str]) -> dict[str, Int64[np.ndarray, " m"]]:
-    """The members of groups that are written `u1,u2,u3`, by what was written.
-
-    Raises:
-      ValueError: a group has fewer than two members, or an id that is none of the dataset's.
-    """
-    key_type = pa.array(dataset.user_keys[:1]).type
-    found = {}
-    for text in groups:
-        names = pa.array([name for name in map(str.strip, text.split(",")) if name], pa.string()).unique()
-        if len(names) < 2:
-            raise ValueError(f"--group={text}: a group has two members at least, written u1,u2,u3.")
-        try:
-            user_ids = names.cast(key_type)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"--group={text}: user ids are of type {key_type}, and {error}") from error
-        try:
-            found[text], _ = find_users(dataset, user_ids)
-        except ValueError as error:
-            raise ValueError(f"--group={text}: {error}") from error
-    return found
 
 
 def _table(dataset: PreparedDataset, part: UserRanks) -> pa.Table:
@@ -231,7 +153,7 @@ def _table(dataset: PreparedDataset, part: UserRanks) -> pa.Table:
     )
 
 
-def _write(tables: Iterator[pa.Table], out: Path) -> int:
+def write_tables(tables: Iterator[pa.Table], out: Path) -> int:
     """Streams tables to a temporary file and renames it; only the first process writes."""
     if jax.process_index():
         return sum(len(table) for table in tables)
