@@ -38,9 +38,9 @@ def groups_section(evaluation: Mapping[str, Any]) -> str:
         return ""
     systems = groups["systems"]
     note = (
-        f"Groups of {groups['group_size']}, formed by {groups['formed_by']}, and lists of {groups['list_length']}. Hit: "
-        "a held-out item of the member is listed that none of the group had; of any member, of how many in the mean, of "
-        "all. Recall: of the members in the mean, and of the one served worst."
+        f"Groups of {groups['group_size']}, formed by {groups['formed_by']}, and lists of {groups['list_length']}. "
+        "Hit: a held-out item of the member is listed that none of the group had; of any member, of how many in the "
+        "mean, of all. Recall: of the members in the mean, and of the one served worst."
     )
     names = list(next(iter(systems.values()))["metrics"])
     table = _systems(systems, names, f"{groups['num_groups']:,} groups")
