@@ -8,7 +8,7 @@ streamed: memory does not grow with their number.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -30,6 +30,7 @@ from jaxrec.evaluation.recommendations import (
     read_user_ids,
     write_recommendations,
 )
+from jaxrec.evaluation.slates import Slate
 from jaxrec.runs import Run, load_run
 
 
@@ -104,6 +105,20 @@ def recommend_to_groups(run: Run, given: argparse.Namespace, kind: int) -> Recom
     return RecommendationCounts(
         num_users=num_users, num_rows=num_rows, num_without_history=0, num_without_target=0
     )
+
+
+def find_slate(slates: Mapping[str, Slate], name: str | None) -> Slate | None:
+    """The slate of that name; None = plain lists.
+
+    Raises:
+      ValueError: the run's config has no such slate.
+    """
+    if name is not None and name not in slates:
+        raise ValueError(
+            f"--slate={name}: the run's evaluation.slates are {', '.join(slates) or 'none'}; name one of them, or "
+            "train with one: --config.evaluation.slates.NAME=Slate."
+        )
+    return None if name is None else slates[name]
 
 
 def find_kind(kinds: Sequence[str], name: str | None) -> int:

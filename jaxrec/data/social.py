@@ -192,7 +192,7 @@ class Social(OwnSource):
         for part in table.batches([self.user, self.friend]):
             check = RowCheck(part.batch.num_rows)
             ones, others = (
-                parse_ids(part.batch.column(name), name, "string", check).to_pylist()
+                pa.array(parse_ids(part.batch.column(name), name, "string", check)).to_pylist()
                 for name in (self.user, self.friend)
             )
             unusable += len(part.unreadable)

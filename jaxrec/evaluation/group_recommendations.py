@@ -109,17 +109,3 @@ def find_aggregation(groups: Mapping[str, Group], name: str | None) -> Group:
             "or train with one: --config.evaluation.groups.NAME=Group."
         )
     return groups[name]
-
-
-def find_slate(slates: Mapping[str, Slate], name: str | None) -> Slate | None:
-    """The slate of that name; None = plain lists.
-
-    Raises:
-      ValueError: the run's config has no such slate.
-    """
-    if name is not None and name not in slates:
-        raise ValueError(
-            f"--slate={name}: the run's evaluation.slates are {', '.join(slates) or 'none'}; name one of them, or "
-            "train with one: --config.evaluation.slates.NAME=Slate."
-        )
-    return None if name is None else slates[name]

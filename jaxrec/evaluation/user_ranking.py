@@ -229,7 +229,8 @@ class UserRanker:
         arguments = (_global(self._run.mesh, x) for x in (targets, batch.seen_users, batch.seen_items))
         groups, dataset = None, self._run.dataset
         if dataset.item_groups is not None:
-            asked = dataset.asked_groups(batch.user_indices, np.asarray(batch.targets), self._kind)
+            users, wanted = np.asarray(batch.user_indices), np.asarray(batch.targets)
+            asked = dataset.asked_groups(users, wanted, self._kind)
             groups = _global(self._run.mesh, asked)
         found = self._ranking.rank(self._catalogue, queries, *arguments, extra=extra, query_domains=groups)
         return found, _row_finite(queries)

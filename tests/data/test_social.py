@@ -111,8 +111,9 @@ def test_without_friends_histories_hold_none_and_the_test_part_stays(tmp_path):
 
 
 def test_rows_that_are_no_edge_or_no_event_are_left_out_aloud(tmp_path, caplog):
-    path = written(tmp_path, [(1, 5), (None, 6), (2, None)], [(1, 2), (3, 3), (None, 1), (2, 1)])
-    source = Social(path=str(path), edges="friends.parquet")
+    events = [(1, item) for item in range(20)] + [(None, 6), (2, None)]
+    path = written(tmp_path, events, [(1, 2), (3, 3), (None, 1), (2, 1)])
+    source = Social(path=str(path), edges="friends.parquet", held_out=0.5)
     rows = rows_of(source)
     assert len(parts_of_edges(rows)) == 1
     assert "2 rows are left out" in caplog.text
