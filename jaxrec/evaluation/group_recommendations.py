@@ -47,9 +47,9 @@ def write_group_recommendations(
     pools = model_pools(run, members, split, length=group.pool, kind=kind, rows=rows_per_batch)
     missing = np.setdiff1d(members, pools.users)
     if len(missing):
+        remedy = "leave the user out" if split == "all" else "leave the user out, or use --split=all"
         raise ValueError(
-            f"user {dataset.user_keys[missing[0]]!r} has no event to start from in split {split!r}; leave the user "
-            "out, or use --split=all."
+            f"user {str(dataset.user_keys[missing[0]])!r} has no event to start from in split {split!r}; {remedy}."
         )
 
     def tables() -> Iterator[pa.Table]:

@@ -185,7 +185,9 @@ def test_written_lists_name_their_group(tmp_path, make_last_item_run, make_small
             assert [row["rank"] for row in own] == [1, 2, 3, 4]
             had = run.dataset.histories(members).item_ids
             assert not {row["item_id"] for row in own} & set(had.tolist())
-        with pytest.raises(ValueError, match="user 20 has no event to start from"):
+        with pytest.raises(
+            ValueError, match="user '20' has no event to start from in split 'all'; leave the user out\\."
+        ):
             write_group_recommendations(
                 run,
                 tmp_path / "h.parquet",

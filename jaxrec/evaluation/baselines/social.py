@@ -37,7 +37,8 @@ class _Social:
         is_person[self.people] = 1.0
         is_person[0] = 0.0
         known = known.multiply(is_person[None, :]).tocoo()
-        friends = known.row != known.col
+        # A product with a mask keeps the zeros, which would count as friends.
+        friends = (known.row != known.col) & (known.data > 0)
         return sparse.csr_array((known.data[friends], (known.row[friends], known.col[friends])), known.shape)
 
     def taken(self, train: Histories, num_items: int) -> sparse.csr_array:
