@@ -49,7 +49,7 @@ def set_metrics(
     gains = 1.0 / np.log2(np.arange(hits.shape[1]) + 2.0)
     ideal = np.concatenate([[0.0], np.cumsum(gains)])
     metrics: dict[str, Float64[np.ndarray, " u"]] = {}
-    metrics |= {f"hr@{k}": hits[:, :k].any(axis=1).astype(np.float64) for k in ks}
+    metrics |= {f"hr@{k}": np.asarray(hits[:, :k].any(axis=1), np.float64) for k in ks}
     metrics |= {f"recall@{k}": hits[:, :k].sum(axis=1) / np.minimum(num_targets, k) for k in ks}
     metrics |= {f"ndcg@{k}": hits[:, :k] @ gains[:k] / ideal[np.minimum(num_targets, k)] for k in ks}
     return metrics
