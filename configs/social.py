@@ -3,7 +3,8 @@
     python -m jaxrec.train --config=configs/social.py --workdir=runs/social
 
 where JAXREC_DATA holds lastfm-2k. Variant: `without_friends` (histories hold no friends). Seven minutes beside other
-work on two cores. Figures: docs/scenarios/social.md.
+work on two cores. Test NDCG@10 of friends .117 (Adamic-Adar .141, iALS .169), of artists .171 (item-kNN .174, iALS
+.206): docs/scenarios/social.md.
 """
 
 import dataclasses
