@@ -1,4 +1,4 @@
-"""Friends on lastfm-2k: what training may see, and one short run from end to end, on another mesh too."""
+"""Friends on lastfm-2k: what training may see, and one short run from end to end."""
 
 import json
 
@@ -14,6 +14,7 @@ from jaxrec.evaluation.kinds import people_of
 pytestmark = pytest.mark.shared_data
 
 SIZES = {"embed_dim": 8, "num_heads": 1, "mlp_dim": 8}
+AGGREGATIONS = ("average", "multiplicative", "least_misery", "most_pleasure", "fair")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,11 @@ def workdir(shared_data, repository, tmp_path_factory):
             f"--config.data.source.path={shared_data}/lastfm-2k",
             "--config.num_train_steps=2",
             "--config.model.item_dim=8",
+            "--config.data.history_length=48",
             "--config.evaluation.every_steps=0",
             "--config.evaluation.baselines=popularity,item_knn",
             "--config.evaluation.bootstrap_samples=100",
+            *(f"--config.evaluation.groups.{name}.pool=50" for name in AGGREGATIONS),
             *(f"--config.model.encoder.{name}={value}" for name, value in SIZES.items()),
         ]
     )
@@ -89,7 +92,7 @@ def test_the_evaluation_speaks_of_friends_artists_and_groups(workdir):
     assert groups["formed_by"] == "friends"
     assert groups["num_groups"] > 200
     assert {name for name in groups["systems"] if name.startswith("model, ")} == {
-        f"model, {name}" for name in ("average", "multiplicative", "least_misery", "most_pleasure", "fair")
+        f"model, {name}" for name in AGGREGATIONS
     }
     page = (workdir / "report.html").read_text()
     assert "Kinds of items" in page
