@@ -191,7 +191,8 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
         raise ValueError(
             f"the cut times {histories.cut_times} (of {split}) leave "
             f"{int(histories.train_end.sum())} training and {int((lengths - histories.validation_end).sum())} test "
-            "events: too many lie on one side. Choose other quantiles or moments, or data.split=LeaveOneOut."
+            "events: too many events bear the same time, or lie on one side. Choose other quantiles or moments, or "
+            "data.split=LeaveOneOut."
         )
 
 
