@@ -28,6 +28,8 @@ from jaxrec.evaluation.console import (
     print_comparison,
     print_evaluation,
     print_example,
+    print_groups,
+    print_kinds,
     print_search,
     print_slates,
 )
@@ -77,6 +79,10 @@ def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
         print_behaviours(console, evaluation.values["behaviour_comparison"])
     if evaluation.values["search"]:
         print_search(console, evaluation.values["search"], evaluation.values["headline_metric"])
+    if evaluation.values["kinds"]:
+        print_kinds(console, evaluation.values["kinds"], evaluation.values["headline_metric"])
+    if evaluation.values["groups"]:
+        print_groups(console, evaluation.values["groups"])
     if evaluation.values["slates"]:
         print_slates(console, evaluation.values["slates"])
     if evaluation.examples:

@@ -20,6 +20,7 @@ from jaxrec.config.stages import override_run
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import spec
 from jaxrec.data.domains import Domains
+from jaxrec.data.social import Social
 from jaxrec.runs import open_dataset, setup_run
 from jaxrec.train import main
 from jaxrec.training.step import make_train_step
@@ -45,6 +46,8 @@ def given(source, directory):
     """Where the data are; what joins several domains gets the same one for each."""
     if isinstance(source, Domains):
         return [f"--config.data.source.paths.{name}={directory}" for name in source.paths]
+    if isinstance(source, Social):
+        return [f"--config.data.source.path={directory}"]
     return [f"--config.data.path={directory}", "--config.data.source=none"]
 
 
@@ -58,7 +61,7 @@ def name_of(path):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A data set as small as can be, with the columns of a rating set of a video app and of a log of
-    advertisements, and with tags."""
+    advertisements, with tags, and with friends."""
     path = tmp_path_factory.mktemp("tiny")
     random = np.random.default_rng(0)
     user_ids = np.repeat(np.arange(1, NUM_USERS + 1), random.integers(6, 14, NUM_USERS))
@@ -85,6 +88,8 @@ def directory(tmp_path_factory):
     tags = {"tag": [f"word{i % 9}" for i in range(60)], "item_id": random.integers(1, NUM_ITEMS + 1, 60)}
     pq.write_table(pa.table(items), path / "items.parquet")
     pq.write_table(pa.table(tags), path / "tags.parquet")
+    friends = {"user_id": np.arange(1, NUM_USERS), "friend_id": np.arange(2, NUM_USERS + 1)}
+    pq.write_table(pa.table(friends), path / "friends.parquet")
     return path
 
 

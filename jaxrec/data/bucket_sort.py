@@ -170,7 +170,7 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
         histories.train_end, histories.validation_end = cuts
     else:
         quantiles = (split.validation_quantile, split.test_quantile)
-        histories.cut_times = streaming_quantiles(lambda: _times(histories), quantiles)
+        histories.cut_times = split.moments or streaming_quantiles(lambda: _times(histories), quantiles)
         histories.train_end, histories.validation_end = np.zeros_like(lengths), np.zeros_like(lengths)
     histories.item_counts, sums = np.zeros(len(state.items), np.int64), np.zeros(3)
     for bucket in range(state.spool.num_buckets):
@@ -189,9 +189,10 @@ def cut_histories(histories: Sorted, split: LeaveOneOut | GlobalTime) -> None:
     histories.value_sums = (float(sums[0]), float(sums[1]), float(sums[2]))
     if histories.cut_times and (not histories.train_end.any() or (histories.validation_end == lengths).all()):
         raise ValueError(
-            f"the cut times {histories.cut_times} (of quantiles {split}) leave "
+            f"the cut times {histories.cut_times} (of {split}) leave "
             f"{int(histories.train_end.sum())} training and {int((lengths - histories.validation_end).sum())} test "
-            "events: too many events bear the same time. Choose other quantiles, or data.split=LeaveOneOut."
+            "events: too many events bear the same time, or lie on one side. Choose other quantiles or moments, or "
+            "data.split=LeaveOneOut."
         )
 
 

@@ -42,12 +42,18 @@ class GlobalTime:
     Attributes:
       validation_quantile: share of all events, by time, before the validation part
       test_quantile: share of all events before the test part
+      moments: the times in seconds from which on events are of the validation and of the test part, in place of shares
     """
 
     validation_quantile: float = 0.8
     test_quantile: float = 0.9
+    moments: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.moments is not None and not self.moments[0] < self.moments[1]:
+            raise ValueError(
+                f"split.moments={self.moments} must be two times, the validation part's before the test part's."
+            )
         if not 0.0 < self.validation_quantile < self.test_quantile < 1.0:
             raise ValueError(
                 f"split.validation_quantile={self.validation_quantile} and split.test_quantile={self.test_quantile} "

@@ -28,6 +28,7 @@ __all__ = ["UNKNOWN_TIME", "DatasetMetadata", "Histories", "PreparedDataset"]
 
 # Events beyond this are not held in memory, but read from the files, batch by batch.
 MEMORY_BUDGET_BYTES = 1 << 30
+_NAMES = ("behaviours", "context", "domains", "kinds")  # of the metadata, lists in JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class DatasetMetadata:
     fingerprint: str
     context: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def has_domains(self) -> bool:
@@ -54,7 +56,7 @@ class DatasetMetadata:
 
     def to_json(self) -> dict[str, Any]:
         """The metadata as JSON values."""
-        lists = {name: list(getattr(self, name)) for name in ("behaviours", "context", "domains")}
+        lists = {name: list(getattr(self, name)) for name in _NAMES}
         return {**dataclasses.asdict(self), **lists}
 
     @classmethod
@@ -64,14 +66,14 @@ class DatasetMetadata:
         Raises:
             ValueError: a field is missing.
         """
-        values = {"context": (), "domains": (), **values}  # of a writer that knew none
+        values = {"context": (), "domains": (), "kinds": (), **values}  # of a writer that knew none
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"the dataset's metadata lacks {missing}; run python -m jaxrec.prepare again.")
         value = ValueFacts(**values["value"]) if values["value"] is not None else None
         known = {name: values[name] for name in names}
-        tuples = {name: tuple(values[name]) for name in ("behaviours", "context", "domains")}
+        tuples = {name: tuple(values[name]) for name in _NAMES}
         return cls(**known | tuples | {"value": value})
 
 
@@ -178,16 +180,21 @@ class PreparedDataset:
         filter_seen: bool = True,
         name: str = "memory",
         domains: Sequence[str] = (),
+        kinds: Sequence[str] = (),
         user_keys: Sequence[str] | None = None,
         item_keys: Sequence[str] | None = None,
     ) -> "PreparedDataset":
         """A dataset over arrays in memory; leave-one-out unless cut points are given.
 
-        With `domains` the keys are needed: they say whose each user and item is.
+        With `domains` the keys are needed: they say whose each user and item is. With `kinds` the items' are.
 
         Raises:
-            ValueError: an item id, a cut point or a label column is out of range, or domains lack keys.
+            ValueError: an item id, a cut point or a label column is out of range, or domains or kinds lack keys.
         """
+        if kinds and (domains or item_keys is None):
+            raise ValueError(
+                f"kinds={tuple(kinds)} need item_keys, which begin with them, and no domains beside them."
+            )
         if domains and (user_keys is None or item_keys is None):
             raise ValueError(f"domains={tuple(domains)} need user_keys and item_keys, which begin with them.")
         lengths = np.diff(histories.offsets).astype(np.int64)
@@ -226,6 +233,7 @@ class PreparedDataset:
             fingerprint="",
             context=_context_names(histories),
             domains=tuple(domains),
+            kinds=tuple(kinds),
         )
         counts = np.bincount(train.item_ids, minlength=num_items + 1)
         return cls(
@@ -274,6 +282,28 @@ class PreparedDataset:
         if not self.metadata.domains:
             return np.zeros(self.metadata.num_items + 1, np.int32)
         return np.append(np.int32(0), domains_of(pa.array(self.item_keys), self.metadata.domains))
+
+    @functools.cached_property
+    def item_kinds(self) -> Int32[np.ndarray, " n_plus_1"]:
+        """The kind of each item id, 1, 2, ... in the order of `metadata.kinds`; 0 where there are none; [0] = 0."""
+        if not self.metadata.kinds:
+            return np.zeros(self.metadata.num_items + 1, np.int32)
+        return np.append(np.int32(0), domains_of(pa.array(self.item_keys), self.metadata.kinds))
+
+    @property
+    def item_groups(self) -> Int32[np.ndarray, " n_plus_1"] | None:
+        """Items are ranked among those of their group, a domain or a kind; None = among all."""
+        if self.metadata.has_domains:
+            return self.item_domains
+        return self.item_kinds if self.metadata.kinds else None
+
+    def asked_groups(
+        self, user_indices: Int[np.ndarray, " n"], targets: Int[np.ndarray, " n"], kind: int = 0
+    ) -> Int32[np.ndarray, " n"]:
+        """The group that each user is asked for: the user's domain, or `kind`; 0 = the kind of the user's target."""
+        if self.metadata.has_domains:
+            return self.user_domains[user_indices]
+        return np.full(len(targets), kind, np.int32) if kind else self.item_kinds[targets]
 
     @functools.cached_property
     def user_keys(self) -> np.ndarray:

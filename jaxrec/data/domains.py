@@ -23,7 +23,7 @@ from jaxrec.data.prepare import open_source
 from jaxrec.data.sources import Source, SourceBatch, Table
 from jaxrec.data.validate import RowCheck, is_text, parse_ids
 
-__all__ = ["Domains"]
+__all__ = ["Domains", "joined_items"]
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class Domains(OwnSource):
                     table=table,
                     names=found.names,
                     meaning=dataclasses.asdict(found),
-                    convert=functools.partial(_joined_items, name, found),
+                    convert=functools.partial(joined_items, name, found),
                 )
         return JoinedTable(parts, _ITEM_SCHEMA, f"{self.name} (items)") if parts else None
 
@@ -285,7 +285,8 @@ def _joined_events(
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _joined_items(domain: str, columns: ItemColumns, batch: pa.RecordBatch) -> pa.RecordBatch:
+def joined_items(domain: str, columns: ItemColumns, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of an items table with ids, and categories, that say which domain they are of."""
     cells, rows = ItemCells(columns, batch), range(batch.num_rows)
     # A number without a name would mean one category in two catalogues.
     categories = [[f"{domain}{SEPARATOR}{name}" for name in cells.categories(row)] for row in rows]

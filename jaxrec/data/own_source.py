@@ -36,6 +36,11 @@ class OwnSource:
         """Catalogues that the source joins; see `data.domains`."""
         return ()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of items that are never told from each other; their ids are `kind:id`. () = all are of one kind."""
+        return ()
+
     def event_batches(self) -> Iterator[pa.RecordBatch]:
         """The events in their own order, the same at every call."""
         raise TypeError(f"{type(self).__name__} must define event_batches")

@@ -396,6 +396,7 @@ def _statistics(
             "has_timestamps": use_times,
             "value": _value_facts(state.columns.value, histories.value_sums),
             "domains": list(source.domains),
+            "kinds": list(source.kinds),
             "fingerprint": "",
         },
         "format_version": FORMAT_VERSION,

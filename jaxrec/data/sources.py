@@ -85,6 +85,11 @@ class Source(Protocol):
         """Catalogues that it joins, whose ids are `domain:id`; () = it is one."""
         ...
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of items that are ranked apart, whose ids are `kind:id`; () = all are of one kind."""
+        ...
+
     def events(self) -> Table:
         """The events, in their own order."""
         ...
@@ -164,6 +169,7 @@ class DirectorySource:
     item_files: TableFiles | None
     user_files: TableFiles | None
     domains: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     def events(self) -> TableFiles:
         """The events, in the order of the files."""

@@ -95,6 +95,7 @@ class TfdsMovieLens:
     def __init__(self, name: str, columns: ColumnMap, builder: Any):
         self.name, self.columns = name, columns
         self.domains: tuple[str, ...] = ()
+        self.kinds: tuple[str, ...] = ()
         where = f"tfds:{builder.info.full_name}"
         self._events = TfdsTable(builder, _EVENT_SCHEMA, _event_batch, where)
         self._items = TfdsTable(builder, _ITEM_SCHEMA, _item_batch, where)

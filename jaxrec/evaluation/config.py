@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxrec.evaluation.groups import Group
 from jaxrec.evaluation.slates import Slate
 
 METRICS = ("hr", "recall", "ndcg", "mrr")
@@ -33,6 +34,8 @@ class EvaluationConfig:
       behaviour_baselines: simple models of behaviours to print beside the model, of "item_rate" and
         "logistic_regression".
       slates: sets of items to choose from each user's best ones, by name, beside the plain lists.
+      groups: ways to make one list for several users, by name, measured on groups of friends.
+      group_size: members of the groups that are measured.
       confidence: of the intervals; a paired difference is called significant at 1 - confidence.
       seed: of the resampling and of the users shown as examples.
       example_users: users shown in the report with their history and recommendations.
@@ -51,6 +54,8 @@ class EvaluationConfig:
     behaviour_events: Literal["first", "all"] = "first"
     behaviour_baselines: tuple[str, ...] = ()
     slates: Mapping[str, Slate] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    group_size: int = 3
     confidence: float = 0.95
     seed: int = 0
     example_users: int = 4
@@ -74,7 +79,12 @@ class EvaluationConfig:
             )
         if not 0.5 <= self.confidence < 1.0:
             raise ValueError(f"evaluation.confidence={self.confidence} must lie in 0.5 .. 1; 0.95 is usual.")
-        for name, least in (("rows_per_batch", 1), ("list_length", 1), ("bootstrap_samples", 100)):
+        for name, least in (
+            ("rows_per_batch", 1),
+            ("list_length", 1),
+            ("bootstrap_samples", 100),
+            ("group_size", 2),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}.")
         for name in ("ranking_events", "behaviour_events"):

@@ -72,6 +72,35 @@ def print_search(console: Console, search: Mapping[str, Any], headline: str) -> 
     console.print(table)
 
 
+def print_kinds(console: Console, kinds: Mapping[str, Any], headline: str) -> None:
+    """The model and the simple models on the held-out items of each kind, a column a kind."""
+    known = list(next(iter(next(iter(kinds.values()))["systems"].values()))["metrics"])
+    headline = headline if headline in known else known[-1]  # a reciprocal rank is of one target
+    table = Table(title=f"held-out items by kind, {headline} over users", title_justify="left")
+    table.add_column("")
+    for kind, part in kinds.items():
+        table.add_column(f"{kind} ({part['num_users']:,} users)", justify="right")
+    for name in dict.fromkeys(name for part in kinds.values() for name in part["systems"]):
+        found = (part["systems"].get(name) for part in kinds.values())
+        cells = ("" if one is None else f"{one['metrics'][headline]:.4f}" for one in found)
+        table.add_row(display_name(name), *cells, style="bold cyan" if name == "model" else "")
+    console.print(table)
+
+
+def print_groups(console: Console, groups: Mapping[str, Any]) -> None:
+    """What a group's list holds of what its members took, by how it is made."""
+    systems = groups["systems"]
+    title = f"{groups['num_groups']:,} groups of {groups['group_size']}, lists of {groups['list_length']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    names = list(next(iter(systems.values()))["metrics"])
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for system, found in systems.items():
+        table.add_row(display_name(system), *(f"{found['metrics'][name]:.4f}" for name in names))
+    console.print(table)
+
+
 def print_behaviours(console: Console, comparison: Mapping[str, Mapping[str, Any]]) -> None:
     """The model and the simple models of each behaviour."""
     for behaviour, systems in comparison.items():

@@ -30,6 +30,8 @@ from jaxrec.evaluation.behaviours import (
 from jaxrec.evaluation.cold_items import cold_values, rank_cold_items
 from jaxrec.evaluation.comparison import COLD_RANKS_FILE, write_ranks
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.evaluation.group_lists import group_metrics
+from jaxrec.evaluation.kinds import kind_metrics
 from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.ratings import learns_values, value_metrics
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
@@ -124,6 +126,8 @@ def evaluate(
     values |= of_behaviours | {"values": _values(run, split, config, rows_per_batch)}
     values["search"] = search_metrics(run, split, config) if is_searched(run.config.tasks) else {}
     values["slates"] = _slates(run, rows, config)
+    values["kinds"] = kind_metrics(run, split, config, rows_per_batch)
+    values["groups"] = group_metrics(run, split, config, rows_per_batch)
     values["timing"] = dataclasses.asdict(timing) | {
         "users_per_second": timing.users_per_second,
         "baseline_seconds": baselines.seconds,

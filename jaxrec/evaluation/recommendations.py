@@ -105,6 +105,7 @@ def write_recommendations(
     rows_per_batch: int,
     user_indices: Int64[np.ndarray, " u"] | None = None,
     slate: Slate | None = None,
+    kind: int = 0,
 ) -> RecommendationCounts:
     """Writes `user_id, item_id, rank, score` (rank from 1) of each user's best `k` items, batch by batch.
 
@@ -116,11 +117,12 @@ def write_recommendations(
         "all": from all events.
       user_indices: these users only.
       slate: write sets that are chosen together, in the order of choice, in place of the best `k`.
+      kind: of the items, one of the dataset's kinds, 1, 2, ...; 0 where they are of one.
 
     Raises:
       ValueError: nobody is left to recommend to, or the model's output is not finite.
     """
-    ranker = UserRanker(run, top_k=slate.pool if slate else k)
+    ranker = UserRanker(run, top_k=slate.pool if slate else k, kind=kind)
     chooser = SlateChooser(run, slate) if slate else lambda ranks: ranks
     rows = ranker.rows(split, rows_per_batch=rows_per_batch, user_indices=user_indices)
     if not rows.num_users:
@@ -131,7 +133,7 @@ def write_recommendations(
     tables = (_table(run.dataset, chooser(part)) for part in ranker.batches(rows, keep_targets=False))
     return RecommendationCounts(
         num_users=rows.num_users,
-        num_rows=_write(tables, out),
+        num_rows=write_tables(tables, out),
         num_without_history=rows.num_without_history,
         num_without_target=rows.num_without_target,
     )
@@ -151,7 +153,7 @@ def _table(dataset: PreparedDataset, part: UserRanks) -> pa.Table:
     )
 
 
-def _write(tables: Iterator[pa.Table], out: Path) -> int:
+def write_tables(tables: Iterator[pa.Table], out: Path) -> int:
     """Streams tables to a temporary file and renames it; only the first process writes."""
     if jax.process_index():
         return sum(len(table) for table in tables)

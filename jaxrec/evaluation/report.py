@@ -12,6 +12,7 @@ from typing import Any
 from jaxrec.evaluation import plots
 from jaxrec.evaluation import report_elements as elements
 from jaxrec.evaluation.report_elements import MODEL
+from jaxrec.evaluation.report_kinds import groups_section, kinds_section
 
 BASELINE_NAMES = {
     "popularity": "popularity",
@@ -82,6 +83,8 @@ def render_report(
         "Values": _values(evaluation),
         "Search": _search(evaluation),
         "Slates": _slates(evaluation),
+        "Kinds of items": kinds_section(evaluation),
+        "Groups": groups_section(evaluation),
         "Example users": _examples(examples),
         "How this was measured": _protocol(evaluation, config),
     }

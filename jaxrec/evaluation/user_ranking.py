@@ -149,17 +149,20 @@ def evaluation_rows(
 class UserRanker:
     """Ranks users of a run against its catalogue, which is cut into slices once; each against the user's own domain.
 
+    Where items are of several kinds each target is ranked among those of its kind.
+
     Args:
       run: the trained run.
       top_k: length of the lists; 0 = ranks only.
       first_item: rank among the items from this id on.
+      kind: list items of this one of the dataset's kinds, 1, 2, ...; 0 = of the kind of the target.
 
     Raises:
       ValueError: the model's item vectors are not finite.
     """
 
-    def __init__(self, run: Run, *, top_k: int = 0, first_item: int = 1):
-        self._run = run
+    def __init__(self, run: Run, *, top_k: int = 0, first_item: int = 1, kind: int = 0):
+        self._run, self._kind = run, kind
         num_items = run.dataset.metadata.num_items
         self._ranking = FullRanking(
             mesh=run.mesh,
@@ -171,10 +174,7 @@ class UserRanker:
         vectors, bias = run.catalogue()
         if not bool(_all_finite(vectors) & _all_finite(bias)):
             raise ValueError(_diverged("item", run.step))
-        dataset = run.dataset
-        self._catalogue = self._ranking.catalogue(
-            vectors, bias, dataset.item_domains if dataset.metadata.has_domains else None
-        )
+        self._catalogue = self._ranking.catalogue(vectors, bias, run.dataset.item_groups)
 
     def rows(
         self,
@@ -236,10 +236,12 @@ class UserRanker:
         queries, extra = self._run.query_fn(batch)
         targets = batch.targets if keep_targets else np.zeros_like(batch.targets)
         arguments = (_global(self._run.mesh, x) for x in (targets, batch.seen_users, batch.seen_items))
-        domains = None
-        if self._run.dataset.metadata.has_domains:
-            domains = _global(self._run.mesh, self._run.dataset.user_domains[batch.user_indices])
-        found = self._ranking.rank(self._catalogue, queries, *arguments, extra=extra, query_domains=domains)
+        groups, dataset = None, self._run.dataset
+        if dataset.item_groups is not None:
+            users, wanted = np.asarray(batch.user_indices), np.asarray(batch.targets)
+            asked = dataset.asked_groups(users, wanted, self._kind)
+            groups = _global(self._run.mesh, asked)
+        found = self._ranking.rank(self._catalogue, queries, *arguments, extra=extra, query_domains=groups)
         return found, _row_finite(queries)
 
     def _read(self, batch: EvaluationBatch, ranking: Ranking, finite: jax.Array) -> UserRanks:

@@ -102,7 +102,7 @@ def test_nobody_to_recommend_to(tmp_path, make_last_item_run, make_small_dataset
 def test_only_the_first_process_writes(tmp_path, make_last_item_run, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     tables = (pa.table({"user_id": [1, 2]}) for _ in range(3))
-    assert recommendations._write(tables, tmp_path / "recs.parquet") == 6
+    assert recommendations.write_tables(tables, tmp_path / "recs.parquet") == 6
     assert list(tmp_path.iterdir()) == []
 
 

@@ -162,7 +162,7 @@ def split_queries(
 
 @dataclasses.dataclass(frozen=True)
 class _Ranker:
-    """Ranks the targets of all queries by a fitted baseline, chunk by chunk, in each user's own domain."""
+    """Ranks the targets of all queries by a fitted baseline, chunk by chunk, in the own domain or kind."""
 
     queries: Queries
     filter_seen: bool
@@ -176,9 +176,10 @@ class _Ranker:
         recommended = np.zeros((num_users, self.num_recommended), np.int32)
         for part, histories in queries.chunks(max(1, self.max_scores // (num_items + 1))):
             scores = fitted.scores(histories)
-            if queries.dataset.metadata.has_domains:
-                domains = queries.dataset.user_domains[queries.user_indices[part]]
-                scores[domains[:, None] != queries.dataset.item_domains] = -np.inf
+            groups = queries.dataset.item_groups
+            if groups is not None:
+                asked = queries.dataset.asked_groups(queries.user_indices[part], queries.targets[part])
+                scores[asked[:, None] != groups] = -np.inf
             seen_users = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
             ranks[part] = rank_targets(
                 scores, queries.targets[part], seen_users, histories.item_ids, filter_seen=self.filter_seen
