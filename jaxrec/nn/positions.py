@@ -70,7 +70,7 @@ def distance_buckets(queries: Places, keys: Places) -> Int[Array, "#b q l"]:
     """The bucket of the columns from key to query; keys in the future have `NUM_DISTANCES` more."""
     steps = queries.columns[:, :, None] - keys.columns[:, None, :]
     distance = jnp.abs(steps)
-    octave = _bits(distance) - 1
+    octave = bit_lengths(distance) - 1
     quarter = jnp.right_shift(distance, jnp.maximum(octave - 2, 0)) & 3
     # The first octave past the exact distances begins at 16 = 2^4.
     bucket = jnp.where(distance < EXACT_DISTANCES, distance, EXACT_DISTANCES + 4 * (octave - 4) + quarter)
@@ -83,10 +83,10 @@ def time_buckets(queries: Places, keys: Places) -> Int[Array, "b q l"]:
     later, earlier = queries.times[:, :, None], keys.times[:, None, :]
     unknown = (later <= UNKNOWN_SECONDS) | (earlier <= UNKNOWN_SECONDS)
     seconds = later - earlier
-    bucket = jnp.minimum(_bits(jnp.abs(seconds)) + 1, NUM_TIME_GAPS - 1) + NUM_TIME_GAPS * (seconds < 0)
+    bucket = jnp.minimum(bit_lengths(jnp.abs(seconds)) + 1, NUM_TIME_GAPS - 1) + NUM_TIME_GAPS * (seconds < 0)
     return jnp.where(unknown, 0, bucket)
 
 
-def _bits(x: Int[Array, "*n"]) -> Int[Array, "*n"]:
+def bit_lengths(x: Int[Array, "*n"]) -> Int[Array, "*n"]:
     """The bit length: 0 for 0, 1 + floor(log2(x)) above."""
     return 32 - jax.lax.clz(x)
