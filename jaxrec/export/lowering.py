@@ -245,7 +245,7 @@ def _slice(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> Tensor:
 def _split(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> list[Tensor]:
     axis, shape = equation.params["axis"], equation.invars[0].aval.shape
     parts, at = [], 0
-    for size in equation.params["sizes"]:
+    for size in map(int, equation.params["sizes"]):
         starts, limits = [0] * len(shape), list(shape)
         starts[axis], limits[axis] = at, at + size
         parts.append(to.graph.slice(x, starts, to.shape(limits), [1] * len(shape)))

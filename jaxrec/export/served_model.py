@@ -84,9 +84,9 @@ class ServedModel:
         return {"vectors": vectors, "bias": bias}
 
     def recommend(self, weights: Weights, inputs: Inputs, *, k: int) -> dict[str, jax.Array]:
-        """The best items that are not among `exclude_ids` `[B, X]`: `item_ids` and `scores` `[B, k]`, best first.
+        """The best items that are not among `exclude_ids` `[B, X]`: `top_item_ids`, `top_scores` `[B, k]`.
 
-        Ties go to the smaller id. Where fewer than k items are left the last places hold id 0 and -infinity.
+        The best come first, ties go to the smaller id. Where fewer than k items are left the last places hold id 0 and -infinity.
         """
         query, extra = self._query(weights, inputs)
         scores = jnp.einsum("bd,nd->bn", query, weights[VECTORS]) + weights[BIAS]
@@ -127,7 +127,7 @@ class ServedModel:
         return {"values": facts.mean + facts.deviation * found}
 
     def search(self, weights: Weights, inputs: Inputs, *, k: int) -> dict[str, jax.Array]:
-        """The items nearest to a text, `token_ids` `[B, T]`, by cosine: `item_ids` and `scores` `[B, k]`, best first."""
+        """The items nearest to a text, `token_ids` `[B, T]`, by cosine: `top_item_ids`, `top_scores` `[B, k]`."""
         queries = self._model(weights).text_queries(inputs["token_ids"], key=None)
         return _best(jnp.einsum("bd,nd->bn", queries, unit_vectors(weights[VECTORS])), k)
 
@@ -304,7 +304,7 @@ def unflatten_dense(abstract: nnx.State, weights: Weights) -> dict[str, Any]:
 def _best(scores: Float[Array, "B V"], k: int) -> dict[str, jax.Array]:
     padding = jnp.arange(scores.shape[1], dtype=jnp.int32) == 0
     values, places = jax.lax.top_k(jnp.where(padding, -jnp.inf, scores), k)
-    return {"item_ids": jnp.where(jnp.isneginf(values), 0, places), "scores": values}
+    return {"top_item_ids": jnp.where(jnp.isneginf(values), 0, places), "top_scores": values}
 
 
 def _time_gaps(
