@@ -1,9 +1,9 @@
 """Exports a trained run: `python -m jaxrec.export --workdir=runs/quickstart --out=exports/quickstart`.
 
-Writes a new directory OUT/VERSION with the programs (user tower, item tower, recommend, rank, and what else the model can
-do) as StableHLO and as a TensorFlow SavedModel, with --onnx as ONNX too; the weights and item vectors; the catalogue
-with your own ids and titles; config, metrics, a model card, and a manifest with the SHA-256 of every file. Each artifact
-is loaded back in a process of its own and compared with JAX before the version gets its name.
+Writes a new directory OUT/VERSION with the programs (user tower, item tower, recommend, rank, and what else the model
+can do) as StableHLO and as a TensorFlow SavedModel, with --onnx as ONNX too; the weights and item vectors; the
+catalogue with your own ids and titles; config, metrics, a model card, and a manifest with the SHA-256 of every file.
+Each artifact is loaded back in a process of its own and compared with JAX before the version gets its name.
 
     python -m jaxrec.export --workdir=runs/mine --out=exports/mine --version=2026-11-27 --k=200
     python -m jaxrec.export --workdir=runs/mine --out=exports/mine --onnx --dtype=bfloat16
@@ -12,6 +12,7 @@ A workdir with stages stands for that of its last one. docs/export.md says what 
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -49,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
             options,
             mesh_shape=given.mesh_shape,
             say=lambda text: console.print(
-                f"[{time.perf_counter() - started:4.0f} s] {text}", markup=False, highlight=False, soft_wrap=True
+                f"[{time.perf_counter() - started:4.0f} s] {text}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             ),
         )
     except (ValueError, OSError, NotImplementedError) as error:
@@ -61,13 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check_libraries(onnx: bool) -> None:
     """Raises ValueError where a library of an option is missing."""
-    if not onnx:
-        return
-    try:
-        import onnx as _  # noqa: F401
-        import onnxruntime as _  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"--onnx needs {error.name}: pip install 'jaxrec[onnx]'.") from error
+    for name in ("onnx", "onnxruntime") if onnx else ():
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"--onnx needs the package {name}: pip install 'jaxrec[onnx]'.")
 
 
 def show(console: Console, export: Export) -> None:
@@ -104,9 +104,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="the trained run")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where versions are kept")
-    parser.add_argument(
-        "--version", metavar="NAME", type=version_name, help="default: the time and the step"
-    )
+    parser.add_argument("--version", metavar="NAME", type=version_name, help="default: the time and the step")
     parser.add_argument(
         "--k", metavar="N", type=positive, default=100, help="items of the longest list (default 100)"
     )

@@ -152,7 +152,9 @@ class Bundle:
                 keys += [event.item_id if isinstance(event, Event) else event for event in history]
         inputs = self.history_inputs(histories, user_ids=user_ids)
         if self.facts["domains"]:
-            inputs["domain_ids"] = self._domain_ids(domains or [None] * len(histories), len(inputs["item_ids"]))
+            inputs["domain_ids"] = self._domain_ids(
+                domains or [None] * len(histories), len(inputs["item_ids"])
+            )
         ids = [self.catalogue.ids_of(keys) for keys in excluded]
         inputs["exclude_ids"] = _rows(ids, len(inputs["item_ids"]), max(map(len, ids), default=1))
         wanted = {array["name"] for array in self.manifest.programs["recommend"]["inputs"]}

@@ -89,7 +89,9 @@ def write_catalogue(table: pa.Table, directory: Path) -> None:
 
 def write_users(keys: Any, directory: Path) -> None:
     """Writes `users.parquet`; row i is the user of id i + 1."""
-    pq.write_table(pa.table({"user_id": pa.array(np.asarray(keys))}), directory / USERS_FILE, compression="zstd")
+    pq.write_table(
+        pa.table({"user_id": pa.array(np.asarray(keys))}), directory / USERS_FILE, compression="zstd"
+    )
 
 
 def read_users(directory: Path) -> Vocabulary:

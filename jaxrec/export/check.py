@@ -1,4 +1,7 @@
-"""Every artifact is loaded back, in a process of its own that knows nothing of the model, and compared with JAX."""
+"""Every artifact is loaded back, in a process of its own where the model's code cannot be imported, and compared.
+
+What it should answer is what the same programs answer in JAX.
+"""
 
 import dataclasses
 import subprocess
@@ -37,8 +40,23 @@ class Check:
     lists: int
 
 
+# By script, what its process is refused. TensorFlow and others import what they find, and do without it.
+REFUSED = {
+    "run_stablehlo.py": ("jaxrec", "flax", "tensorflow"),
+    "run_saved_model.py": ("jaxrec", "flax", "jax", "keras"),
+    "run_onnx.py": ("jaxrec", "flax", "jax", "tensorflow"),
+}
+# None in the place of a module reads as "not installed".
+APART = """
+import runpy, sys
+script, refused, *sys.argv[1:] = sys.argv[1:]
+sys.modules.update(dict.fromkeys(refused.split(",")))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
 def run_apart(script: str, bundle: Path, requests: Requests) -> dict[str, dict[str, np.ndarray]]:
-    """What a script of this package answers to the requests, run as a process of its own.
+    """What a script of this package answers to the requests, run as a process of its own; see `REFUSED`.
 
     Raises:
       ArtifactError: it fails; the message holds the end of what it said.
@@ -47,11 +65,23 @@ def run_apart(script: str, bundle: Path, requests: Requests) -> dict[str, dict[s
     with tempfile.TemporaryDirectory() as place:
         given, results = Path(place, "requests.npz"), Path(place, "results.npz")
         np.savez(given, **_flat(requests))
-        # -P: the script's directory is no place to import from.
-        command = [sys.executable, "-P", str(path), str(bundle), str(given), str(results)]
+        refused = ",".join(REFUSED[script])
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            APART,
+            str(path),
+            refused,
+            str(bundle),
+            str(given),
+            str(results),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ArtifactError(f"{script} failed: {(done.stderr or done.stdout).strip()[-SHOWN_CHARACTERS:]}")
+            raise ArtifactError(
+                f"{script} failed: {(done.stderr or done.stdout).strip()[-SHOWN_CHARACTERS:]}"
+            )
         with np.load(results, allow_pickle=False) as found:
             answers: dict[str, dict[str, np.ndarray]] = {}
             for name, array in found.items():
@@ -75,11 +105,15 @@ def _compare_program(artifact: str, name: str, expected: Mapping[str, np.ndarray
         where = f"{artifact}: output {output!r} of {name!r}"
         got = found.get(name, {}).get(output)
         if got is None or got.shape != wanted.shape:
-            raise ArtifactError(f"{where} has the shape {getattr(got, 'shape', None)} instead of {wanted.shape}.")
+            raise ArtifactError(
+                f"{where} has the shape {getattr(got, 'shape', None)} instead of {wanted.shape}."
+            )
         if wanted.dtype.kind == "f":
             largest = max(largest, difference(wanted, got))
             if not largest <= TOLERANCE:
-                raise ArtifactError(f"{where} differs from JAX by {largest:.2g}; at most {TOLERANCE:.0e} is allowed.")
+                raise ArtifactError(
+                    f"{where} differs from JAX by {largest:.2g}; at most {TOLERANCE:.0e} is allowed."
+                )
         elif output in ("top_item_ids", "top_titles"):
             lists = len(wanted)
             places = slice(COMPARED_PLACES)
@@ -114,4 +148,6 @@ def _near_ties(scores: np.ndarray) -> np.ndarray:
 
 
 def _flat(requests: Requests) -> dict[str, Any]:
-    return {f"{program}/{name}": array for program, inputs in requests.items() for name, array in inputs.items()}
+    return {
+        f"{program}/{name}": array for program, inputs in requests.items() for name, array in inputs.items()
+    }

@@ -23,7 +23,9 @@ def new_version(out: Path, version: str) -> Iterator[Path]:
     """
     final = out / check_name(version)
     if final.exists():
-        raise ValueError(f"{final} is there already, and versions are never changed; choose another --version.")
+        raise ValueError(
+            f"{final} is there already, and versions are never changed; choose another --version."
+        )
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f"{TEMPORARY_PREFIX}{version}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir()

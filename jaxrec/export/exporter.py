@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,8 +16,7 @@ import pyarrow as pa
 import safetensors.numpy
 
 from jaxrec import __version__
-from jaxrec.config.run import CONFIG_FILE as RUN_CONFIG_FILE
-from jaxrec.data.dataset import PreparedDataset
+from jaxrec.config.json_text import to_json
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
@@ -30,6 +30,7 @@ from jaxrec.export.requests import requests_of, spread_users, warm_up_requests
 from jaxrec.export.served_model import ServedModel
 from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
 from jaxrec.runs import Run, load_state, run_of_state
+from jaxrec.training.state import TrainState
 
 Say = Callable[[str], None]
 
@@ -79,48 +80,65 @@ def export_run(
     mesh_shape: tuple[int, int] | None = None,
     say: Say = lambda text: None,
 ) -> Export:
-    """Exports the run in `workdir` as a new version in `out`.
-
-    Raises:
-      ValueError: the run cannot be exported, the version is there, or an artifact does not do what the model does.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(f"an export runs in one process, and this one is of {jax.process_count()}.")
+    """Exports the run in `workdir` as a new version in `out`; raises as `export_state` does."""
     say(f"loading {workdir}")
     config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
     with jax.set_mesh(setup.mesh):
         run = run_of_state(config, dataset, setup, state, int(state.step))
-        weights = stored(gather_weights(setup, state, dataset), options.dtype)
-    model = served_model(setup, dataset, config.data.history_length)
-    programs = programs_of(model, weights, options.k)
-    weights = used_weights(programs, weights)
-    created = datetime.datetime.now(datetime.UTC)
+    return export_state(run, state, out, options, evaluation=_evaluation(workdir), say=say)
+
+
+def export_state(
+    run: Run,
+    state: TrainState,
+    out: Path,
+    options: ExportOptions,
+    *,
+    evaluation: Mapping[str, Any] = MappingProxyType({}),
+    say: Say = lambda text: None,
+) -> Export:
+    """Exports a state of a run as a new version in `out`.
+
+    Args:
+      evaluation: what `evaluation.json` holds; {} = the run was not evaluated.
+
+    Raises:
+      ValueError: the run cannot be exported, the version is there, or an artifact does not do what the model does.
+      NotImplementedError: the model does what cannot be written for another runtime.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"an export runs in one process, and this one is of {jax.process_count()}.")
+    dataset, created = run.dataset, datetime.datetime.now(datetime.UTC)
     version = options.version or f"{created:%Y%m%dT%H%M%SZ}-step{run.step}"
-    facts = _facts(run, model, options, created)
     with new_version(out, version) as place:
+        with jax.set_mesh(run.mesh):
+            weights = stored(gather_weights(run.setup, state, dataset), options.dtype)
+        model = served_model(run.setup, dataset, run.config.data.history_length)
+        programs = programs_of(model, weights, options.k)
+        weights = used_weights(programs, weights)
         say(f"writing {', '.join(programs)}")
-        write_data(place, dataset, model, weights, _evaluation(workdir))
-        shutil.copyfile(workdir / RUN_CONFIG_FILE, place / layout.CONFIG_FILE)
-        draft = Manifest(
+        write_data(place, run, model, weights, evaluation)
+        manifest = Manifest(
             version=version,
-            facts=facts,
+            facts=_facts(run, model, options, created),
             programs={name: _signature(program) for name, program in programs.items()},
             checks=[],
             files={},
         )
-        draft.write(place)
+        manifest.write(place)  # as far as it is known: the checks read it
         users = spread_users(dataset, CHECKED_USERS)
         requests = requests_of(programs, model, dataset, users)
-        expected = _expected(programs, weights, requests)
-        say("comparing the programs with the run")
+        expected = expected_results(programs, weights, requests)
+        say("comparing with the run's own recommendations")
         agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
         checks = _write_and_check(place, programs, weights, requests, expected, options, say)
-        licence = data_licence(options.data_licence, config.data.path)
-        card = model_card(facts, _evaluation(workdir), checks, licence)
+        card = model_card(
+            manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)
+        )
         (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
         say("writing the manifest")
         manifest = dataclasses.replace(
-            draft, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
+            manifest, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
         )
         manifest.write(place)
         Manifest.read(place).verify(place)
@@ -128,13 +146,10 @@ def export_run(
 
 
 def write_data(
-    place: Path,
-    dataset: PreparedDataset,
-    model: ServedModel,
-    weights: HostWeights,
-    evaluation: Mapping[str, Any],
+    place: Path, run: Run, model: ServedModel, weights: HostWeights, evaluation: Mapping[str, Any]
 ) -> None:
-    """Everything that is no program: weights, vocabularies, titles, tokenizer, metrics."""
+    """Everything that is no program: weights, vocabularies, titles, tokenizer, config, metrics."""
+    dataset = run.dataset
     of_items = {name: array for name, array in weights.items() if name.startswith("items/")}
     others = {name: array for name, array in weights.items() if name not in of_items}
     safetensors.numpy.save_file(of_items, place / layout.ITEM_VECTORS_FILE)
@@ -154,7 +169,8 @@ def write_data(
         for name in ("vocab.txt", "tokenizer_config.json"):
             if (dataset.directory / name).is_file():
                 shutil.copyfile(dataset.directory / name, place / name)
-    metrics = json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n"
+    (place / layout.CONFIG_FILE).write_text(to_json(run.config), encoding="utf-8")
+    metrics = json.dumps(dict(evaluation), indent=1, ensure_ascii=False) + "\n"
     (place / layout.METRICS_FILE).write_text(metrics, encoding="utf-8")
 
 
@@ -172,8 +188,8 @@ def compare_with_run(
         ranker = UserRanker(run, top_k=k)
         rows = ranker.rows("all", rows_per_batch=config.evaluation.rows_per_batch, user_indices=users)
         ranks, _ = ranker.rank(rows)
-    order = np.searchsorted(users, ranks.user_indices, sorter=np.argsort(users))
-    places = np.argsort(users)[order]
+    order = np.argsort(users)
+    places = order[np.searchsorted(users, ranks.user_indices, sorter=order)]
     expected = {"top_item_ids": ranks.top_item_ids, "top_scores": ranks.top_scores}
     ours = {name: array[places] for name, array in found.items()}
     same = float(np.mean(np.all(ours["top_item_ids"][:, :10] == ranks.top_item_ids[:, :10], axis=1)))
@@ -197,7 +213,7 @@ def _write_and_check(
     say("StableHLO")
     (place / layout.STABLEHLO).mkdir()
     for name, program in programs.items():
-        (place / layout.STABLEHLO / name).write_bytes(program.stablehlo(weights))
+        (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
     checks = compare("StableHLO", expected, run_apart("run_stablehlo.py", place, requests))
 
     say("TensorFlow SavedModel")
@@ -219,11 +235,12 @@ def _write_and_check(
     return checks
 
 
-def _expected(
+def expected_results(
     programs: Mapping[str, ProgramSpec],
     weights: HostWeights,
     requests: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, dict[str, np.ndarray]]:
+    """What JAX answers."""
     found = {}
     for name, program in programs.items():
         read = {key: weights[key] for key in program.weights}

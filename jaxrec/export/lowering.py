@@ -8,92 +8,15 @@ A symbolic size (b, l, 2*b + 1) is looked up in the inputs' shapes when the prog
 """
 
 import ast
-import math
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 from jax import lax
 from jax.extend import core
 
-Tensor: TypeAlias = Any  # of the runtime
-Size: TypeAlias = Any  # a number, or a tensor [1] of the runtime's index type
-Shape: TypeAlias = Sequence[Size]
-
-
-class Graph(Protocol):
-    """The operations of a runtime; they broadcast as NumPy does. Names of `unary` and the like are those of JAX."""
-
-    def constant(self, value: np.ndarray) -> Tensor:
-        """A constant."""
-
-    def size(self, x: Tensor, axis: int) -> Size:
-        """The size of an axis, as a tensor [1]."""
-
-    def size_of_value(self, value: int) -> Size:
-        """A number as a size."""
-
-    def size_as_int32(self, size: Size) -> Tensor:
-        """A size as a scalar that one computes with."""
-
-    def cast(self, x: Tensor, dtype: np.dtype) -> Tensor:
-        """Another dtype; floats are truncated to integers."""
-
-    def unary(self, name: str, x: Tensor) -> Tensor:
-        """Elementwise."""
-
-    def binary(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Elementwise; on sizes too."""
-
-    def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """`x` where the condition is true."""
-
-    def reduce(self, name: str, x: Tensor, axes: Sequence[int]) -> Tensor:
-        """"sum", "max" or "min"; the axes are gone."""
-
-    def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """The same entries in another shape."""
-
-    def expand(self, x: Tensor, shape: Shape) -> Tensor:
-        """Repeats axes of size 1."""
-
-    def transpose(self, x: Tensor, axes: Sequence[int]) -> Tensor:
-        """Axes in another order."""
-
-    def concatenate(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """One after the other."""
-
-    def slice(self, x: Tensor, starts: Shape, limits: Shape, steps: Sequence[int]) -> Tensor:
-        """As lax.slice, for all axes."""
-
-    def reverse(self, x: Tensor, axes: Sequence[int]) -> Tensor:
-        """Last entry first."""
-
-    def pad(self, x: Tensor, value: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
-        """`value` before and after each axis."""
-
-    def cumsum(self, x: Tensor, axis: int, reverse: bool) -> Tensor:
-        """Running sums."""
-
-    def arange(self, size: Size) -> Tensor:
-        """0, 1, ... as int32."""
-
-    def einsum(self, equation: str, x: Tensor, y: Tensor) -> Tensor:
-        """A product and sum over letters."""
-
-    def matmul(self, x: Tensor, y: Tensor, transpose_y: bool) -> Tensor:
-        """The product of the last two axes; y may be a matrix for all of x."""
-
-    def gather(self, x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
-        """`x[b, *indices[b, i]]` for leading axes b."""
-
-    def scatter(self, x: Tensor, indices: Tensor, updates: Tensor, add: bool) -> Tensor:
-        """`x` with entries put, or added, at full indices that lie inside."""
-
-    def top_k(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Values and places along the last axis; the first of equal ones comes first."""
+from jaxrec.export.graph import Graph, Size, Tensor
 
 
 def live_equations(jaxpr: core.Jaxpr) -> tuple[list[core.JaxprEqn], set[core.Var]]:
@@ -133,7 +56,7 @@ class Lowering:
 
         def read(atom: Any) -> Tensor:
             if isinstance(atom, core.Literal):
-                return self.graph.constant(np.asarray(atom.val, atom.aval.dtype))
+                return self.graph.constant(np.asarray(atom.val, _aval(atom).dtype))
             return values[atom]
 
         equations, _ = live_equations(jaxpr)
@@ -195,18 +118,25 @@ class Lowering:
 
 
 UNARY = frozenset(
-    "abs cos erf exp floor log log1p logistic neg not rsqrt sign sin sqrt square tanh".split()
-)  # fmt: skip
-BINARY = frozenset(
-    "add and div eq ge gt le lt max min mul ne or pow rem shift_right_arithmetic shift_right_logical sub".split()
+    {"abs", "cos", "erf", "exp", "floor", "log", "log1p", "logistic", "neg", "not", "rsqrt", "sign", "sin"}
+    | {"sqrt", "square", "tanh"}
 )
-SAME = frozenset("copy copy_p optimization_barrier sharding_constraint stop_gradient".split())
+BINARY = frozenset(
+    {"add", "and", "div", "eq", "ge", "gt", "le", "lt", "max", "min", "mul", "ne", "or", "pow", "rem", "sub"}
+    | {"shift_right_arithmetic", "shift_right_logical"}
+)
+SAME = frozenset({"copy", "copy_p", "optimization_barrier", "sharding_constraint", "stop_gradient"})
 
 Rule: TypeAlias = Callable[..., Tensor]
 
 
+def _aval(atom: Any) -> Any:
+    """Shape and dtype of a variable or literal."""
+    return atom.aval
+
+
 def _output(equation: core.JaxprEqn) -> Any:
-    return equation.outvars[0].aval
+    return _aval(equation.outvars[0])
 
 
 def _convert(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> Tensor:
@@ -221,7 +151,7 @@ def _broadcast(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> Tensor:
     """Axes of size 1 first, which are then repeated."""
     shape, at = equation.params["shape"], equation.params["broadcast_dimensions"]
     before: list[Any] = [1] * len(shape)
-    for axis, dim in zip(at, equation.invars[0].aval.shape, strict=True):
+    for axis, dim in zip(at, _aval(equation.invars[0]).shape, strict=True):
         before[axis] = dim
     if len(before) != len(at):
         x = to.graph.reshape(x, to.shape(before))
@@ -243,7 +173,7 @@ def _slice(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> Tensor:
 
 
 def _split(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> list[Tensor]:
-    axis, shape = equation.params["axis"], equation.invars[0].aval.shape
+    axis, shape = equation.params["axis"], _aval(equation.invars[0]).shape
     parts, at = [], 0
     for size in map(int, equation.params["sizes"]):
         starts, limits = [0] * len(shape), list(shape)
@@ -278,7 +208,7 @@ def _dim_as_value(to: Lowering, equation: core.JaxprEqn) -> Tensor:
 
 
 def _select(to: Lowering, equation: core.JaxprEqn, which: Tensor, *cases: Tensor) -> Tensor:
-    if len(cases) != 2 or equation.invars[0].aval.dtype != np.bool_:
+    if len(cases) != 2 or _aval(equation.invars[0]).dtype != np.bool_:
         raise NotImplementedError(f"no rule for a selection among {len(cases)} cases.")
     return to.graph.where(which, cases[1], cases[0])
 
@@ -325,7 +255,7 @@ def _top_k(to: Lowering, equation: core.JaxprEqn, x: Tensor) -> list[Tensor]:
 
 def _dot_general(to: Lowering, equation: core.JaxprEqn, x: Tensor, y: Tensor) -> Tensor:
     (x_sums, y_sums), (x_batch, y_batch) = equation.params["dimension_numbers"]
-    x_rank, y_rank = (len(atom.aval.shape) for atom in equation.invars)
+    x_rank, y_rank = (len(_aval(atom).shape) for atom in equation.invars)
     if not x_batch and y_rank == 2 and tuple(x_sums) == (x_rank - 1,):
         return to.graph.matmul(x, y, transpose_y=tuple(y_sums) == (1,))
     letters = iter(string.ascii_lowercase)
@@ -344,13 +274,13 @@ def _gather(to: Lowering, equation: core.JaxprEqn, x: Tensor, indices: Tensor) -
     """Single entries along the indexed axes, whole other axes."""
     graph, params = to.graph, equation.params
     numbers, slices = params["dimension_numbers"], params["slice_sizes"]
-    shape, out = equation.invars[0].aval.shape, _output(equation)
+    shape, out = _aval(equation.invars[0]).shape, _output(equation)
     indexed, x_batch = list(numbers.start_index_map), list(numbers.operand_batching_dims)
     index_batch = list(numbers.start_indices_batching_dims)
     whole = [axis for axis in range(len(shape)) if axis not in (*indexed, *x_batch)]
     if any(slices[axis] != 1 for axis in indexed) or any(slices[axis] != shape[axis] for axis in whole):
         raise NotImplementedError(f"no rule for a gather of slices {slices} from {shape}.")
-    index_rank = len(equation.invars[1].aval.shape) - 1
+    index_rank = len(_aval(equation.invars[1]).shape) - 1
     index_axes = [*index_batch, *(axis for axis in range(index_rank) if axis not in index_batch)]
 
     sizes = [_as_tensor(graph, to.size(shape[axis])) for axis in indexed]
@@ -390,7 +320,7 @@ def _gather(to: Lowering, equation: core.JaxprEqn, x: Tensor, indices: Tensor) -
 def _scatter(*, add: bool) -> Rule:
     def rule(to: Lowering, equation: core.JaxprEqn, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
         numbers = equation.params["dimension_numbers"]
-        rank = len(equation.invars[0].aval.shape)
+        rank = len(_aval(equation.invars[0]).shape)
         if tuple(numbers.scatter_dims_to_operand_dims) != tuple(range(rank)) or numbers.update_window_dims:
             raise NotImplementedError(f"no rule for a scatter by {numbers}.")
         return to.graph.scatter(x, indices, updates, add)

@@ -1,7 +1,7 @@
 """The manifest of a bundle: what it holds, and the size and SHA-256 of every file.
 
-It is a JSON file, and beside it lies its own SHA-256 in the form of `sha256sum`. Whatever reads a bundle may have got it
-from anywhere: sizes are bounded before anything is read, names are strict, and no name leads out of the directory.
+It is a JSON file, and beside it lies its own SHA-256 in the form of `sha256sum`. Whatever reads a bundle may have got
+it from anywhere: sizes are bounded before anything is read, names are strict, and no name leads out of the directory.
 """
 
 import dataclasses
@@ -84,7 +84,9 @@ class Manifest:
             text = _bounded(directory / MANIFEST, MAX_MANIFEST_BYTES)
             line = _bounded(directory / CHECKSUM, 256)
         except OSError as error:
-            raise DamagedBundleError(f"{directory} holds no whole bundle: {error}; export it again.") from error
+            raise DamagedBundleError(
+                f"{directory} holds no whole bundle: {error}; export it again."
+            ) from error
         if line != _checksum_line(text):
             raise DamagedBundleError(f"{MANIFEST} does not match {CHECKSUM} in {directory}; export it again.")
         return cls.parse(text)
@@ -103,11 +105,13 @@ class Manifest:
             raise DamagedBundleError(f"{MANIFEST} is no JSON: {error}.") from error
         body = _checked(body, dict, "the manifest")
         if body.get("format") != FORMAT:
-            raise ValueError(f"{MANIFEST}: format={body.get('format')!r} is not {FORMAT!r}; this is no bundle.")
+            raise ValueError(
+                f"{MANIFEST}: format={body.get('format')!r} is not {FORMAT!r}; this is no bundle."
+            )
         if type(number := body.get("format_version")) is not int or number != FORMAT_VERSION:
             raise ValueError(
-                f"{MANIFEST}: format_version={number!r}, and this program reads {FORMAT_VERSION}; export the run again, "
-                "or use the jaxrec that wrote it."
+                f"{MANIFEST}: format_version={number!r}, and this program reads {FORMAT_VERSION}; export the run "
+                "again, or use the jaxrec that wrote it."
             )
         files = _checked(body.get("files"), dict, "files")
         if len(files) > MAX_FILES:

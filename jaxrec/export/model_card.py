@@ -9,8 +9,8 @@ from typing import Any
 from jaxrec.export.check import Check
 
 EMBEDDED_LICENCE = (
-    "MovieLens latest-small (F. M. Harper and J. A. Konstan, ACM TiiS 2015): research and non-commercial use only, by the "
-    "terms that lie beside the data in the package."
+    "MovieLens latest-small (F. M. Harper and J. A. Konstan, ACM TiiS 2015): research and non-commercial use only, by "
+    "the terms that lie beside the data in the package."
 )
 UNKNOWN_LICENCE = (
     "Not stated. Whoever uses the model must know it: export again with --data-licence=TEXT to say it here."
@@ -35,17 +35,17 @@ def model_card(
             f"Weights are stored in {facts['dtype']} and computed with in float32."
         ),
         "Data": (
-            f"`{data['name']}`: {data['num_users']:,} users, {data['num_items']:,} items, {data['num_events']:,} events; "
-            f"split: {data['split']}; fingerprint `{data['fingerprint'] or 'none'}`."
+            f"`{data['name']}`: {data['num_users']:,} users, {data['num_items']:,} items, {data['num_events']:,} "
+            f"events; split: {data['split']}; fingerprint `{data['fingerprint'] or 'none'}`."
         ),
         "Licence of the data": licence,
         "Quality": _quality(evaluation, run["step"]),
         "Limits": _limits(facts),
         "Checked": _checked(checks),
         "Files": (
-            "`stablehlo/` for JAX, `saved_model/1/` for TensorFlow and TensorFlow Serving, `onnx/` where it was asked for; "
-            "`item_vectors.safetensors`, `weights.safetensors`; `items.parquet` (own ids, titles; row i has id i + 1); "
-            "`config.json`, `metrics.json`; `manifest.json` with the size and SHA-256 of each."
+            "`stablehlo/` for JAX, `saved_model/1/` for TensorFlow and TensorFlow Serving, `onnx/` where it was asked "
+            "for; `item_vectors.safetensors`, `weights.safetensors`; `items.parquet` (own ids, titles; row i has id i "
+            "+ 1); `config.json`, `metrics.json`; `manifest.json` with the size and SHA-256 of each."
         ),
     }
     parts = [f"# {run['name']} ({facts['created']})"]
@@ -87,7 +87,7 @@ def _limits(facts: Mapping[str, Any]) -> str:
         "It was measured offline, on what people did under another recommender: what it would change is not known.",
         "Popular items are favoured as far as the data favour them; see the report of the run for the bias.",
         f"Lists hold at most {facts['k']} items.",
-        "Serialised StableHLO is read by later JAX for at least six months by JAX's own promise: export again after that.",
+        "Later versions of JAX promise to read this StableHLO for six months: export again after that.",
     ]
     if facts["reads"]["text_tokens"]:
         limits.append("New items have a vector by their text (`item_tower`), and are no events of histories.")
@@ -105,5 +105,3 @@ def _checked(checks: Sequence[Check]) -> str:
     ]
     lines += [f"| {check.artifact} | {check.program} | {check.difference:.1e} |" for check in checks]
     return "\n".join(lines)
-
-

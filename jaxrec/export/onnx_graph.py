@@ -1,4 +1,4 @@
-"""The operations of `lowering.Graph` in ONNX, and the programs as ONNX files that share one file of weights.
+"""The operations of `graph.Graph` in ONNX, and the programs as ONNX files that share one file of weights.
 
 Shapes are int64 in ONNX, everything that a program computes with is int32.
 """
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from jaxrec.export.lowering import Lowering, Shape, Size, Tensor
+from jaxrec.export.graph import Shape, Size, Tensor
+from jaxrec.export.lowering import Lowering
 from jaxrec.export.programs import ProgramSpec
 from jaxrec.export.weights import HostWeights
 
@@ -245,12 +245,9 @@ def onnx_model(
     Args:
       places: offset and bytes of each weight in `WEIGHTS_FILE`.
     """
-    shapes, inputs = program.abstract(weights)
-    closed = jax.make_jaxpr(program.function)(shapes, inputs)
-    graph, sizes, arguments = OnnxGraph(), {}, {}
+    graph, sizes = OnnxGraph(), {}
     for array in program.inputs:
         graph.dtypes[array.name] = np.dtype(array.dtype)
-        arguments[array.name] = array.name
     for array in program.inputs:
         for axis, dim in enumerate(array.dims):
             if isinstance(dim, str) and dim not in sizes:
@@ -258,16 +255,13 @@ def onnx_model(
     for name in program.weights:
         graph.dtypes[name] = weights[name].dtype
         graph.initializers.append(_external(name, weights[name], *places[name]))
-    # The leaves of a dict are in the order of its keys.
-    flat = [*sorted(program.weights), *(arguments[name] for name in sorted(arguments))]
-    for array, found in zip(program.outputs, Lowering(graph, sizes).run(closed, flat), strict=True):
+    flat = [*sorted(program.weights), *sorted(array.name for array in program.inputs)]
+    for array, found in zip(program.outputs, Lowering(graph, sizes).run(program.jaxpr, flat), strict=True):
         graph.named(found, array.name)
     whole = helper.make_graph(
         graph.nodes, program.name, _values(program.inputs), _values(program.outputs), graph.initializers
     )
-    return helper.make_model(
-        whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 def _values(arrays: Sequence[Any]) -> list[onnx.ValueInfoProto]:

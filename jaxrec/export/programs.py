@@ -1,7 +1,7 @@
 """The programs of a served model: what goes in and comes out of each, its weights, and its StableHLO.
 
-Sizes are numbers or letters: b = users (or items, or texts), l = events of a history, c = candidates, x = items to leave
-out. A letter stands for any size of at least 1, one and the same for all inputs of a call.
+Sizes are numbers or letters: b = users (or items, or texts), l = events of a history, c = candidates, x = items to
+leave out. A letter stands for any size of at least 1, one and the same for all inputs of a call.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxrec.export.lowering import live_equations
 from jaxrec.export.served_model import Program, ServedModel, Weights
@@ -39,31 +40,37 @@ class ProgramSpec:
     """One program.
 
     Attributes:
-      weights: those that it reads, by name.
+      weights: shapes of those that it reads, by name.
     """
 
     name: str
     inputs: tuple[Array, ...]
-    outputs: tuple[Array, ...]
-    weights: tuple[str, ...]
-    function: Program = dataclasses.field(compare=False, repr=False)
+    outputs: tuple[Array, ...] = ()
+    weights: Mapping[str, jax.ShapeDtypeStruct]
+    function: Program
 
-    def abstract(self, weights: HostWeights) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Shapes of weights and inputs, with symbolic sizes."""
-        sizes = symbolic_sizes()
+    @functools.cached_property
+    def jaxpr(self) -> core.ClosedJaxpr:
+        """Its equations. The leaves of a dict are in the order of its keys, and the weights come first."""
+        return jax.make_jaxpr(self.function)(*self._abstract)
+
+    def stablehlo(self) -> bytes:
+        """The program as `jax.export.deserialize` reads it; called with a dict of weights and a dict of inputs."""
+        exported = jax.export.export(jax.jit(self.function), platforms=PLATFORMS)(*self._abstract)
+        return bytes(exported.serialize())
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Shapes of weights and inputs, with symbolic sizes of one scope."""
+        sizes = {str(size): size for size in jax.export.symbolic_shape(LETTERS)}
         inputs = {
-            array.name: jax.ShapeDtypeStruct(_shape(array.dims, sizes), jnp.dtype(array.dtype))
+            array.name: jax.ShapeDtypeStruct(
+                tuple(sizes[dim] if isinstance(dim, str) else dim for dim in array.dims),
+                jnp.dtype(array.dtype),
+            )
             for array in self.inputs
         }
-        shapes = {
-            name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in self.weights
-        }
-        return shapes, inputs
-
-    def stablehlo(self, weights: HostWeights) -> bytes:
-        """The program as `jax.export.deserialize` reads it; called with a dict of weights and a dict of inputs."""
-        exported = jax.export.export(jax.jit(self.function), platforms=PLATFORMS)(*self.abstract(weights))
-        return bytes(exported.serialize())
+        return dict(self.weights), inputs
 
 
 def programs_of(model: ServedModel, weights: HostWeights, k: int) -> dict[str, ProgramSpec]:
@@ -100,29 +107,20 @@ def used_weights(programs: Mapping[str, ProgramSpec], weights: HostWeights) -> H
     return {name: array for name, array in weights.items() if name in used}
 
 
-def symbolic_sizes() -> dict[str, Any]:
-    """A symbolic size for each letter, all of one scope."""
-    return {str(size): size for size in jax.export.symbolic_shape(LETTERS)}
-
-
-def _program(
-    name: str, function: Program, inputs: tuple[Array, ...], weights: HostWeights
-) -> ProgramSpec:
+def _program(name: str, function: Program, inputs: tuple[Array, ...], weights: HostWeights) -> ProgramSpec:
     @functools.wraps(function)
     def in_float32(weights: Weights, given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return function({key: _widened(value) for key, value in weights.items()}, given)
 
-    everything = ProgramSpec(
-        name=name, inputs=inputs, outputs=(), weights=tuple(sorted(weights)), function=in_float32
-    )
-    closed, outputs = jax.make_jaxpr(in_float32, return_shape=True)(*everything.abstract(weights))
-    _, live = live_equations(closed.jaxpr)
-    # The leaves of a dict are in the order of its keys, and those of the weights come first.
-    variables = closed.jaxpr.invars[: len(weights)]
-    read = tuple(key for key, variable in zip(everything.weights, variables, strict=True) if variable in live)
+    shapes = {key: jax.ShapeDtypeStruct(weights[key].shape, weights[key].dtype) for key in sorted(weights)}
+    everything = ProgramSpec(name=name, inputs=inputs, weights=shapes, function=in_float32)
+    outputs = jax.eval_shape(in_float32, *everything._abstract)
+    jaxpr = everything.jaxpr.jaxpr
+    _, live = live_equations(jaxpr)
+    read = [key for key, variable in zip(shapes, jaxpr.invars, strict=False) if variable in live]
     return dataclasses.replace(
         everything,
-        weights=read,
+        weights={key: shapes[key] for key in read},
         outputs=tuple(
             Array(name=key, dims=tuple(_dim(size) for size in shape.shape), dtype=np.dtype(shape.dtype).name)
             for key, shape in sorted(outputs.items())
@@ -136,10 +134,6 @@ def _widened(weight: jax.Array) -> jax.Array:
 
 def _dim(size: Any) -> int | str:
     return size if isinstance(size, int) else str(size)
-
-
-def _shape(dims: tuple[int | str, ...], sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in dims)
 
 
 def _ids(name: str, *dims: int | str) -> Array:

@@ -2,8 +2,8 @@
 
     python run_saved_model.py BUNDLE requests.npz results.npz
 
-It imports tensorflow and numpy alone, and says so if anything else of the model came with them: the export runs it as a
-process of its own to check what it wrote. `requests.npz` holds `SIGNATURE/INPUT` arrays, `results.npz`
+It imports tensorflow and numpy alone: the export runs it as a process of its own to check what it
+wrote, and it shows how a bundle is read. `requests.npz` holds `SIGNATURE/INPUT` arrays, `results.npz`
 `SIGNATURE/OUTPUT` arrays.
 """
 
@@ -31,8 +31,6 @@ def main(bundle: str, requests: str, results: str) -> None:
                 array = np.char.decode(array.astype(np.bytes_), "utf-8")
             found[f"{name}/{key}"] = array
     np.savez(results, **found)
-    if loaded := sorted({"jax", "jaxrec", "flax"} & set(sys.modules)):
-        sys.exit(f"a SavedModel needs none of {', '.join(loaded)}, and they were loaded")
 
 
 if __name__ == "__main__":

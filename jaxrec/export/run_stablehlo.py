@@ -2,8 +2,8 @@
 
     python run_stablehlo.py BUNDLE requests.npz results.npz
 
-It imports jax, numpy and safetensors alone, and says so if anything of the model came with them: the export runs it as a
-process of its own to check what it wrote, and it shows how a bundle is read. `requests.npz` holds `PROGRAM/INPUT`
+It imports jax, numpy and safetensors alone: the export runs it as a process of its own to
+check what it wrote, and it shows how a bundle is read. `requests.npz` holds `PROGRAM/INPUT`
 arrays, `results.npz` `PROGRAM/OUTPUT` arrays.
 """
 
@@ -22,17 +22,13 @@ def main(bundle: str, requests: str, results: str) -> None:
     weights = load_file(directory / "item_vectors.safetensors") | load_file(directory / "weights.safetensors")
     programs = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["programs"]
     given = dict(np.load(requests, allow_pickle=False))
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name in sorted({key.split("/")[0] for key in given}):
         exported = jax.export.deserialize(bytearray((directory / "stablehlo" / name).read_bytes()))
-        inputs = {
-            key.split("/", 1)[1]: array for key, array in given.items() if key.split("/")[0] == name
-        }
+        inputs = {key.split("/", 1)[1]: array for key, array in given.items() if key.split("/")[0] == name}
         outputs = jax.jit(exported.call)({key: weights[key] for key in programs[name]["weights"]}, inputs)
         found |= {f"{name}/{key}": np.asarray(value) for key, value in outputs.items()}
     np.savez(results, **found)
-    if loaded := sorted({"jaxrec", "flax", "tensorflow"} & set(sys.modules)):
-        sys.exit(f"a bundle needs none of {', '.join(loaded)}, and they were loaded")
 
 
 if __name__ == "__main__":

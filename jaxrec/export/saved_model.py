@@ -1,15 +1,14 @@
 """The programs as a TensorFlow SavedModel, a signature each; ids are the catalogue's own, and titles come with them.
 
-It is written in TensorFlow's own operations (`lowering`), so that it needs no XLA, runs in every TensorFlow 2 and serves
-any batch and any length without compiling. Weights are variables; the vocabularies are hash tables.
+It is written in TensorFlow's own operations (`lowering`), so that it needs no XLA and serves any batch and any length
+without compiling. Weights are variables; the vocabularies are hash tables.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tensorflow as tf
 
@@ -43,7 +42,6 @@ class ServedModule(tf.Module):
 
     def signature(self, program: ProgramSpec) -> Any:
         """The program, of own ids."""
-        closed = jax.make_jaxpr(program.function)(*program.abstract(self.served_weights))
 
         @functools.partial(tf.function, autograph=False)
         def call(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -53,9 +51,9 @@ class ServedModule(tf.Module):
                 for axis, dim in enumerate(array.dims):
                     if isinstance(dim, str) and dim not in sizes:
                         sizes[dim] = graph.size(given[array.name], axis)
-            # The leaves of a dict are in the order of its keys.
-            weights = [self.served_weights[name].read_value() for name in sorted(program.weights)]
-            found = Lowering(graph, sizes).run(closed, [*weights, *(given[name] for name in sorted(given))])
+            arguments = [self.served_weights[name].read_value() for name in sorted(program.weights)]
+            arguments += [given[name] for name in sorted(given)]
+            found = Lowering(graph, sizes).run(program.jaxpr, arguments)
             outputs: dict[str, tf.Tensor] = {}
             for array, value in zip(program.outputs, found, strict=True):
                 outputs |= self._from_model(array.name, value)
@@ -98,7 +96,7 @@ def write_saved_model(
     catalogue: Catalogue,
     users: Vocabulary | None,
     directory: Path,
-    warm_up: Mapping[str, list[Mapping[str, np.ndarray]]],
+    warm_up: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
 ) -> None:
     """Writes the model, and requests that TensorFlow Serving sends itself before it says that it is ready.
 
@@ -120,7 +118,7 @@ def write_saved_model(
             writer.write(record)
 
 
-def warm_up_records(warm_up: Mapping[str, list[Mapping[str, np.ndarray]]]) -> Iterator[bytes]:
+def warm_up_records(warm_up: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Iterator[bytes]:
     """Each request as a `tensorflow.serving.PredictionLog`.
 
     Its messages are written field by field: the package that defines them asks for another build of TensorFlow.

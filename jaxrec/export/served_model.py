@@ -86,7 +86,7 @@ class ServedModel:
     def recommend(self, weights: Weights, inputs: Inputs, *, k: int) -> dict[str, jax.Array]:
         """The best items that are not among `exclude_ids` `[B, X]`: `top_item_ids`, `top_scores` `[B, k]`.
 
-        The best come first, ties go to the smaller id. Where fewer than k items are left the last places hold id 0 and -infinity.
+        The best come first, ties go to the smaller id. Places that no item fills hold id 0 and -infinity.
         """
         query, extra = self._query(weights, inputs)
         scores = jnp.einsum("bd,nd->bn", query, weights[VECTORS]) + weights[BIAS]
@@ -111,7 +111,7 @@ class ServedModel:
         return {"scores": jnp.where(candidates > 0, scores, -jnp.inf)}
 
     def behaviours(self, weights: Weights, inputs: Inputs) -> dict[str, jax.Array]:
-        """What the user will do with each candidate: `probabilities` `[B, C, K]`, in the order of the data's columns."""
+        """What the user will do with each candidate: `probabilities` `[B, C, K]`, by the data's columns."""
         model = self._model(weights)
         logits = model.behaviour_logits(*self._pairs(model, weights, inputs))
         for task in self.tasks.values():

@@ -1,4 +1,4 @@
-"""The operations of `lowering.Graph` in TensorFlow."""
+"""The operations of `graph.Graph` in TensorFlow."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from jaxrec.export.lowering import Shape, Size, Tensor
+from jaxrec.export.graph import Shape, Size, Tensor
 
 UNARY: Mapping[str, Callable[[Any], Any]] = {
     "abs": tf.abs,

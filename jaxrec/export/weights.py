@@ -82,8 +82,8 @@ def gather_weights(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
     for name, array in found.items():
         if not np.isfinite(array).all():
             raise ValueError(
-                f"{name} holds NaN or infinity at step {int(state.step)}; the run diverged: export an older checkpoint, "
-                "or train again with a lower learning rate."
+                f"{name} holds NaN or infinity at step {int(state.step)}; the run diverged: export an older "
+                "checkpoint, or train again with a lower learning rate."
             )
     return found
 
@@ -117,4 +117,6 @@ def _logical(setup: Setup, name: str, rows: jax.Array | np.ndarray) -> Shaped[np
     table = setup.tables[name]
     if isinstance(rows, np.ndarray):
         return rows[: table.num_rows]
-    return np.asarray(jax.jit(lambda rows: to_logical(rows, table.num_rows, table.placement))(rows))[: table.num_rows]
+    return np.asarray(jax.jit(lambda rows: to_logical(rows, table.num_rows, table.placement))(rows))[
+        : table.num_rows
+    ]

@@ -81,7 +81,9 @@ class Inference:
     def _whole_tables(self, *names: str) -> dict[str, jax.Array]:
         """Those of the tables that the model has, the items' with their text."""
         tables = {
-            name: in_rows(self.tables[name], self.setup.tables[name].num_rows, self.setup.tables[name].placement)
+            name: in_rows(
+                self.tables[name], self.setup.tables[name].num_rows, self.setup.tables[name].placement
+            )
             for name in names
             if name in self.setup.tables
         }
