@@ -9,6 +9,7 @@ wrote, and it shows how a bundle is read. `requests.npz` holds `PROGRAM/INPUT` a
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,7 +18,7 @@ import onnxruntime
 def main(bundle: str, requests: str, results: str) -> None:
     """Calls every program that has a request."""
     given = dict(np.load(requests, allow_pickle=False))
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     for name in sorted({key.split("/")[0] for key in given}):
         path = str(Path(bundle) / "onnx" / f"{name}.onnx")
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -10,6 +10,7 @@ arrays, `results.npz` `PROGRAM/OUTPUT` arrays.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ def main(bundle: str, requests: str, results: str) -> None:
     weights = load_file(directory / "item_vectors.safetensors") | load_file(directory / "weights.safetensors")
     programs = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["programs"]
     given = dict(np.load(requests, allow_pickle=False))
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     for name in sorted({key.split("/")[0] for key in given}):
         exported = jax.export.deserialize(bytearray((directory / "stablehlo" / name).read_bytes()))
         inputs = {key.split("/", 1)[1]: array for key, array in given.items() if key.split("/")[0] == name}
