@@ -22,6 +22,9 @@ class Graph(Protocol):
     def size_of_value(self, value: int) -> Size:
         """A number as a size."""
 
+    def as_size(self, x: Tensor) -> Size:
+        """An int32 tensor [1] as a size."""
+
     def size_as_int32(self, size: Size) -> Tensor:
         """A size as a scalar that one computes with."""
 

@@ -91,8 +91,11 @@ class Lowering:
                 name = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}.get(type(op))
                 if name:
                     return self.graph.binary(name, self._evaluate(left), self._evaluate(right))
-            case ast.Call(func=ast.Name(id="max" | "min" as name), args=[left, right]):
-                return self.graph.binary(name, self._evaluate(left), self._evaluate(right))
+            case ast.Call(func=ast.Name(id=function), args=[left, right]):
+                # Sizes are not negative, and so division is the same however it rounds.
+                name = {"max": "max", "min": "min", "floordiv": "div", "mod": "rem"}.get(function)
+                if name:
+                    return self.graph.binary(name, self._evaluate(left), self._evaluate(right))
         raise NotImplementedError(f"no rule for the symbolic size {ast.unparse(node)}.")
 
     def _apply(self, equation: core.JaxprEqn, inputs: list[Tensor]) -> Sequence[Tensor]:
@@ -271,10 +274,12 @@ def _dot_general(to: Lowering, equation: core.JaxprEqn, x: Tensor, y: Tensor) ->
 
 
 def _gather(to: Lowering, equation: core.JaxprEqn, x: Tensor, indices: Tensor) -> Tensor:
-    """Single entries along the indexed axes, whole other axes."""
+    """Single entries along the indexed axes, whole other axes; or one slice."""
     graph, params = to.graph, equation.params
     numbers, slices = params["dimension_numbers"], params["slice_sizes"]
     shape, out = _aval(equation.invars[0]).shape, _output(equation)
+    if len(_aval(equation.invars[1]).shape) == 1:
+        return _one_slice(to, equation, x, indices)
     indexed, x_batch = list(numbers.start_index_map), list(numbers.operand_batching_dims)
     index_batch = list(numbers.start_indices_batching_dims)
     whole = [axis for axis in range(len(shape)) if axis not in (*indexed, *x_batch)]
@@ -315,6 +320,25 @@ def _gather(to: Lowering, equation: core.JaxprEqn, x: Tensor, indices: Tensor) -
     return graph.where(
         graph.reshape(valid, to.shape(beside)), found, graph.constant(np.asarray(missing, out.dtype))
     )
+
+
+def _one_slice(to: Lowering, equation: core.JaxprEqn, x: Tensor, starts: Tensor) -> Tensor:
+    """A slice of known size; it is moved inside where it would reach out."""
+    graph, int32 = to.graph, np.dtype(np.int32)
+    slices, shape = equation.params["slice_sizes"], _aval(equation.invars[0]).shape
+    indexed = equation.params["dimension_numbers"].start_index_map
+    zero, low, high = graph.size_of_value(0), [], []
+    for axis, (size, width) in enumerate(zip(to.shape(shape), to.shape(slices), strict=True)):
+        start, width = zero, _as_tensor(graph, width)
+        if axis in indexed:
+            at = indexed.index(axis)
+            wanted = graph.slice(graph.cast(starts, int32), [at], [at + 1], [1])
+            most = graph.cast(graph.binary("sub", _as_tensor(graph, size), width), int32)
+            inside = graph.binary("max", graph.binary("min", wanted, most), graph.cast(zero, int32))
+            start = graph.as_size(inside)
+        low.append(start)
+        high.append(graph.binary("add", start, width))
+    return graph.reshape(graph.slice(x, low, high, [1] * len(shape)), to.shape(_output(equation).shape))
 
 
 def _scatter(*, add: bool) -> Rule:

@@ -247,8 +247,9 @@ def _program(program: Any, name: str) -> dict[str, Any]:
             array = _checked(array, dict, f"an array of programs[{name!r}].{part}")
             check_name(_checked(array.get("name"), str, f"a name in programs[{name!r}]"))
             _checked(array.get("dtype"), str, f"a dtype in programs[{name!r}]")
-            for dim in _checked(array.get("dims"), list, f"dims in programs[{name!r}]"):
-                _checked(dim, int | str, f"a dim in programs[{name!r}]")  # type: ignore[arg-type]
+            dims = _checked(array.get("dims"), list, f"dims in programs[{name!r}]")
+            if not all(isinstance(dim, int | str) for dim in dims):
+                raise DamagedBundleError(f"{MANIFEST}: dims={dims} in programs[{name!r}] are no sizes.")
     for weight in _checked(program.get("weights"), list, f"programs[{name!r}].weights"):
         _checked(weight, str, f"a weight of programs[{name!r}]")
     return dict(program)

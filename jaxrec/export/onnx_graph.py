@@ -75,6 +75,10 @@ class OnnxGraph:
         """A number as a size."""
         return self.constant(np.asarray([value], np.int64))
 
+    def as_size(self, x: Tensor) -> Size:
+        """Sizes are int64."""
+        return self.cast(x, INT64)
+
     def size_as_int32(self, size: Size) -> Tensor:
         """A scalar."""
         if isinstance(size, int):

@@ -170,7 +170,7 @@ class ServedModel:
         self, model: TwoTower, weights: Weights, inputs: Inputs, history: "History", *, causal: bool
     ) -> Float[Array, "B E"]:
         item_ids = history.item_ids
-        events = weights.get(EVENTS, weights[VECTORS])[item_ids]
+        events = weights[EVENTS if EVENTS in weights else VECTORS][item_ids]
         batch = history.batch(inputs, self.outputs.read_behaviours)
         user_rows = None
         if self.config.user_dim:

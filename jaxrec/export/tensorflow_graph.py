@@ -60,6 +60,10 @@ class TensorFlowGraph:
         """A number as a size."""
         return tf.constant([value], tf.int32)
 
+    def as_size(self, x: Tensor) -> Size:
+        """Sizes are int32."""
+        return x
+
     def size_as_int32(self, size: Size) -> Tensor:
         """A scalar."""
         return tf.constant(size, tf.int32) if isinstance(size, int) else tf.reshape(size, [])

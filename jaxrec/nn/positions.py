@@ -59,7 +59,8 @@ def score_bias(tables: Tables, queries: Places, keys: Places) -> Float[Array, "#
     bias = None
     for name, table in tables.items():
         buckets = distance_buckets(queries, keys) if name == "distance" else time_buckets(queries, keys)
-        num_rows = max(len(table), len(buckets))
+        # Whichever is not 1; sizes may be symbolic, which have no maximum that is a number.
+        num_rows = table.shape[0] if buckets.shape[0] == 1 else buckets.shape[0]
         table, buckets = (jnp.broadcast_to(x, (num_rows, *x.shape[1:])) for x in (table, buckets))
         found = jax.vmap(lambda row, at: jnp.take(row, at, axis=1, mode="clip"))(table, buckets)
         bias = found if bias is None else bias + found

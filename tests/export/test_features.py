@@ -34,8 +34,8 @@ TEXT = TextTower(
 JUDGES = {"next_item": NextItem(), "behaviour": Behaviour()}
 DOMAINS = {
     "domains": ("a", "b"),
-    "item_keys": [f"{'ab'[i % 2]}/{i}" for i in range(40)],
-    "user_keys": [f"{'ab'[i % 2]}/{i}" for i in range(20)],
+    "item_keys": [f"{'ab'[i % 2]}:{i}" for i in range(40)],
+    "user_keys": [f"{'ab'[i % 2]}:{i}" for i in range(20)],
 }
 # By name: changes of the model, of the encoder, the tasks, changes of the data.
 FEATURES = {

@@ -32,9 +32,10 @@ FUNCTIONS = {
     "reversed_sums": (lambda x, n: jnp.cumsum(x[::-1], axis=0) + jnp.cumsum(x, axis=0, dtype=x.dtype), X, N),
     "strides": (lambda x, n: x[1:4:2, ::3], X, N),
     "products": (lambda x, n: jnp.einsum("ab,cb->ac", x, x) + x[:, :4] @ x[:, :4], X, N),
+    "slices": (lambda x, n: x[:, :-1] * x[:, 1:] + x[0, :-1], X, N),
     "pads": (lambda x, n: jnp.pad(x, ((1, 0), (0, 2)), constant_values=3), X, N),
     "clamps": (lambda x, n: jax.lax.clamp(-0.5, x, 0.5), X, N),
-    "top": (lambda x, n: jax.lax.top_k(jnp.round(jnp.sin(x) * 2), 3)[1], X, N),
+    "top": (lambda x, n: jax.lax.top_k(jnp.floor(jnp.sin(x) * 2), 3)[1], X, N),
 }
 
 
@@ -63,7 +64,8 @@ def in_onnx(closed, arguments):
         helper.make_tensor_value_info(n, kind(x.dtype), [None] * x.ndim)
         for n, x in zip(names, arguments, strict=True)
     ]
-    out = helper.make_tensor_value_info(found, kind(graph.dtypes[found]), None)
+    rank = len(closed.out_avals[0].shape)
+    out = helper.make_tensor_value_info(found, kind(graph.dtypes[found]), [None] * rank)
     whole = helper.make_graph(graph.nodes, "g", values, [out], graph.initializers)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model)
@@ -101,7 +103,7 @@ def test_sizes_are_those_of_the_call(run):
     ("function", "message"),
     [
         (lambda x, n: jnp.sort(x), "no rule for the operation 'sort'"),
-        (lambda x, n: jax.lax.scan(lambda c, y: (c + y, y), jnp.float32(0), n[0] * 1.0)[1], "'scan'"),
+        (lambda x, n: jax.lax.scan(lambda c, y: (c + y, c * y), jnp.float32(0), n[0] * 1.0)[1], "'scan'"),
         (lambda x, n: jax.lax.dynamic_slice(x, (n[0, 0], 0), (1, 1)), "'dynamic_slice'"),
         (lambda x, n: x.at[:, 0].set(n[0, 0]), "no rule for a scatter"),
         (lambda x, n: x**-2, "no rule for the power -2"),
