@@ -4,6 +4,7 @@ What it should answer is what the same programs answer in JAX.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,7 @@ def run_apart(script: str, bundle: Path, requests: Requests) -> dict[str, dict[s
             str(given),
             str(results),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_on_cpu(os.environ))
         if done.returncode:
             raise ArtifactError(
                 f"{script} failed: {(done.stderr or done.stdout).strip()[-SHOWN_CHARACTERS:]}"
@@ -145,6 +146,11 @@ def _near_ties(scores: np.ndarray) -> np.ndarray:
         near = np.abs(np.diff(scores, axis=1)) <= 1e-6 * np.maximum(1.0, np.abs(scores[:, 1:]))
     none = np.zeros((len(scores), 1), bool)
     return np.hstack([none, near]) | np.hstack([near, none])
+
+
+def _on_cpu(environment: Mapping[str, str]) -> dict[str, str]:
+    """The accelerator is this process's."""
+    return {**environment, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _flat(requests: Requests) -> dict[str, Any]:

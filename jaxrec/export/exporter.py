@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -35,6 +36,8 @@ from jaxrec.training.state import TrainState
 Say = Callable[[str], None]
 
 CHECKED_USERS = 32
+# What accelerators round in a product is no difference between artifacts.
+EXACT = functools.partial(jax.default_matmul_precision, "highest")
 LIBRARIES = ("jax", "flax", "numpy", "tensorflow-cpu", "tensorflow", "onnx", "onnxruntime")
 
 
@@ -111,7 +114,7 @@ def export_state(
     dataset, created = run.dataset, datetime.datetime.now(datetime.UTC)
     version = options.version or f"{created:%Y%m%dT%H%M%SZ}-step{run.step}"
     with new_version(out, version) as place:
-        with jax.set_mesh(run.mesh):
+        with jax.set_mesh(run.mesh), EXACT():
             weights = stored(gather_weights(run.setup, state, dataset), options.dtype)
         model = served_model(run.setup, dataset, run.config.data.history_length)
         programs = programs_of(model, weights, options.k)
@@ -128,9 +131,10 @@ def export_state(
         manifest.write(place)  # as far as it is known: the checks read it
         users = spread_users(dataset, CHECKED_USERS)
         requests = requests_of(programs, model, dataset, users)
-        expected = expected_results(programs, weights, requests)
-        say("comparing with the run's own recommendations")
-        agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
+        with EXACT():
+            expected = expected_results(programs, weights, requests)
+            say("comparing with the run's own recommendations")
+            agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
         checks = _write_and_check(place, programs, weights, requests, expected, options, say)
         card = model_card(
             manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)

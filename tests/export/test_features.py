@@ -1,6 +1,7 @@
 """Every feature of the model, exported: equal to the run's own lists in JAX, TensorFlow and ONNX Runtime."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -181,3 +182,37 @@ def test_unread_weights_are_left_out(served):
     _, _, programs, weights, _, _ = served
     assert set(weights) == {name for program in programs.values() for name in program.weights}
     assert not any("log_variances" in name for name in weights)
+
+
+def test_search_is_by_cosine_with_the_vector_of_the_text(world):
+    run, state = world.run(world.dataset(), dataclasses.replace(world.model, text=TEXT))
+    with jax.set_mesh(run.mesh):
+        weights = gather_weights(run.setup, state, run.dataset)
+        token_ids = np.asarray(run.dataset.item_tokens[4:9], np.int32)
+        queries = np.asarray(run.text_queries(token_ids))
+    model = served_model(run.setup, run.dataset, 8)
+    found = jax.jit(functools.partial(model.search, k=5))(weights, {"token_ids": token_ids})
+    vectors = weights["items/vectors"] / np.linalg.norm(weights["items/vectors"], axis=1, keepdims=True).clip(
+        1e-9
+    )
+    scores = queries @ vectors.T
+    scores[:, 0] = -np.inf
+    best = np.argsort(-scores, axis=1)[:, :5]
+    np.testing.assert_array_equal(found["top_item_ids"], best)
+    np.testing.assert_allclose(
+        found["top_scores"], np.take_along_axis(scores, best, axis=1), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_new_item_is_its_text_and_an_empty_one_nothing(world):
+    run, state = world.run(world.dataset(), dataclasses.replace(world.model, text=TEXT, cosine=Cosine()))
+    with jax.set_mesh(run.mesh):
+        weights = gather_weights(run.setup, state, run.dataset)
+    model = served_model(run.setup, run.dataset, 8)
+    token_ids = np.asarray(run.dataset.item_tokens[[4, 4, 0]], np.int32)
+    inputs = {"item_ids": np.array([0, 4, 0], np.int32), "token_ids": token_ids}
+    found = {name: np.asarray(x) for name, x in jax.jit(model.item_tower)(weights, inputs).items()}
+    np.testing.assert_array_equal(found["vectors"][1], weights["items/vectors"][4])
+    np.testing.assert_allclose(np.linalg.norm(found["vectors"], axis=1), [1, 1, 0], atol=1e-4)
+    assert np.abs(found["vectors"][0] - found["vectors"][1]).max() > 1e-3
+    assert found["bias"][0] == 0
