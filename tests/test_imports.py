@@ -36,12 +36,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": {"config"} | CONFIG_MAY,
     "tuning": {"config"} | CONFIG_MAY,
     "runs": {"config"} | CONFIG_MAY,
+    "export": {"config", "runs"} | CONFIG_MAY,
 } | {entry: {"config", "runs", "planning", "tuning"} | CONFIG_MAY for entry in ENTRIES}
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {
     "orbax": ("training/checkpoint.py",),
-    "tensorflow": ("data/",),
+    "tensorflow": ("data/", "export/"),
+    "onnx": ("export/",),
+    "onnxruntime": ("export/",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
     # Nothing of ours may load one: a pickle runs code.

@@ -59,7 +59,8 @@ def score_bias(tables: Tables, queries: Places, keys: Places) -> Float[Array, "#
     bias = None
     for name, table in tables.items():
         buckets = distance_buckets(queries, keys) if name == "distance" else time_buckets(queries, keys)
-        num_rows = max(len(table), len(buckets))
+        # Whichever is not 1; sizes may be symbolic, which have no maximum that is a number.
+        num_rows = table.shape[0] if buckets.shape[0] == 1 else buckets.shape[0]
         table, buckets = (jnp.broadcast_to(x, (num_rows, *x.shape[1:])) for x in (table, buckets))
         found = jax.vmap(lambda row, at: jnp.take(row, at, axis=1, mode="clip"))(table, buckets)
         bias = found if bias is None else bias + found
@@ -70,7 +71,7 @@ def distance_buckets(queries: Places, keys: Places) -> Int[Array, "#b q l"]:
     """The bucket of the columns from key to query; keys in the future have `NUM_DISTANCES` more."""
     steps = queries.columns[:, :, None] - keys.columns[:, None, :]
     distance = jnp.abs(steps)
-    octave = _bits(distance) - 1
+    octave = bit_lengths(distance) - 1
     quarter = jnp.right_shift(distance, jnp.maximum(octave - 2, 0)) & 3
     # The first octave past the exact distances begins at 16 = 2^4.
     bucket = jnp.where(distance < EXACT_DISTANCES, distance, EXACT_DISTANCES + 4 * (octave - 4) + quarter)
@@ -83,10 +84,10 @@ def time_buckets(queries: Places, keys: Places) -> Int[Array, "b q l"]:
     later, earlier = queries.times[:, :, None], keys.times[:, None, :]
     unknown = (later <= UNKNOWN_SECONDS) | (earlier <= UNKNOWN_SECONDS)
     seconds = later - earlier
-    bucket = jnp.minimum(_bits(jnp.abs(seconds)) + 1, NUM_TIME_GAPS - 1) + NUM_TIME_GAPS * (seconds < 0)
+    bucket = jnp.minimum(bit_lengths(jnp.abs(seconds)) + 1, NUM_TIME_GAPS - 1) + NUM_TIME_GAPS * (seconds < 0)
     return jnp.where(unknown, 0, bucket)
 
 
-def _bits(x: Int[Array, "*n"]) -> Int[Array, "*n"]:
+def bit_lengths(x: Int[Array, "*n"]) -> Int[Array, "*n"]:
     """The bit length: 0 for 0, 1 + floor(log2(x)) above."""
     return 32 - jax.lax.clz(x)

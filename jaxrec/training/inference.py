@@ -70,16 +70,24 @@ class Inference:
 
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
-        specs, scored = self.setup.tables, self.setup.model.scored_table
-        tables = {
-            name: in_rows(self.tables[name], specs[name].num_rows, specs[name].placement)
-            for name in (scored, ITEM_BIAS)
-            if name in specs
-        }
-        if self.texts:
-            tables |= self._whole(self.dense, tables, self.texts)
-        vectors = self._model(self.dense).candidate_vectors(tables[scored])
+        tables = self._whole_tables(self.setup.model.scored_table, ITEM_BIAS)
+        vectors = self._model(self.dense).candidate_vectors(tables[self.setup.model.scored_table])
         return vectors, table_bias(tables, ITEM_BIAS, vectors)
+
+    def event_vectors(self) -> Float[Array, "R D"]:
+        """Every physical row's item as the user tower reads it in an event, sharded as the table is."""
+        return self._whole_tables(ITEM)[ITEM]
+
+    def _whole_tables(self, *names: str) -> dict[str, jax.Array]:
+        """Those of the tables that the model has, the items' with their text."""
+        tables = {
+            name: in_rows(
+                self.tables[name], self.setup.tables[name].num_rows, self.setup.tables[name].placement
+            )
+            for name in names
+            if name in self.setup.tables
+        }
+        return tables | self._whole(self.dense, tables, self.texts) if self.texts else tables
 
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[Array, "N K"]:
         """Logits of the target event's behaviours, from the history before it and its item.

@@ -1,0 +1,243 @@
+"""A bundle, opened to be asked: no training code is loaded, and nothing is read before it is checked.
+
+`Bundle.open` compares every file with the manifest. Programs are compiled for each size that they are asked with, so
+histories are padded to powers of two.
+B = users, L = events of a history, D = item dim.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float
+
+from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
+from jaxrec.export.layout import CONFIG_FILE, METRICS_FILE, STABLEHLO, WEIGHT_FILES
+from jaxrec.export.manifest import Manifest
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """An item, by its own id."""
+
+    item_id: Key
+    title: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """An event of a history.
+
+    Attributes:
+      item_id: the item's own id.
+      seconds: any clock's, for models that read times; None = unknown.
+      labels: 1 yes, 0 no, -1 unknown, for models that read behaviours, in the order of the facts' `behaviours`.
+    """
+
+    item_id: Key
+    seconds: int | None = None
+    labels: Sequence[int] = ()
+
+
+class Bundle:
+    """The bundle in `directory`; made by `open`.
+
+    Attributes:
+      manifest: what it says of itself; `manifest.facts` are those of the model.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest):
+        self.directory = directory
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Opens a version and checks every file.
+
+        Raises:
+          DamagedBundleError: a file is not the one that was exported; names it.
+          ValueError: the format is not one that this program reads.
+        """
+        path = Path(directory)
+        manifest = Manifest.read(path)
+        manifest.verify(path)
+        return cls(path, manifest)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the run and the model."""
+        return self.manifest.facts
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        """The items: own ids, titles, categories."""
+        return Catalogue.read(self.directory)
+
+    @functools.cached_property
+    def users(self) -> Vocabulary | None:
+        """The users' own ids; None where the model has no rows of users."""
+        return read_users(self.directory) if self.facts["reads"]["user_ids"] else None
+
+    @functools.cached_property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """By name, as stored."""
+        parts = [safetensors.numpy.load_file(self.directory / name) for name in WEIGHT_FILES]
+        return {name: array for part in parts for name, array in part.items()}
+
+    @property
+    def item_vectors(self) -> Float[np.ndarray, "n_plus_1 d"]:
+        """v(y) by item id; row 0 is padding."""
+        return np.asarray(self.weights["items/vectors"], np.float32)
+
+    @property
+    def item_bias(self) -> Float[np.ndarray, " n_plus_1"]:
+        """b_y by item id."""
+        return self.weights["items/bias"]
+
+    @functools.cached_property
+    def metrics(self) -> str:
+        """What the evaluation of the run found, as JSON."""
+        return (self.directory / METRICS_FILE).read_text(encoding="utf-8")
+
+    @functools.cached_property
+    def config(self) -> str:
+        """The run's config, as JSON."""
+        return (self.directory / CONFIG_FILE).read_text(encoding="utf-8")
+
+    def program(self, name: str) -> Callable[[Arrays], dict[str, jax.Array]]:
+        """A program with its weights on the device: arrays by name in, arrays by name out.
+
+        Raises:
+          ValueError: the bundle has no such program.
+        """
+        programs = self.manifest.programs
+        if name not in programs:
+            raise ValueError(f"program {name!r}: the bundle has {', '.join(programs)}; name one of these.")
+        exported = jax.export.deserialize(bytearray((self.directory / STABLEHLO / name).read_bytes()))
+        weights = {key: self._placed(key) for key in programs[name]["weights"]}
+        call = jax.jit(exported.call)
+        return lambda inputs: call(weights, dict(inputs))
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Event | Key]],
+        *,
+        k: int = 10,
+        exclude: Sequence[Sequence[Key]] | None = None,
+        user_ids: Sequence[Key | None] | None = None,
+        domains: Sequence[str | None] | None = None,
+    ) -> list[list[Recommendation]]:
+        """The best items of each history, oldest event first, in the catalogue's own ids.
+
+        Items of the history are left out where the data set says `filter_seen`, and those of `exclude` always. What the
+        catalogue does not know is no event.
+
+        Raises:
+          ValueError: more items are asked for than the program gives, or lists do not fit each other.
+        """
+        most = self.facts["k"]
+        if not 1 <= k <= most:
+            raise ValueError(f"k={k} must lie in 1 .. {most}; export with a larger --k.")
+        excluded = [list(keys) for keys in exclude] if exclude is not None else [[] for _ in histories]
+        if self.facts["filter_seen"]:
+            for keys, history in zip(excluded, histories, strict=True):
+                keys += [event.item_id if isinstance(event, Event) else event for event in history]
+        inputs = self.history_inputs(histories, user_ids=user_ids)
+        if self.facts["domains"]:
+            inputs["domain_ids"] = self._domain_ids(
+                domains or [None] * len(histories), len(inputs["item_ids"])
+            )
+        ids = [self.catalogue.ids_of(keys) for keys in excluded]
+        inputs["exclude_ids"] = _rows(ids, len(inputs["item_ids"]), max(map(len, ids), default=1))
+        wanted = {array["name"] for array in self.manifest.programs["recommend"]["inputs"]}
+        found = self._recommend({name: array for name, array in inputs.items() if name in wanted})
+        top, scores = np.asarray(found["top_item_ids"]), np.asarray(found["top_scores"])
+        return [self._named(top[row, :k], scores[row, :k]) for row in range(len(histories))]
+
+    def history_inputs(
+        self,
+        histories: Sequence[Sequence[Event | Key]],
+        *,
+        user_ids: Sequence[Key | None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The arrays of histories that the model reads, padded to powers of two; unknown items are left out."""
+        reads, most = self.facts["reads"], self.facts["max_events"]
+        known = [self._known(history)[-most:] for history in histories]
+        num_rows = _power_of_two(len(known))
+        length = _power_of_two(max(map(len, known), default=1))
+        inputs = {"item_ids": _rows([[index for index, _ in row] for row in known], num_rows, length)}
+        if reads["seconds"]:
+            inputs["seconds"] = _rows([_since_first(row) for row in known], num_rows, length, padding=-1)
+        if reads["labels"]:
+            labels = np.full((num_rows, length, reads["labels"]), -1, np.int32)
+            for row, events in enumerate(known):
+                for column, (_, event) in enumerate(events):
+                    if event.labels:
+                        labels[row, column] = event.labels
+            inputs["labels"] = labels
+        if self.users is not None:
+            given = user_ids or [None] * len(histories)
+            ids = [0 if key is None else self.users.id_of(key) for key in given]
+            inputs["user_ids"] = np.pad(np.asarray(ids, np.int32), (0, num_rows - len(ids)))
+        return inputs
+
+    @functools.cached_property
+    def _recommend(self) -> Callable[[Arrays], dict[str, jax.Array]]:
+        return self.program("recommend")
+
+    @functools.cached_property
+    def _on_device(self) -> dict[str, jax.Array]:
+        return {}
+
+    def _placed(self, name: str) -> jax.Array:
+        """Programs share what lies on the device."""
+        if name not in self._on_device:
+            self._on_device[name] = jax.device_put(self.weights[name])
+        return self._on_device[name]
+
+    def _known(self, history: Sequence[Event | Key]) -> list[tuple[int, Event]]:
+        events = [event if isinstance(event, Event) else Event(event) for event in history]
+        found = [(self.catalogue.vocabulary.id_of(event.item_id), event) for event in events]
+        return [(index, event) for index, event in found if index]
+
+    def _domain_ids(self, domains: Sequence[str | None], num_rows: int) -> np.ndarray:
+        names = self.facts["domains"]
+        unknown = {name for name in domains if name is not None} - set(names)
+        if unknown:
+            raise ValueError(f"domain {min(unknown)!r}: the catalogue has {', '.join(names)}.")
+        ids = [0 if name is None else 1 + names.index(name) for name in domains]
+        return np.pad(np.asarray(ids, np.int32), (0, num_rows - len(ids)))
+
+    def _named(self, ids: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
+        vocabulary, titles = self.catalogue.vocabulary, self.catalogue.titles
+        return [
+            Recommendation(vocabulary.key_of(index), titles[index], score)
+            for index, score in zip(ids.tolist(), scores.tolist(), strict=True)
+            if index
+        ]
+
+
+def _since_first(events: Sequence[tuple[int, Event]]) -> list[int]:
+    """Seconds since the earliest known moment, saturating; -1 = unknown."""
+    known = [event.seconds for _, event in events if event.seconds is not None]
+    first = min(known, default=0)
+    return [-1 if e.seconds is None else min(e.seconds - first, 2**31 - 1) for _, e in events]
+
+
+def _rows(values: Sequence[Sequence[int]], num_rows: int, length: int, padding: int = 0) -> np.ndarray:
+    array = np.full((num_rows, _power_of_two(length)), padding, np.int32)
+    for row, entries in enumerate(values):
+        array[row, : len(entries)] = entries
+    return array
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()

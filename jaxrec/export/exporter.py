@@ -1,0 +1,309 @@
+"""The export, whole: gather, write, load back, compare, and only then give the version its name."""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import safetensors.numpy
+
+from jaxrec import __version__
+from jaxrec.config.json_text import to_json
+from jaxrec.evaluation.evaluator import EVALUATION_FILE
+from jaxrec.evaluation.user_ranking import UserRanker
+from jaxrec.export import layout
+from jaxrec.export.catalogue import USERS_FILE, Catalogue, read_users, write_catalogue, write_users
+from jaxrec.export.check import Check, compare, difference, run_apart
+from jaxrec.export.directory import new_version
+from jaxrec.export.manifest import Manifest, file_entries
+from jaxrec.export.model_card import data_licence, model_card
+from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
+from jaxrec.export.requests import requests_of, spread_users, warm_up_requests
+from jaxrec.export.served_model import ServedModel
+from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
+from jaxrec.runs import Run, load_state, run_of_state
+from jaxrec.training.state import TrainState
+
+Say = Callable[[str], None]
+
+CHECKED_USERS = 32
+# What accelerators round in a product is no difference between artifacts.
+EXACT = functools.partial(jax.default_matmul_precision, "highest")
+LIBRARIES = ("jax", "flax", "numpy", "tensorflow-cpu", "tensorflow", "onnx", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is asked of an export.
+
+    Attributes:
+      version: of the directory; "" = the time and the step.
+      k: length of the lists.
+      dtype: of the stored weights.
+      onnx: write ONNX too.
+      data_licence: of the data, for the card; "" = what is known of them.
+    """
+
+    version: str = ""
+    k: int = 100
+    dtype: str = "float32"
+    onnx: bool = False
+    data_licence: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written.
+
+    Attributes:
+      agreement: the largest difference of scores between the programs and the run's own recommendations, relative
+        as `check.TOLERANCE` is, and the share of lists that are the same.
+    """
+
+    directory: Path
+    manifest: Manifest
+    checks: list[Check]
+    agreement: tuple[float, float]
+
+
+def export_run(
+    workdir: Path,
+    out: Path,
+    options: ExportOptions,
+    *,
+    mesh_shape: tuple[int, int] | None = None,
+    say: Say = lambda text: None,
+) -> Export:
+    """Exports the run in `workdir` as a new version in `out`; raises as `export_state` does."""
+    say(f"loading {workdir}")
+    config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
+    with jax.set_mesh(setup.mesh):
+        run = run_of_state(config, dataset, setup, state, int(state.step))
+    return export_state(run, state, out, options, evaluation=_evaluation(workdir), say=say)
+
+
+def export_state(
+    run: Run,
+    state: TrainState,
+    out: Path,
+    options: ExportOptions,
+    *,
+    evaluation: Mapping[str, Any] = MappingProxyType({}),
+    say: Say = lambda text: None,
+) -> Export:
+    """Exports a state of a run as a new version in `out`.
+
+    Args:
+      evaluation: what `evaluation.json` holds; {} = the run was not evaluated.
+
+    Raises:
+      ValueError: the run cannot be exported, the version is there, or an artifact does not do what the model does.
+      NotImplementedError: the model does what cannot be written for another runtime.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"an export runs in one process, and this one is of {jax.process_count()}.")
+    dataset, created = run.dataset, datetime.datetime.now(datetime.UTC)
+    version = options.version or f"{created:%Y%m%dT%H%M%SZ}-step{run.step}"
+    with new_version(out, version) as place:
+        with jax.set_mesh(run.mesh), EXACT():
+            weights = stored(gather_weights(run.setup, state, dataset), options.dtype)
+        model = served_model(run.setup, dataset, run.config.data.history_length)
+        programs = programs_of(model, weights, options.k)
+        weights = used_weights(programs, weights)
+        say(f"writing {', '.join(programs)}")
+        write_data(place, run, model, weights, evaluation)
+        manifest = Manifest(
+            version=version,
+            facts=_facts(run, model, options, created),
+            programs={name: _signature(program) for name, program in programs.items()},
+            checks=[],
+            files={},
+        )
+        manifest.write(place)  # as far as it is known: the checks read it
+        users = spread_users(dataset, CHECKED_USERS)
+        requests = requests_of(programs, model, dataset, users)
+        with EXACT():
+            expected = expected_results(programs, weights, requests)
+            say("comparing with the run's own recommendations")
+            agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
+        checks = _write_and_check(place, programs, weights, requests, expected, options, say)
+        card = model_card(
+            manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)
+        )
+        (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
+        say("writing the manifest")
+        manifest = dataclasses.replace(
+            manifest, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
+        )
+        manifest.write(place)
+        Manifest.read(place).verify(place)
+    return Export(directory=out / version, manifest=manifest, checks=checks, agreement=agreement)
+
+
+def write_data(
+    place: Path, run: Run, model: ServedModel, weights: HostWeights, evaluation: Mapping[str, Any]
+) -> None:
+    """Everything that is no program: weights, vocabularies, titles, tokenizer, config, metrics."""
+    dataset = run.dataset
+    of_items = {name: array for name, array in weights.items() if name.startswith("items/")}
+    others = {name: array for name, array in weights.items() if name not in of_items}
+    safetensors.numpy.save_file(of_items, place / layout.ITEM_VECTORS_FILE)
+    safetensors.numpy.save_file(others, place / layout.WEIGHTS_FILE)
+    num_items = dataset.metadata.num_items
+    categories = pa.array([list(names) for names in dataset.item_categories], pa.list_(pa.string()))
+    table = {
+        "item_id": pa.array(dataset.item_keys),
+        "title": pa.array(dataset.titles(np.arange(1, num_items + 1)), pa.string()),
+        "categories": categories,
+        "train_count": pa.array(np.asarray(dataset.item_counts[1:], np.int64)),
+    }
+    write_catalogue(pa.table(table), place)
+    if model.config.user_dim:
+        write_users(dataset.user_keys, place)
+    if model.config.text is not None and dataset.directory is not None:
+        for name in ("vocab.txt", "tokenizer_config.json"):
+            if (dataset.directory / name).is_file():
+                shutil.copyfile(dataset.directory / name, place / name)
+    (place / layout.CONFIG_FILE).write_text(to_json(run.config), encoding="utf-8")
+    metrics = json.dumps(dict(evaluation), indent=1, ensure_ascii=False) + "\n"
+    (place / layout.METRICS_FILE).write_text(metrics, encoding="utf-8")
+
+
+def compare_with_run(
+    run: Run, users: np.ndarray, found: Mapping[str, np.ndarray], dtype: str
+) -> tuple[float, float]:
+    """The largest difference of scores from the run's own recommendations, and the share of lists that are the same.
+
+    Raises:
+      ArtifactError: they differ although both compute in float32.
+    """
+    config = run.config
+    k = found["top_item_ids"].shape[1]
+    with jax.set_mesh(run.mesh):
+        ranker = UserRanker(run, top_k=k)
+        rows = ranker.rows("all", rows_per_batch=config.evaluation.rows_per_batch, user_indices=users)
+        ranks, _ = ranker.rank(rows)
+    order = np.argsort(users)
+    places = order[np.searchsorted(users, ranks.user_indices, sorter=order)]
+    expected = {"top_item_ids": ranks.top_item_ids, "top_scores": ranks.top_scores}
+    ours = {name: array[places] for name, array in found.items()}
+    same = float(np.mean(np.all(ours["top_item_ids"][:, :10] == ranks.top_item_ids[:, :10], axis=1)))
+    # Rounded weights and activations are the user's choice; the figures say what they cost.
+    if dtype == config.model.encoder.dtype == "float32":
+        (check,) = compare("the programs", {"recommend": expected}, {"recommend": ours})
+        return check.difference, same
+    return difference(ranks.top_scores, ours["top_scores"]), same
+
+
+def _write_and_check(
+    place: Path,
+    programs: Mapping[str, ProgramSpec],
+    weights: HostWeights,
+    requests: Mapping[str, Mapping[str, np.ndarray]],
+    expected: Mapping[str, Mapping[str, np.ndarray]],
+    options: ExportOptions,
+    say: Say,
+) -> list[Check]:
+    """The artifacts, each compared with JAX once it is there."""
+    say("StableHLO")
+    (place / layout.STABLEHLO).mkdir()
+    for name, program in programs.items():
+        (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
+    checks = compare("StableHLO", expected, run_apart("run_stablehlo.py", place, requests))
+
+    say("TensorFlow SavedModel")
+    from jaxrec.export.saved_model import from_own_ids, to_own_ids, write_saved_model
+
+    catalogue = Catalogue.read(place)
+    users = read_users(place) if (place / USERS_FILE).exists() else None
+    own = {name: to_own_ids(inputs, catalogue, users) for name, inputs in requests.items()}
+    write_saved_model(programs, weights, catalogue, users, place / layout.SAVED_MODEL, warm_up_requests(own))
+    named = {name: from_own_ids(outputs, catalogue) for name, outputs in expected.items()}
+    checks += compare("SavedModel", named, run_apart("run_saved_model.py", place, own))
+
+    if options.onnx:
+        say("ONNX")
+        from jaxrec.export.onnx_graph import write_onnx
+
+        write_onnx(programs, weights, place / layout.ONNX, __version__)
+        checks += compare("ONNX", expected, run_apart("run_onnx.py", place, requests))
+    return checks
+
+
+def expected_results(
+    programs: Mapping[str, ProgramSpec],
+    weights: HostWeights,
+    requests: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, dict[str, np.ndarray]]:
+    """What JAX answers."""
+    found = {}
+    for name, program in programs.items():
+        read = {key: weights[key] for key in program.weights}
+        outputs = jax.jit(program.function)(read, dict(requests[name]))
+        found[name] = {key: np.asarray(value) for key, value in outputs.items()}
+    return found
+
+
+def _facts(
+    run: Run, model: ServedModel, options: ExportOptions, created: datetime.datetime
+) -> dict[str, Any]:
+    """What readers need to know, and what people want to."""
+    metadata, config = run.dataset.metadata, model.config
+    return {
+        "created": created.isoformat(timespec="seconds"),
+        "run": {"name": run.config.name, "step": run.step, "tasks": list(run.config.tasks)},
+        "data": {
+            name: getattr(metadata, name)
+            for name in ("name", "num_users", "num_items", "num_events", "split", "fingerprint")
+        },
+        "libraries": {"jaxrec": __version__, **_versions()},
+        "dtype": options.dtype,
+        "k": min(options.k, metadata.num_items),
+        "num_items": metadata.num_items,
+        "item_dim": config.item_dim,
+        "max_events": model.max_events - model.masked,
+        "filter_seen": metadata.filter_seen,
+        "behaviours": list(metadata.behaviours),
+        "context": list(metadata.context),
+        "domains": list(metadata.domains) if model.has_domains else [],
+        "reads": {
+            "user_ids": bool(config.user_dim),
+            "seconds": config.time_gaps or config.encoder.time_bias,
+            "labels": model.outputs.read_behaviours,
+            "text_tokens": model.facts.num_text_tokens if config.text is not None else 0,
+        },
+    }
+
+
+def _signature(program: ProgramSpec) -> dict[str, Any]:
+    """As the manifest holds it."""
+    arrays = {
+        part: [{"name": a.name, "dims": list(a.dims), "dtype": a.dtype} for a in getattr(program, part)]
+        for part in ("inputs", "outputs")
+    }
+    return {**arrays, "weights": list(program.weights)}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _evaluation(workdir: Path) -> dict[str, Any]:
+    """What `python -m jaxrec.evaluate` wrote; {} where it was not run."""
+    path = workdir / EVALUATION_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,163 @@
+"""The programs of a served model: what goes in and comes out of each, its weights, and its StableHLO.
+
+Sizes are numbers or letters: b = users (or items, or texts), l = events of a history, c = candidates, x = items to
+leave out. A letter stands for any size of at least 1, one and the same for all inputs of a call.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxrec.export.lowering import live_equations
+from jaxrec.export.served_model import Program, ServedModel, Weights
+from jaxrec.export.weights import HostWeights
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+LETTERS = "b, l, c, x"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Array:
+    """What a program takes or gives.
+
+    Attributes:
+      dims: numbers and letters.
+    """
+
+    name: str
+    dims: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramSpec:
+    """One program.
+
+    Attributes:
+      weights: shapes of those that it reads, by name.
+    """
+
+    name: str
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...] = ()
+    weights: Mapping[str, jax.ShapeDtypeStruct]
+    function: Program
+
+    @functools.cached_property
+    def jaxpr(self) -> core.ClosedJaxpr:
+        """Its equations. The leaves of a dict are in the order of its keys, and the weights come first."""
+        return jax.make_jaxpr(self.function)(*self._abstract)
+
+    def stablehlo(self) -> bytes:
+        """The program as `jax.export.deserialize` reads it; called with a dict of weights and a dict of inputs."""
+        exported = jax.export.export(jax.jit(self.function), platforms=PLATFORMS)(*self._abstract)
+        return bytes(exported.serialize())
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Shapes of weights and inputs, with symbolic sizes of one scope."""
+        sizes = {str(size): size for size in jax.export.symbolic_shape(LETTERS)}
+        inputs = {
+            array.name: jax.ShapeDtypeStruct(
+                tuple(sizes[dim] if isinstance(dim, str) else dim for dim in array.dims),
+                jnp.dtype(array.dtype),
+            )
+            for array in self.inputs
+        }
+        return dict(self.weights), inputs
+
+
+def programs_of(model: ServedModel, weights: HostWeights, k: int) -> dict[str, ProgramSpec]:
+    """The programs that the model has.
+
+    Args:
+      k: length of the lists; a smaller catalogue gives shorter ones.
+    """
+    k = min(k, model.facts.num_items)
+    functions: dict[str, tuple[Program, tuple[Array, ...]]] = {
+        "user_tower": (model.user_tower, _history(model)),
+        "item_tower": (model.item_tower, _items(model)),
+        "recommend": (
+            functools.partial(model.recommend, k=k),
+            (*_history(model, recommends=True), _ids("exclude_ids", "b", "x")),
+        ),
+        "rank": (model.rank, (*_history(model), _ids("candidate_ids", "b", "c"))),
+    }
+    judged = (*_history(model), _ids("candidate_ids", "b", "c"))
+    if model.config.context_rows:
+        judged = (*judged, _ids("candidate_context", "b", "c", len(model.facts.context)))
+    if model.outputs.num_behaviours:
+        functions["behaviours"] = model.behaviours, judged
+    if model.outputs.values:
+        functions["values"] = model.values, judged
+    if any(task.reads_queries for task in model.tasks.values()):
+        functions["search"] = functools.partial(model.search, k=k), (_tokens(model),)
+    return {name: _program(name, *parts, weights) for name, parts in functions.items()}
+
+
+def used_weights(programs: Mapping[str, ProgramSpec], weights: HostWeights) -> HostWeights:
+    """Those that some program reads."""
+    used = {name for program in programs.values() for name in program.weights}
+    return {name: array for name, array in weights.items() if name in used}
+
+
+def _program(name: str, function: Program, inputs: tuple[Array, ...], weights: HostWeights) -> ProgramSpec:
+    @functools.wraps(function)
+    def in_float32(weights: Weights, given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return function({key: _widened(value) for key, value in weights.items()}, given)
+
+    shapes = {key: jax.ShapeDtypeStruct(weights[key].shape, weights[key].dtype) for key in sorted(weights)}
+    everything = ProgramSpec(name=name, inputs=inputs, weights=shapes, function=in_float32)
+    outputs = jax.eval_shape(in_float32, *everything._abstract)
+    jaxpr = everything.jaxpr.jaxpr
+    _, live = live_equations(jaxpr)
+    read = [key for key, variable in zip(shapes, jaxpr.invars, strict=False) if variable in live]
+    return dataclasses.replace(
+        everything,
+        weights={key: shapes[key] for key in read},
+        outputs=tuple(
+            Array(name=key, dims=tuple(_dim(size) for size in shape.shape), dtype=np.dtype(shape.dtype).name)
+            for key, shape in sorted(outputs.items())
+        ),
+    )
+
+
+def _widened(weight: jax.Array) -> jax.Array:
+    return weight.astype(jnp.float32) if jnp.issubdtype(weight.dtype, jnp.floating) else weight
+
+
+def _dim(size: Any) -> int | str:
+    return size if isinstance(size, int) else str(size)
+
+
+def _ids(name: str, *dims: int | str) -> Array:
+    return Array(name=name, dims=dims, dtype="int32")
+
+
+def _history(model: ServedModel, *, recommends: bool = False) -> tuple[Array, ...]:
+    """What the user tower reads, by the features of the model."""
+    config, inputs = model.config, [_ids("item_ids", "b", "l")]
+    if config.user_dim:
+        inputs.append(_ids("user_ids", "b"))
+    if config.time_gaps or config.encoder.time_bias:
+        inputs.append(_ids("seconds", "b", "l"))
+    if model.outputs.read_behaviours:
+        inputs.append(_ids("labels", "b", "l", model.outputs.read_behaviours))
+    if config.domain_adapters or (recommends and model.has_domains):
+        inputs.append(_ids("domain_ids", "b"))
+    return tuple(inputs)
+
+
+def _items(model: ServedModel) -> tuple[Array, ...]:
+    item_ids = _ids("item_ids", "b")
+    return (item_ids,) if model.config.text is None else (item_ids, _tokens(model))
+
+
+def _tokens(model: ServedModel) -> Array:
+    return _ids("token_ids", "b", model.facts.num_text_tokens)

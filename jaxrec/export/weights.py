@@ -1,0 +1,122 @@
+"""From a trained state to the weights of the served model: NumPy arrays in the order of the ids.
+
+N = items, D = item dim, U = users.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.embedding.table import to_logical
+from jaxrec.export.served_model import (
+    BIAS,
+    DOMAINS,
+    EVENTS,
+    MEMORY,
+    USER_ROWS,
+    VECTORS,
+    ServedModel,
+    flatten_dense,
+    serving_config,
+)
+from jaxrec.models.two_tower import ITEM, USER
+from jaxrec.training.inference import Inference
+from jaxrec.training.setup import Setup, evaluation_parameters
+from jaxrec.training.state import TrainState
+
+HostWeights = dict[str, np.ndarray]
+
+# Of the stored weights; programs compute in float32 whatever it is.
+DTYPES: Mapping[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def served_model(setup: Setup, dataset: PreparedDataset, history_length: int) -> ServedModel:
+    """How the run is asked.
+
+    Raises:
+      ValueError: no task of the run ranks items.
+    """
+    task = setup.ranking_task
+    return ServedModel(
+        config=serving_config(setup.model),
+        outputs=setup.outputs,
+        facts=setup.step.facts,
+        tasks=setup.step.tasks,
+        masked=task.query_mode == "masked",
+        temperature=task.temperature,
+        max_events=history_length,
+        has_domains=dataset.metadata.has_domains,
+    )
+
+
+def gather_weights(setup: Setup, state: TrainState, dataset: PreparedDataset) -> HostWeights:
+    """Every weight that a program may read, on the host; call it under `jax.set_mesh(setup.mesh)`.
+
+    Raises:
+      ValueError: a weight is not finite.
+    """
+    inference = Inference(setup, state)
+    vectors, bias = inference.catalogue()
+    found = {VECTORS: _of_items(setup, vectors), BIAS: _of_items(setup, bias)}
+    if setup.model.output_table or setup.model.cosine is not None:
+        found[EVENTS] = _of_items(setup, inference.event_vectors())
+    if dataset.metadata.has_domains:
+        found[DOMAINS] = np.asarray(dataset.item_domains, np.int32)
+    for name, rows in inference.memory.items():
+        found[MEMORY + name] = _of_items(setup, rows)
+    if USER in setup.tables:
+        _, tables = evaluation_parameters(state)
+        found[USER_ROWS] = _logical(setup, USER, tables[USER])
+    found |= {name: np.asarray(leaf) for name, leaf in flatten_dense(inference.dense).items()}
+    found = {
+        name: array if array.dtype.kind in "iu" else array.astype(np.float32) for name, array in found.items()
+    }
+    for name, array in found.items():
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} holds NaN or infinity at step {int(state.step)}; the run diverged: export an older "
+                "checkpoint, or train again with a lower learning rate."
+            )
+    return found
+
+
+def stored(weights: HostWeights, dtype: str) -> HostWeights:
+    """The weights as they are written: matrices in `dtype`, biases, norms and counts as they are.
+
+    Raises:
+      ValueError: a value is too large for the dtype.
+    """
+    target = DTYPES[dtype]
+    narrow = {}
+    for name, array in weights.items():
+        wide = array.dtype.kind != "f" or array.ndim < 2 or name.startswith(MEMORY)
+        narrow[name] = array if wide else array.astype(target)
+        if not wide and not np.isfinite(narrow[name].astype(np.float32)).all():
+            raise ValueError(f"{name} holds values that {dtype} cannot; use --dtype=bfloat16 or float32.")
+    return narrow
+
+
+def _of_items(setup: Setup, rows: jax.Array) -> Shaped[np.ndarray, "n_plus_1 *d"]:
+    """Rows that lie as those of a table of items under `Rows`; row 0 is zeros."""
+    num_rows = setup.tables[ITEM].num_rows
+    logical = np.array(jax.jit(lambda rows: to_logical(rows, num_rows))(rows))[:num_rows]
+    logical[0] = 0
+    return logical
+
+
+def _logical(setup: Setup, name: str, rows: jax.Array | np.ndarray) -> Shaped[np.ndarray, "u_plus_1 d"]:
+    """A table by id; one on the host lies so already."""
+    table = setup.tables[name]
+    if isinstance(rows, np.ndarray):
+        return rows[: table.num_rows]
+    return np.asarray(jax.jit(lambda rows: to_logical(rows, table.num_rows, table.placement))(rows))[
+        : table.num_rows
+    ]
