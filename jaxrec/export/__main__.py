@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         dtype=given.dtype,
         onnx=given.onnx,
         data_licence=given.data_licence,
+        histories=given.histories,
     )
     try:
         check_libraries(given.onnx)
@@ -112,6 +113,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--dtype", choices=tuple(DTYPES), default="float32", help="of the stored weights (default float32)"
     )
     parser.add_argument("--onnx", action="store_true", help="write ONNX too; needs the extra `onnx`")
+    parser.add_argument(
+        "--histories",
+        action="store_true",
+        help="write the users' histories too, for jaxrec.serve; personal data",
+    )
     parser.add_argument("--data-licence", metavar="TEXT", default="", help="of the data, for the model card")
     parser.add_argument(
         "--mesh-shape", metavar="D,M", type=mesh_shape, help="another mesh than the run's, e.g. -1,1"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ITEMS_FILE, USERS_FILE = "items.parquet", "users.parquet"
+ITEMS_FILE, USERS_FILE, HISTORIES_FILE = "items.parquet", "users.parquet", "histories.parquet"
 
 Key = int | str
 
@@ -80,6 +80,19 @@ class Catalogue:
     def ids_of(self, keys: Sequence[Key]) -> list[int]:
         """The model's ids; 0 = unknown."""
         return [self.vocabulary.id_of(key) for key in keys]
+
+
+def write_histories(table: pa.Table, directory: Path) -> None:
+    """Writes `histories.parquet`: `user_id`, and lists of `item_ids` and `seconds` (-1 = unknown), oldest first."""
+    pq.write_table(table, directory / HISTORIES_FILE, compression="zstd")
+
+
+def read_histories(directory: Path) -> pa.Table:
+    """What `write_histories` wrote; no rows where a bundle has none."""
+    path = directory / HISTORIES_FILE
+    if path.is_file():
+        return pq.read_table(path)
+    return pa.table({"user_id": [], "item_ids": [], "seconds": []})
 
 
 def write_catalogue(table: pa.Table, directory: Path) -> None:

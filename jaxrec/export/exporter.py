@@ -18,10 +18,19 @@ import safetensors.numpy
 
 from jaxrec import __version__
 from jaxrec.config.json_text import to_json
+from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
+from jaxrec.data.packing import Windows
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
-from jaxrec.export.catalogue import USERS_FILE, Catalogue, read_users, write_catalogue, write_users
+from jaxrec.export.catalogue import (
+    USERS_FILE,
+    Catalogue,
+    read_users,
+    write_catalogue,
+    write_histories,
+    write_users,
+)
 from jaxrec.export.check import Check, compare, difference, run_apart
 from jaxrec.export.directory import new_version
 from jaxrec.export.manifest import Manifest, file_entries
@@ -51,6 +60,7 @@ class ExportOptions:
       dtype: of the stored weights.
       onnx: write ONNX too.
       data_licence: of the data, for the card; "" = what is known of them.
+      histories: write the users' latest events too, for a server that starts with them; personal data.
     """
 
     version: str = ""
@@ -58,6 +68,7 @@ class ExportOptions:
     dtype: str = "float32"
     onnx: bool = False
     data_licence: str = ""
+    histories: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +132,8 @@ def export_state(
         weights = used_weights(programs, weights)
         say(f"writing {', '.join(programs)}")
         write_data(place, run, model, weights, evaluation)
+        if options.histories:
+            write_histories(histories_of(dataset, model.max_events), place)
         manifest = Manifest(
             version=version,
             facts=_facts(run, model, options, created),
@@ -147,6 +160,24 @@ def export_state(
         manifest.write(place)
         Manifest.read(place).verify(place)
     return Export(directory=out / version, manifest=manifest, checks=checks, agreement=agreement)
+
+
+def histories_of(dataset: PreparedDataset, most: int) -> pa.Table:
+    """The latest events of every user, of all parts of the split, in own ids."""
+    lengths = np.minimum(dataset.lengths, most)
+    events = dataset.windows(
+        Windows(users=np.arange(len(lengths)), starts=dataset.lengths - lengths, lengths=lengths)
+    )
+    offsets = pa.array(events.offsets.astype(np.int32))
+    keys = pa.array(dataset.item_keys[events.item_ids - 1])
+    seconds = pa.array(np.where(events.timestamps == UNKNOWN_TIME, -1, events.timestamps))
+    return pa.table(
+        {
+            "user_id": pa.array(np.asarray(dataset.user_keys)),
+            "item_ids": pa.ListArray.from_arrays(offsets, keys),
+            "seconds": pa.ListArray.from_arrays(offsets, seconds),
+        }
+    )
 
 
 def write_data(

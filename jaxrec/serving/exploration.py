@@ -143,12 +143,12 @@ class Thompson:
     ) -> Drawn:
         """See `Exploration`."""
         size = min(size, int(np.count_nonzero(scores > -np.inf)))
-        noise = self.last_layer.noise(rng, size + self.num_samples)
-        noisy = scores + self.scale * (noise @ np.asarray(vectors, np.float64).T)
-        chosen_by, judged_by = noisy[:size], noisy[size:]
         free = scores > -np.inf
-        places, propensities, explored = [], [], []
-        for drawn in chosen_by:
+        places: list[int] = []
+        propensities, explored = [], []
+        for _ in range(size):  # place by place: a longer list begins as a shorter one does
+            noise = self.last_layer.noise(rng, 1 + self.num_samples)
+            drawn, *judged_by = scores + self.scale * (noise @ np.asarray(vectors, np.float64).T)
             place = int(np.argmax(np.where(free, drawn, -np.inf)))
             best = np.argmax(np.where(free, judged_by, -np.inf), axis=1)
             propensities.append((np.count_nonzero(best == place) + 1) / (self.num_samples + 1))

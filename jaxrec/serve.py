@@ -1,0 +1,179 @@
+"""Serves an exported model: `python -m jaxrec.serve --model=exports/mine --port=8000`.
+
+--model is a version, or a directory of versions, of which the newest answers; newer ones are taken into use as they
+come. The page at / is for trying it, /openapi.json describes the interface, /v2/health/ready and /metrics are for those
+who watch. docs/serving.md says the rest.
+
+    python -m jaxrec.export --workdir=runs/quickstart --out=exports/quickstart --histories
+    python -m jaxrec.serve --model=exports/quickstart
+    curl -s localhost:8000/v1/recommend -H 'content-type: application/json' -d '{"history": [1, 260], "k": 5}'
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from jaxrec.core.log import start_logging
+from jaxrec.serving.app import make_app
+from jaxrec.serving.engine import COLUMNS, Engine
+from jaxrec.serving.exploration import EpsilonGreedy
+from jaxrec.serving.formula import Formula
+from jaxrec.serving.guard import Limits
+from jaxrec.serving.measures import Measures
+from jaxrec.serving.redis_store import RedisStore
+from jaxrec.serving.service import Service, ServiceOptions
+from jaxrec.serving.sqlite_store import SqliteStore
+from jaxrec.serving.store import Store
+from jaxrec.serving.versions import Watcher
+
+TOKEN_VARIABLE = "JAXREC_TOKEN"
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry; returns the exit status."""
+    given = parse_arguments(arguments)
+    start_logging()
+    try:
+        limits = limits_of(given, os.environ.get(TOKEN_VARIABLE, ""))
+        asyncio.run(serve(given, limits))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def serve(given: argparse.Namespace, limits: Limits) -> None:
+    """Loads, answers until it is told to stop, and finishes what waits."""
+    measures = Measures()
+    shares = dict(given.share)
+    options = ServiceOptions(deadline_ms=given.deadline_ms, explore=given.explore > 0, shares=shares)
+    engine = Engine(
+        formula=Formula.parse(given.formula, COLUMNS), exploration=EpsilonGreedy(epsilon=given.explore)
+    )
+    service = Service(open_store(given.state), engine, options, measures)
+    watcher = Watcher(service, given.model, given.watch_seconds)
+    await watcher.load_first(set(shares))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(service, limits, measures),
+            host=given.host,
+            port=given.port,
+            ssl_certfile=given.tls_certificate,
+            ssl_keyfile=given.tls_key,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=30,
+            limit_concurrency=given.most_connections,
+        )
+    )
+    watcher.start()
+    scheme = "https" if given.tls_certificate else "http"
+    print(f"version {service.newest.name} answers at {scheme}://{given.host}:{given.port}/", flush=True)
+    try:
+        await server.serve()
+    finally:
+        await watcher.stop()
+
+
+def open_store(where: str) -> Store:
+    """The state of users: a Redis server by its URL, or an SQLite file.
+
+    Raises:
+      ConnectionError: the Redis server does not answer.
+      ValueError: the file is of another format.
+    """
+    if where.split("://")[0] in ("redis", "rediss", "unix"):
+        return RedisStore(where)
+    return SqliteStore(where)
+
+
+def limits_of(given: argparse.Namespace, token: str) -> Limits:
+    """Raises ValueError where the server would be open to others without a token."""
+    if not token and not is_loopback(given.host):
+        raise ValueError(
+            f"--host={given.host} can be reached by others: set a token in the variable {TOKEN_VARIABLE}, or use "
+            "--host=127.0.0.1."
+        )
+    return Limits(token=token, requests_per_second=given.requests_per_second)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return bool(found) and all(
+        ipaddress.ip_address(str(address).split("%")[0]).is_loopback for address in found
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxrec.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--model", metavar="DIR", type=Path, required=True, help="an exported version, or a directory of them"
+    )
+    add("--host", default="127.0.0.1", help="address to listen on; others than loopback want a token")
+    add("--port", metavar="P", type=int, default=8000, help="port (default 8000)")
+    add(
+        "--state",
+        metavar="WHERE",
+        default="jaxrec_state.db",
+        help="SQLite file, or redis://, rediss://, unix://",
+    )
+    add("--formula", default="score", help=f"what lists are ordered by, over {', '.join(COLUMNS)}")
+    add(
+        "--explore",
+        metavar="E",
+        type=float,
+        default=0.0,
+        help="chance that a place of a list tries another item",
+    )
+    add(
+        "--share",
+        metavar="VERSION=S",
+        type=share,
+        action="append",
+        default=[],
+        help="a version's share of users",
+    )
+    add("--deadline-ms", metavar="MS", type=int, default=2_000, help="of requests that name none")
+    add("--watch-seconds", metavar="S", type=float, default=10.0, help="between looks for newer versions")
+    add("--requests-per-second", metavar="R", type=float, default=0.0, help="of one client; 0 = no limit")
+    add("--most-connections", metavar="N", type=int, default=1_000, help="at once")
+    add("--tls-certificate", metavar="FILE", help="PEM; with --tls-key")
+    add("--tls-key", metavar="FILE", help="PEM")
+    return parser.parse_args(arguments)
+
+
+def share(text: str) -> tuple[str, float]:
+    """VERSION=SHARE."""
+    name, separator, value = text.partition("=")
+    try:
+        found = float(value)
+    except ValueError:
+        found = 0.0
+    if not separator or not name or not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: say VERSION=SHARE with a share above 0.")
+    return name, found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

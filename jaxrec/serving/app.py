@@ -1,0 +1,172 @@
+"""The service over HTTP: JSON in and out, an OpenAPI page, health for those who watch, a page to try it on."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+
+from jaxrec.serving.batcher import Closed, Expired, Overloaded
+from jaxrec.serving.guard import App, Guard, Limits
+from jaxrec.serving.inference_protocol import add_inference_protocol
+from jaxrec.serving.measures import Measures
+from jaxrec.serving.schema import (
+    AddItem,
+    Answer,
+    BundleRequest,
+    ExplainRequest,
+    FeedbackRequest,
+    HideItem,
+    RankRequest,
+    RecommendRequest,
+    SearchRequest,
+    SimilarRequest,
+)  # fmt: skip
+from jaxrec.serving.service import Service, UnknownError
+
+__all__ = ["make_app"]
+
+log = logging.getLogger(__name__)
+
+PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
+
+
+def make_app(service: Service, limits: Limits, measures: Measures) -> App:
+    """The server's application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="jaxrec",
+        description="Recommendations with rules, reasons and feedback.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    _add_errors(app)
+    _add_lists(app, service)
+    _add_state(app, service)
+    _add_page(app, service, measures)
+    add_inference_protocol(app, service)
+    return Guard(app, limits, measures)
+
+
+def _add_lists(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/recommend")
+    async def recommend(request: RecommendRequest) -> Answer:
+        """A list for a user, a guest or a given history."""
+        return await service.recommend(request)
+
+    @app.post("/v1/rank")
+    async def rank(request: RankRequest) -> Answer:
+        """Scores of given items, in their order."""
+        return await service.rank(request)
+
+    @app.post("/v1/similar")
+    async def similar(request: SimilarRequest) -> Answer:
+        """Items like one."""
+        return await service.similar(request)
+
+    @app.post("/v1/search")
+    async def search(request: SearchRequest) -> Answer:
+        """Items by text."""
+        return await service.search(request)
+
+    @app.post("/v1/bundle")
+    async def bundle(request: BundleRequest) -> Answer:
+        """A set of items that go together."""
+        return await service.bundle(request)
+
+    @app.post("/v1/explain")
+    async def explain(request: ExplainRequest) -> dict[str, Any]:
+        """Why an item is recommended."""
+        return await service.explain(request)
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/feedback")
+    async def feedback(request: FeedbackRequest) -> dict[str, int]:
+        """What users did; the next answer knows."""
+        return await service.feedback(request)
+
+    @app.get("/v1/users/{user_id}")
+    async def user(user_id: str) -> dict[str, Any]:
+        """What is remembered of a user."""
+        return await service.user(user_id)
+
+    @app.delete("/v1/users/{user_id}")
+    async def erase(user_id: str) -> dict[str, int]:
+        """Forgets what a user did."""
+        return await service.erase(user_id)
+
+    @app.post("/v1/items", status_code=201)
+    async def add_item(request: AddItem) -> dict[str, Any]:
+        """Adds an item that the model has never seen."""
+        return await service.add_item(request)
+
+    @app.post("/v1/items/hide")
+    async def hide_item(request: HideItem) -> dict[str, Any]:
+        """Hides an item from everybody, or shows it again."""
+        return await service.hide_item(request)
+
+    @app.get("/v1/about")
+    async def about() -> dict[str, Any]:
+        """The versions, the catalogue's size and categories."""
+        return await service.about()
+
+
+def _add_page(app: FastAPI, service: Service, measures: Measures) -> None:
+    folder = resources.files("jaxrec.serving") / "page"
+    index = (folder / "index.html").read_bytes()
+    files = {name: (folder / name).read_bytes() for name in PAGE}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(index, media_type="text/html; charset=utf-8")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def page_file(name: str) -> Response:
+        if name not in files:
+            raise UnknownError(f"there is no {name!r}.")
+        return Response(files[name], media_type=f"{PAGE[name]}; charset=utf-8")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_errors(app: FastAPI) -> None:
+    def answer(status: int, headers: dict[str, str] | None = None) -> Callable[[Request, Exception], Any]:
+        async def handler(_: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"error": str(error)}, status, headers)
+
+        return handler
+
+    again = {"Retry-After": "1"}
+    app.add_exception_handler(UnknownError, answer(404))
+    app.add_exception_handler(ValueError, answer(400))
+    app.add_exception_handler(Overloaded, answer(429, again))
+    app.add_exception_handler(Closed, answer(503, again))
+    app.add_exception_handler(Expired, answer(504))
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        found = error.errors()[0]
+        where = ".".join(str(part) for part in found["loc"] if part != "body")
+        return JSONResponse({"error": f"{where or 'body'}: {found['msg']}"}, 422)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.exception("a request failed", exc_info=error)
+        return JSONResponse({"error": "the server failed; its log says why."}, 500)
+
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,207 @@
+"""What stands between the network and the server: limits before anything is parsed, tokens, headers.
+
+Bodies are bounded in size, in time and in depth; clients in requests a second. No request names a path or a URL that is
+opened. Source of the list: OWASP API Security Top 10, 2023.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from jaxrec.serving.measures import Measures
+
+__all__ = ["Guard", "Limits"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")  # for whoever restarts the server
+MOST_CLIENTS = 10_000  # whose rates are remembered
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a client may ask of the server.
+
+    Attributes:
+      body_bytes: of a request.
+      depth: of lists and objects within each other.
+      read_seconds: for a whole body to arrive.
+      requests_per_second: of a client, on average; 0 = no limit.
+      burst: requests at once above that.
+      token: a bearer token that every request but those for health must have; "" = none.
+    """
+
+    body_bytes: int = 256 * 1024
+    depth: int = 12
+    read_seconds: float = 10.0
+    requests_per_second: float = 0.0
+    burst: int = 50
+    token: str = dataclasses.field(default="", repr=False)
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: App, limits: Limits, measures: Measures):
+        self._app, self._limits, self._measures = app, limits, measures
+        self._buckets: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers what is refused itself, and hands on what is left."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+        request_id = uuid.uuid4().hex[:16].encode()
+
+        async def with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *_HEADERS, (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            refused = self._refusal(scope)
+            if refused is not None:
+                await _refuse(with_headers, *refused)
+                return
+            body = await self._body(scope, receive)
+            if isinstance(body, tuple):
+                await _refuse(with_headers, *body)
+                return
+            await self._app(scope, _again(body, receive), with_headers)
+        finally:
+            route = scope.get("route")
+            # Never the raw path: a scanner would make a series of each one that it tries.
+            name = getattr(route, "path", "other")
+            self._measures.request(name, status, time.perf_counter() - started)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str, float] | None:
+        if scope["path"] in OPEN_PATHS:
+            return None
+        headers = dict(scope["headers"])
+        if self._limits.token:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._limits.token.encode()):
+                return 401, "a bearer token is wanted: Authorization: Bearer TOKEN.", 0.0
+        wait = self._wait(scope)
+        if wait > 0:
+            return 429, "too many requests from this client.", wait
+        return None
+
+    def _wait(self, scope: Scope) -> float:
+        """Seconds until the client may ask again; 0 = now."""
+        rate = self._limits.requests_per_second
+        if not rate:
+            return 0.0
+        client = scope.get("client")
+        name = client[0] if client else ""
+        now = time.monotonic()
+        left, then = self._buckets.pop(name, (float(self._limits.burst), now))
+        left = min(self._limits.burst, left + (now - then) * rate)
+        allowed = left >= 1.0
+        self._buckets[name] = (left - 1.0 if allowed else left, now)
+        if len(self._buckets) > MOST_CLIENTS:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / rate
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str, float]:
+        """All of it, or why not."""
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        most = self._limits.body_bytes
+        too_long = (413, f"a body of at most {most:,} bytes is read.", 0.0)
+        if length.isdigit() and int(length) > most:
+            return too_long
+        parts: list[bytes] = []
+        size, until = 0, time.monotonic() + self._limits.read_seconds
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                return 408, f"the body did not arrive within {self._limits.read_seconds:g} s.", 0.0
+            if message["type"] == "http.disconnect":
+                return 400, "the client went away.", 0.0
+            part = message.get("body", b"")
+            size += len(part)
+            if size > most:
+                return too_long
+            parts.append(part)
+            if not message.get("more_body", False):
+                break
+        body = b"".join(parts)
+        if depth_of(body, self._limits.depth) > self._limits.depth:
+            return 400, f"JSON of more than {self._limits.depth} levels is not read.", 0.0
+        return body
+
+
+def depth_of(text: bytes, enough: int) -> int:
+    """The deepest level of lists and objects in JSON; counting ends above `enough`."""
+    depth = deepest = 0
+    inside = escaped = False
+    for byte in text:
+        if inside:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                inside = False
+        elif byte == 0x22:
+            inside = True
+        elif byte in (0x5B, 0x7B):
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > enough:
+                break
+        elif byte in (0x5D, 0x7D):
+            depth -= 1
+    return deepest
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The body as one message, then what the client says next."""
+    told = False
+
+    async def next_message() -> MutableMapping[str, Any]:
+        nonlocal told
+        if not told:
+            told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return next_message
+
+
+async def _refuse(send: Send, status: int, why: str, wait: float) -> None:
+    body = json.dumps({"error": why}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if wait:
+        headers.append((b"retry-after", str(max(1, round(wait))).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

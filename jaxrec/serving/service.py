@@ -1,0 +1,425 @@
+"""What the server does, without the wire: state, versions, batches, lists.
+
+Everything runs on one event loop; the user tower is computed in a thread of each version's batcher, so that the loop
+answers others meanwhile.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrec.export.bundle import Event
+from jaxrec.export.catalogue import Key
+from jaxrec.serving.batcher import Batcher, Closed, Expired
+from jaxrec.serving.engine import EXPLAINED_EVENTS, Engine, ListRequest
+from jaxrec.serving.measures import Measures
+from jaxrec.serving.schema import (
+    AddItem,
+    Answer,
+    BundleRequest,
+    ExplainRequest,
+    FeedbackRequest,
+    HideItem,
+    RankRequest,
+    RecommendRequest,
+    SearchRequest,
+    SimilarRequest,
+)  # fmt: skip
+from jaxrec.serving.store import HOUR, AddedItem, Feedback, Store
+from jaxrec.serving.version import History, Query, Version
+from jaxrec.serving.view import View
+
+__all__ = ["Service", "ServiceOptions", "UnknownError"]
+
+TRENDING_HOURS, TRENDING_ITEMS, TRENDING_SECONDS = 24, 100, 5.0
+
+
+class UnknownError(LookupError):
+    """Something that a request names is not there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """How the service behaves.
+
+    Attributes:
+      deadline_ms: of requests that name none.
+      explore: whether lists explore where a request says nothing.
+      shares: version -> its share of the users; {} = the newest version has all.
+      max_queue, max_batch: of the user tower.
+    """
+
+    deadline_ms: int = 2_000
+    explore: bool = False
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    max_queue: int = 256
+    max_batch: int = 16
+
+
+class _Live:
+    """A version with its batches and the latest view of its catalogue."""
+
+    def __init__(self, version: Version, options: ServiceOptions, measures: Measures):
+        self.version = version
+        self.batcher: Batcher[History, Query] = Batcher(
+            version.encode,
+            max_batch=options.max_batch,
+            max_queue=options.max_queue,
+            observe=measures.batch,
+        )
+        self._view: View | None = None
+
+    def view(self, store: Store) -> View:
+        """The catalogue as the store has it now."""
+        revision = store.revision()
+        if self._view is None or self._view.revision != revision:
+            self._view = View.of(self.version, store.items(), store.hidden(), revision)
+        return self._view
+
+
+class Service:
+    """Answers requests; use it on one event loop."""
+
+    def __init__(self, store: Store, engine: Engine, options: ServiceOptions, measures: Measures):
+        self.store, self.engine, self.options, self.measures = store, engine, options, measures
+        self._live: dict[str, _Live] = {}
+        self._trending: tuple[float, list[tuple[str, int]]] = (0.0, [])
+        self._closing = False
+        self._retiring: set[asyncio.Future[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return bool(self._live) and not self._closing
+
+    @property
+    def versions(self) -> list[str]:
+        """Names, the newest last."""
+        return list(self._live)
+
+    @property
+    def newest(self) -> Version:
+        """The version that is asked where nothing else is said."""
+        return self._newest.version
+
+    @property
+    def _newest(self) -> _Live:
+        if not self._live:
+            raise UnknownError("no model is loaded.")
+        return next(reversed(self._live.values()))
+
+    def install(self, version: Version, *, keep: int = 2) -> None:
+        """Takes a version into use; of the older ones `keep - 1` stay, and those that have a share."""
+        self._live.pop(version.name, None)
+        self._live[version.name] = _Live(version, self.options, self.measures)
+        others = [name for name in self._live if name not in self.options.shares]
+        for name in others[:-keep]:
+            self._retire(self._live.pop(name))
+        self.measures.version(version.name)
+
+    async def load(self, directory: str | Path) -> str:
+        """Opens a version beside those in use, and takes it into use; a damaged one changes nothing.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        version = await asyncio.to_thread(Version.open, directory)
+        self.install(version)
+        return version.name
+
+    def drop(self, name: str) -> None:
+        """Takes a version out of use: the one before it answers again.
+
+        Raises:
+          UnknownError: there is no such version.
+          ValueError: it is the only one.
+        """
+        if name not in self._live:
+            raise UnknownError(f"version {name!r} is not loaded; there are {', '.join(self._live)}.")
+        if len(self._live) == 1:
+            raise ValueError(f"version {name!r} is the only one.")
+        self._retire(self._live.pop(name))
+
+    def _retire(self, live: _Live) -> None:
+        """Answers what waits for a version, and lets go of it."""
+        task = asyncio.ensure_future(live.batcher.close())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Takes nothing more, answers what waits, lets go of the state."""
+        self._closing = True
+        await asyncio.gather(*(live.batcher.close() for live in self._live.values()))
+        self.store.close()
+
+    async def recommend(self, request: RecommendRequest) -> Answer:
+        """A list for a user."""
+        live = self._version_of(request.user_id, request.version)
+        view = live.view(self.store)
+        events = self._events(live, request.user_id, request.history)
+        query, notes = await self._query(
+            live, view, events, request.user_id, self._deadline(request.deadline_ms)
+        )
+        history = view.ids_of(event.item_id for event in events)
+        explores = self.options.explore if request.explore is None else request.explore
+        asked = ListRequest(
+            query=query,
+            history=history,
+            exclude=self._left_out(view, history, view.ids_of(request.exclude)),
+            filter=request.filter,
+            boosts=request.boosts,
+            diversity=request.diversity,
+            size=request.k,
+            offset=request.offset,
+            trending=self._trends(view),
+            explore_key=f"{request.user_id} {len(events)} {live.version.name}" if explores else None,
+        )
+        items = self.engine.recommend(view, asked)
+        return self._answer(live, items, query, notes)
+
+    async def rank(self, request: RankRequest) -> Answer:
+        """Scores of given items, in their order; unknown ones have none."""
+        live = self._version_of(request.user_id, "")
+        view = live.view(self.store)
+        events = self._events(live, request.user_id, request.history)
+        query, notes = await self._query(live, view, events, request.user_id, self._deadline(None))
+        ids = [view.id_of(key) for key in request.items]
+        scores = self.engine.rank(view, query, ids)
+        items = [
+            {"item_id": key, "title": view.titles[item] if item else "", "score": score, "source": "given"}
+            for key, item, score in zip(request.items, ids, scores, strict=True)
+        ]
+        return self._answer(live, items, query, notes)
+
+    async def similar(self, request: SimilarRequest) -> Answer:
+        """Items like one."""
+        live = self._newest
+        view = live.view(self.store)
+        items = self.engine.similar(view, self._item(view, request.item_id), request.k, request.filter)
+        return self._answer(live, items, None, [])
+
+    async def search(self, request: SearchRequest) -> Answer:
+        """Items by text."""
+        live = self._version_of(request.user_id, "")
+        view = live.view(self.store)
+        items = await asyncio.to_thread(self.engine.search, view, request.query, request.k, request.filter)
+        return self._answer(live, items, None, [])
+
+    async def bundle(self, request: BundleRequest) -> Answer:
+        """A set of items."""
+        live = self._version_of(request.user_id, "")
+        view = live.view(self.store)
+        events = self._events(live, request.user_id, request.history)
+        query, notes = await self._query(live, view, events, request.user_id, self._deadline(None))
+        history = view.ids_of(event.item_id for event in events)
+        asked = ListRequest(
+            query=query,
+            history=history,
+            exclude=self._left_out(view, history, np.zeros(0, np.int64)),
+            filter=request.filter,
+            size=request.size,
+        )
+        return self._answer(live, self.engine.bundle(view, asked, request.diversity), query, notes)
+
+    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+        """Why an item: what the score would be without each of the latest events."""
+        live = self._version_of(request.user_id, "")
+        view = live.view(self.store)
+        item = self._item(view, request.item_id)
+        events = self._events(live, request.user_id, request.history)
+        deadline = self._deadline(None)
+        query, _ = await self._query(live, view, events, request.user_id, deadline)
+        history = view.ids_of(event.item_id for event in events)
+        asked = ListRequest(
+            query=query, history=history, exclude=np.zeros(0, np.int64), trending=self._trends(view)
+        )
+        without: list[tuple[int, Query]] = []
+        if query is not None:
+            latest = range(max(0, len(events) - EXPLAINED_EVENTS), len(events))
+            known = [at for at in latest if view.id_of(events[at].item_id)]
+            others = [
+                live.batcher.submit(
+                    History((*events[:at], *events[at + 1 :]), request.user_id), deadline=deadline
+                )
+                for at in known
+            ]
+            found = await asyncio.gather(*others)
+            without = [
+                (view.id_of(events[at].item_id), other) for at, other in zip(known, found, strict=True)
+            ]
+        return {
+            "item_id": view.key_of(item),
+            "title": view.titles[item],
+            "reasons": self.engine.explain(view, asked, item, without),
+            "model_version": live.version.name,
+        }
+
+    async def feedback(self, request: FeedbackRequest) -> dict[str, int]:
+        """Takes events; they are in the next answer of every process.
+
+        Raises:
+          UnknownError: an item is not in the catalogue.
+        """
+        view = self._newest.view(self.store)
+        now = int(time.time())
+        events = []
+        for event in request.events:
+            key = view.key_of(self._item(view, event.item_id))
+            events.append(
+                Feedback(
+                    event_id=event.event_id or uuid.uuid4().hex,
+                    user_id=str(event.user_id),
+                    item_id=str(key),
+                    behaviour=event.behaviour,
+                    value=event.value,
+                    seconds=now if event.seconds is None else min(event.seconds, now),
+                    version=event.version,
+                    propensity=event.propensity,
+                )
+            )
+        new = self.store.append(events)
+        self.measures.feedback(new)
+        return {"taken": new, "known_already": len(events) - new}
+
+    async def user(self, user_id: str) -> dict[str, Any]:
+        """What is remembered of a user."""
+        live = self._newest
+        view = live.view(self.store)
+        events = self._events(live, user_id, None)
+        titles = [view.titles[view.id_of(event.item_id)] for event in events]
+        return {
+            "user_id": user_id,
+            "history": [
+                {"item_id": event.item_id, "title": title, "seconds": event.seconds}
+                for event, title in zip(events, titles, strict=True)
+            ],
+        }
+
+    async def erase(self, user_id: str) -> dict[str, int]:
+        """Forgets a user."""
+        return {"erased": self.store.erase(user_id)}
+
+    async def add_item(self, request: AddItem) -> dict[str, Any]:
+        """Takes an item into the catalogue.
+
+        Raises:
+          ValueError: the model has it already.
+        """
+        view = self._newest.view(self.store)
+        known = view.id_of(request.item_id)
+        if known and known <= view.version.num_items:
+            raise ValueError(f"item {request.item_id!r} is in the catalogue already.")
+        item = AddedItem(
+            item_id=str(request.item_id),
+            title=request.title,
+            text=request.text,
+            categories=request.categories,
+            seconds=int(time.time()),
+        )
+        self.store.put_item(item)
+        return {"item_id": item.item_id}
+
+    async def hide_item(self, request: HideItem) -> dict[str, Any]:
+        """Hides an item, or shows it again."""
+        view = self._newest.view(self.store)
+        key = view.key_of(self._item(view, request.item_id))
+        self.store.hide(str(key), request.hidden)
+        return {"item_id": key, "hidden": request.hidden}
+
+    async def about(self) -> dict[str, Any]:
+        """What a page wants to know first."""
+        live = self._newest
+        view = live.view(self.store)
+        return {
+            "version": live.version.name,
+            "versions": self.versions,
+            "dataset": live.version.bundle.facts["data"]["name"],
+            "num_items": view.num_items,
+            "categories": list(view.facts.categories),
+            "example_users": live.version.known_users[:20],
+        }
+
+    def _version_of(self, user_id: Key | None, name: str) -> _Live:
+        """The version that is named, or the one that the user has been dealt, the same each time."""
+        if name:
+            if name not in self._live:
+                raise UnknownError(f"version {name!r} is not loaded; there are {', '.join(self._live)}.")
+            return self._live[name]
+        shares = {key: share for key, share in self.options.shares.items() if key in self._live}
+        if not shares or user_id is None:
+            return self._newest
+        digest = hashlib.blake2b(str(user_id).encode(), digest_size=8).digest()
+        drawn = int.from_bytes(digest, "big") / 2**64 * sum(shares.values())
+        for key, share in shares.items():
+            if drawn < share:
+                return self._live[key]
+            drawn -= share
+        return self._newest
+
+    def _events(self, live: _Live, user_id: Key | None, history: Sequence[Key] | None) -> list[Event]:
+        """Of the request, or what the version was exported with and the state has had since."""
+        if history is not None:
+            return [Event(key) for key in history]
+        if user_id is None:
+            return []
+        since = [Event(event.item_id, seconds=event.seconds) for event in self.store.history(str(user_id))]
+        return [*live.version.history(str(user_id)), *since]
+
+    def _left_out(self, view: View, history: np.ndarray, exclude: np.ndarray) -> np.ndarray:
+        seen = history if view.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
+        return np.concatenate([seen, exclude])
+
+    async def _query(
+        self, live: _Live, view: View, events: Sequence[Event], user_id: Key | None, deadline: float
+    ) -> tuple[Query | None, list[str]]:
+        """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""
+        known = [
+            dataclasses.replace(event, item_id=view.key_of(item))
+            for event in events
+            if 0 < (item := view.id_of(event.item_id)) <= live.version.num_items
+        ]
+        if not known:
+            return None, []
+        try:
+            return await live.batcher.submit(History(tuple(known), user_id), deadline=deadline), []
+        except Expired:
+            self.measures.degraded("deadline")
+            return None, ["The model was not in time; popular items are listed."]
+        except Closed:
+            # The version went out of use while the request waited for its turn.
+            return await self._newest.batcher.submit(History(tuple(known), user_id), deadline=deadline), []
+
+    def _deadline(self, milliseconds: int | None) -> float:
+        return time.monotonic() + (milliseconds or self.options.deadline_ms) / 1000
+
+    def _trends(self, view: View) -> dict[int, int]:
+        read, found = self._trending
+        now = time.monotonic()
+        if now - read > TRENDING_SECONDS or not read:
+            found = self.store.trending(int(time.time()) - TRENDING_HOURS * HOUR, TRENDING_ITEMS)
+            self._trending = (now, found)
+        return {item: count for key, count in found if (item := view.id_of(key))}
+
+    def _item(self, view: View, key: Key) -> int:
+        item = view.id_of(key)
+        if not item:
+            raise UnknownError(f"item {key!r} is not in the catalogue.")
+        return item
+
+    def _answer(self, live: _Live, items: Sequence[Any], query: Query | None, notes: list[str]) -> Answer:
+        return Answer.model_validate(
+            {
+                "items": [item if isinstance(item, dict) else item.model_dump() for item in items],
+                "model_version": live.version.name,
+                "degraded": bool(notes),
+                "known_user": query is not None,
+                "notes": notes,
+            }
+        )

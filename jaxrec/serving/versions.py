@@ -1,0 +1,104 @@
+"""Versions on disk: which there are, and taking new ones into use while the server runs."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+from jaxrec.serving.service import Service
+
+__all__ = ["Watcher", "versions_in"]
+
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 16 << 20
+
+log = logging.getLogger(__name__)
+
+
+def versions_in(directory: Path) -> list[Path]:
+    """The versions below a directory, or the directory itself where it is one; the oldest first.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if (directory / MANIFEST).is_file():
+        return [directory]
+    inside = directory.iterdir() if directory.is_dir() else ()
+    found = [
+        (_created(path), path.name, path)
+        for path in inside
+        if not path.name.startswith(".") and (path / MANIFEST).is_file()
+    ]
+    if not found:
+        raise ValueError(f"{directory} holds no exported version; make one with python -m jaxrec.export.")
+    return [path for _, _, path in sorted(found)]
+
+
+def _created(path: Path) -> str:
+    """When the version was made; "" where its manifest does not say: such a version is the oldest."""
+    try:
+        manifest = path / MANIFEST
+        if manifest.stat().st_size > MOST_MANIFEST_BYTES:
+            return ""
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["facts"]["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+class Watcher:
+    """Looks for newer versions now and then; one that cannot be loaded is passed over, and the old one answers on."""
+
+    def __init__(self, service: Service, directory: Path, seconds: float):
+        self._service, self._directory, self._seconds = service, directory, seconds
+        self._known: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def load_first(self, also: set[str]) -> None:
+        """Loads the newest version, and those that are named.
+
+        Raises:
+          ValueError: there is none, or it is damaged.
+        """
+        paths = versions_in(self._directory)
+        for path in paths:
+            if path == paths[-1] or path.name in also:
+                await self._service.load(path)
+        self._known = {path.name for path in paths}
+        missing = also - self._known
+        if missing:
+            raise ValueError(
+                f"version {min(missing)!r} has a share, but {self._directory} has {', '.join(sorted(self._known))}."
+            )
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._task = asyncio.create_task(self._look())
+
+    async def stop(self) -> None:
+        """Looks no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def look_once(self) -> list[str]:
+        """Takes what is new into use; returns the names."""
+        loaded = []
+        for path in await asyncio.to_thread(versions_in, self._directory):
+            if path.name in self._known:
+                continue
+            self._known.add(path.name)
+            try:
+                loaded.append(await self._service.load(path))
+                log.info("version %s answers now", path.name)
+            except Exception as error:
+                self._service.measures.reload_failed()
+                log.error("version %s is not taken into use: %s", path.name, error)
+        return loaded
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                await self.look_once()
+            except Exception as error:
+                log.error("looking for versions failed: %s", error)

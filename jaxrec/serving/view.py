@@ -1,0 +1,144 @@
+"""The catalogue as it is now: a version's items, those that came in since, and what is hidden.
+
+A new item has no vector of its own yet: it gets the mean of those of the items that its words and categories are like,
+and no score of its popularity. M = items of the view, D = item dim.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import numpy as np
+import scipy.sparse as sparse
+from jaxtyping import Float, Int
+
+from jaxrec.export.catalogue import Key
+from jaxrec.serving.rules import ItemFacts
+from jaxrec.serving.store import AddedItem
+from jaxrec.serving.version import Query, Version
+
+__all__ = ["View"]
+
+NEIGHBOURS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """Made by `of`; never changed.
+
+    Attributes:
+      revision: of the store.
+      vectors, bias: by item id; new items come after those of the version.
+      unit: the vectors over their lengths.
+      titles: "" = none.
+      added: own ids of the new items, in the order of their ids.
+    """
+
+    version: Version
+    revision: int
+    vectors: Float[np.ndarray, "m_plus_1 d"]
+    bias: Float[np.ndarray, " m_plus_1"]
+    unit: Float[np.ndarray, "m_plus_1 d"]
+    popularity: Int[np.ndarray, " m_plus_1"]
+    titles: list[str]
+    facts: ItemFacts
+    hidden: Int[np.ndarray, " h"]
+    added: tuple[str, ...]
+    _ids: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, version: Version, items: Mapping[str, AddedItem], hidden: Iterable[str], revision: int
+    ) -> Self:
+        """A version with what the store says."""
+        vocabulary = version.bundle.catalogue.vocabulary
+        new = [item for key, item in items.items() if not vocabulary.id_of(_own_key(version, key))]
+        vectors = np.vstack([version.vectors, *(_of_words(version, item)[None] for item in new)])
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        ids = {item.item_id: version.num_items + 1 + number for number, item in enumerate(new)}
+        view = cls(
+            version=version,
+            revision=revision,
+            vectors=vectors,
+            bias=np.append(version.bias, np.full(len(new), np.median(version.bias[1:]), np.float32)),
+            unit=vectors / np.maximum(lengths, 1e-12),
+            popularity=np.append(version.popularity, np.zeros(len(new), np.int64)),
+            titles=[*version.bundle.catalogue.titles, *(item.title for item in new)],
+            facts=_facts(version, new),
+            hidden=np.zeros(0, np.int64),
+            added=tuple(item.item_id for item in new),
+            _ids=ids,
+        )
+        return dataclasses.replace(view, hidden=view.ids_of(hidden))
+
+    @property
+    def num_items(self) -> int:
+        """M."""
+        return len(self.titles) - 1
+
+    def id_of(self, key: Key) -> int:
+        """The view's id of an own id; 0 = unknown. A number as text is found where ids are numbers."""
+        found = self.version.bundle.catalogue.vocabulary.id_of(_own_key(self.version, key))
+        return found or self._ids.get(str(key), 0)
+
+    def ids_of(self, keys: Iterable[Key]) -> Int[np.ndarray, " i"]:
+        """Those that are known."""
+        return np.array([found for key in keys if (found := self.id_of(key))], np.int64)
+
+    def key_of(self, item_id: int) -> Key:
+        """The own id."""
+        base = self.version.num_items
+        return (
+            self.added[item_id - base - 1]
+            if item_id > base
+            else self.version.bundle.catalogue.vocabulary.key_of(item_id)
+        )
+
+    def scores(self, query: Query) -> Float[np.ndarray, " m_plus_1"]:
+        """The score of every item; id 0 gets one that means nothing."""
+        scores = self.vectors @ query.vector + self.bias
+        np.add.at(scores, query.extra_ids, query.extra_values)
+        return scores
+
+
+def _own_key(version: Version, key: Key) -> Key:
+    """As the catalogue has it: text for numbers and numbers for text are taken for what they say."""
+    vocabulary = version.bundle.catalogue.vocabulary
+    if vocabulary.is_text:
+        return str(key)
+    if isinstance(key, str) and key.removeprefix("-").isdecimal() and len(key) < 20:
+        return int(key)
+    return key
+
+
+def _of_words(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:
+    """The mean of the vectors of the items that are most like it, by their likeness; zeros where none is."""
+    likeness = version.text_index.likeness(" ".join((item.title, item.text, *item.categories)))
+    nearest = np.argsort(-likeness, kind="stable")[:NEIGHBOURS]
+    weights = likeness[nearest]
+    if not weights.sum():
+        return np.zeros(version.vectors.shape[1], np.float32)
+    return (weights @ version.vectors[nearest] / weights.sum()).astype(np.float32)
+
+
+def _facts(version: Version, new: list[AddedItem]) -> ItemFacts:
+    if not new:
+        return version.facts
+    of_new = ItemFacts.of([item.categories for item in new])
+    names = tuple(sorted({*version.facts.categories, *of_new.categories}))
+    size = version.num_items + 1 + len(new)
+    at = {name: number for number, name in enumerate(names)}
+
+    def widened(facts: ItemFacts, first_row: int) -> sparse.csr_array:
+        parts = facts.membership.tocoo()
+        places = np.array([at[name] for name in facts.categories], np.int64)
+        columns = places[parts.col] if len(parts.col) else parts.col
+        return sparse.csr_array((parts.data, (parts.row + first_row, columns)), shape=(size, len(names)))
+
+    membership = widened(version.facts, 0) + widened(of_new, version.num_items)
+    return ItemFacts(
+        categories=names,
+        membership=sparse.csr_array(membership),
+        available=np.append(version.facts.available, np.ones(len(new), bool)),
+        added_at=np.append(version.facts.added_at, np.array([item.seconds for item in new], np.int64)),
+    )
