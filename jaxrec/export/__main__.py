@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         version=given.version or "",
         k=given.k,
         dtype=given.dtype,
+        saved_model=not given.no_saved_model,
         onnx=given.onnx,
         data_licence=given.data_licence,
         histories=given.histories,
@@ -111,6 +112,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), default="float32", help="of the stored weights (default float32)"
+    )
+    parser.add_argument(
+        "--no-saved-model",
+        action="store_true",
+        help="no TensorFlow SavedModel; jaxrec.serve does not read it",
     )
     parser.add_argument("--onnx", action="store_true", help="write ONNX too; needs the extra `onnx`")
     parser.add_argument(

@@ -58,6 +58,7 @@ class ExportOptions:
       version: of the directory; "" = the time and the step.
       k: length of the lists.
       dtype: of the stored weights.
+      saved_model: write TensorFlow's SavedModel; jaxrec.serve does not read it.
       onnx: write ONNX too.
       data_licence: of the data, for the card; "" = what is known of them.
       histories: write the users' latest events too, for a server that starts with them; personal data.
@@ -66,6 +67,7 @@ class ExportOptions:
     version: str = ""
     k: int = 100
     dtype: str = "float32"
+    saved_model: bool = True
     onnx: bool = False
     data_licence: str = ""
     histories: bool = False
@@ -251,15 +253,18 @@ def _write_and_check(
         (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
     checks = compare("StableHLO", expected, run_apart("run_stablehlo.py", place, requests))
 
-    say("TensorFlow SavedModel")
-    from jaxrec.export.saved_model import from_own_ids, to_own_ids, write_saved_model
+    if options.saved_model:
+        say("TensorFlow SavedModel")
+        from jaxrec.export.saved_model import from_own_ids, to_own_ids, write_saved_model
 
-    catalogue = Catalogue.read(place)
-    users = read_users(place) if (place / USERS_FILE).exists() else None
-    own = {name: to_own_ids(inputs, catalogue, users) for name, inputs in requests.items()}
-    write_saved_model(programs, weights, catalogue, users, place / layout.SAVED_MODEL, warm_up_requests(own))
-    named = {name: from_own_ids(outputs, catalogue) for name, outputs in expected.items()}
-    checks += compare("SavedModel", named, run_apart("run_saved_model.py", place, own))
+        catalogue = Catalogue.read(place)
+        users = read_users(place) if (place / USERS_FILE).exists() else None
+        own = {name: to_own_ids(inputs, catalogue, users) for name, inputs in requests.items()}
+        write_saved_model(
+            programs, weights, catalogue, users, place / layout.SAVED_MODEL, warm_up_requests(own)
+        )
+        named = {name: from_own_ids(outputs, catalogue) for name, outputs in expected.items()}
+        checks += compare("SavedModel", named, run_apart("run_saved_model.py", place, own))
 
     if options.onnx:
         say("ONNX")

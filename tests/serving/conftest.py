@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from jaxrec import train
+from jaxrec.export.exporter import ExportOptions, export_run
 from jaxrec.serving.redis_store import RedisStore
 from jaxrec.serving.sqlite_store import SqliteStore
+from jaxrec.serving.version import Version
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +60,39 @@ def open_store(request, tmp_path):
     yield open_one
     for store in opened:
         store.close()
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, repository):
+    """A few steps of a small model on the embedded data, which have titles and categories."""
+    path = tmp_path_factory.mktemp("run")
+    sizes = {"embed_dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 8, "max_positions": 32}
+    status = train.main(
+        [
+            f"--config={repository}/configs/quickstart.py",
+            f"--workdir={path}",
+            "--config.num_train_steps=2",
+            "--config.checkpoint_every_steps=2",
+            "--config.evaluation.every_steps=0",
+            "--config.data.history_length=32",
+            "--config.model.item_dim=8",
+            "--config.model.memory.num_successors=8",
+            *(f"--config.model.encoder.{name}={value}" for name, value in sizes.items()),
+        ]
+    )
+    assert status == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundles(workdir, tmp_path_factory):
+    """A directory with one version of it, with histories."""
+    out = tmp_path_factory.mktemp("exports")
+    export_run(workdir, out, ExportOptions(version="v1", saved_model=False, histories=True))
+    return out
+
+
+@pytest.fixture(scope="session")
+def version(bundles):
+    """The version, opened and compiled."""
+    return Version.open(bundles / "v1")

@@ -1,0 +1,356 @@
+"""The service and its HTTP face on a real exported model: lists, rules, state, versions, limits."""
+
+import asyncio
+import json
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxrec.serving.app import make_app
+from jaxrec.serving.engine import COLUMNS, Engine
+from jaxrec.serving.exploration import EpsilonGreedy
+from jaxrec.serving.formula import Formula
+from jaxrec.serving.guard import Limits, depth_of
+from jaxrec.serving.measures import Measures
+from jaxrec.serving.schema import RecommendRequest
+from jaxrec.serving.service import Service, ServiceOptions
+from jaxrec.serving.sqlite_store import SqliteStore
+from jaxrec.serving.versions import Watcher, versions_in
+
+
+def make_service(version, tmp_path, engine=Engine(), **options):
+    service = Service(SqliteStore(tmp_path / "state.db"), engine, ServiceOptions(**options), Measures())
+    if version is not None:
+        service.install(version)
+    return service
+
+
+def talk(service, work, limits=Limits(), **client):
+    """Runs `work(client)` against the application, without a socket."""
+
+    async def main():
+        app = make_app(service, limits, service.measures)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False, **client)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            found = await work(http)
+        await service.close()
+        return found
+
+    return asyncio.run(main())
+
+
+async def post(http, path, body, status=200, **options):
+    answer = await http.post(path, json=body, **options)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def keys_of(answer):
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_a_list_is_that_of_the_bundle_with_titles_and_reasons(version, tmp_path):
+    history = [version.bundle.catalogue.vocabulary.key_of(item) for item in (3, 5, 8, 11)]
+    (wanted,) = version.bundle.recommend([history], k=20)
+
+    async def work(http):
+        return await post(http, "/v1/recommend", {"history": history, "k": 20})
+
+    found = talk(make_service(version, tmp_path), work)
+    assert keys_of(found) == [item.item_id for item in wanted]
+    np.testing.assert_allclose(
+        [i["score"] for i in found["items"]], [i.score for i in wanted], rtol=1e-4, atol=1e-4
+    )
+    assert [item["title"] for item in found["items"]] == [item.title for item in wanted]
+    assert all("which is in the history." in " ".join(item["reasons"]) for item in found["items"])
+    assert (found["model_version"], found["degraded"], found["known_user"]) == ("v1", False, True)
+
+
+def test_ten_pages_of_ten_are_a_hundred_items_none_of_which_was_seen(version, tmp_path):
+    history = [version.bundle.catalogue.vocabulary.key_of(item) for item in range(1, 20)]
+
+    async def work(http):
+        for body in ({}, {"diversity": 0.5}, {"filter": {"max_per_category": 60}}, {"explore": True}):
+            pages = [
+                await post(http, "/v1/recommend", {"history": history, "offset": 10 * page, **body})
+                for page in range(10)
+            ]
+            found = [key for page in pages for key in keys_of(page)]
+            assert len(set(found)) == len(found) == 100, body
+            assert not set(found) & set(history)
+
+    talk(make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.3))), work)
+
+
+def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path):
+    async def work(http):
+        guest = await post(http, "/v1/recommend", {"user_id": "new one"})
+        assert not guest["known_user"]
+        assert {item["source"] for item in guest["items"]} == {"popular"}
+        taken = keys_of(guest)[0]
+        event = {"user_id": "new one", "item_id": taken, "event_id": "e1"}
+        assert await post(http, "/v1/feedback", {"events": [event]}) == {"taken": 1, "known_already": 0}
+        assert await post(http, "/v1/feedback", {"events": [event]}) == {"taken": 0, "known_already": 1}
+        known = await post(http, "/v1/recommend", {"user_id": "new one"})
+        assert known["known_user"]
+        assert taken not in keys_of(known)
+        state = (await http.get("/v1/users/new one")).json()
+        assert [event["title"] for event in state["history"]] == [guest["items"][0]["title"]]
+        why = await post(http, "/v1/explain", {"user_id": "new one", "item_id": keys_of(known)[0]})
+        assert any("Without" in reason or "number" in reason for reason in why["reasons"])
+        assert (await http.delete("/v1/users/new one")).json() == {"erased": 1}
+        assert not (await post(http, "/v1/recommend", {"user_id": "new one"}))["known_user"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_users_of_the_training_data_are_known(version, tmp_path):
+    async def work(http):
+        about = (await http.get("/v1/about")).json()
+        user = about["example_users"][0]
+        history = (await http.get(f"/v1/users/{user}")).json()["history"]
+        found = await post(http, "/v1/recommend", {"user_id": int(user), "k": 100})
+        assert len(history) == 32 and found["known_user"]
+        assert not {event["item_id"] for event in history} & set(keys_of(found))
+        assert "Comedy" in about["categories"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_rules_hold_in_every_list(version, tmp_path, data):
+    names = ("Comedy", "Drama", "Horror", "Children")
+    vocabulary = version.bundle.catalogue.vocabulary
+    some = lambda most: data.draw(st.lists(st.integers(1, 300), max_size=most, unique=True))  # noqa: E731
+    history, excluded, hidden = some(10), some(30), some(5)
+    any_of, none_of = (data.draw(st.lists(st.sampled_from(names), max_size=2, unique=True)) for _ in range(2))
+    cap = data.draw(st.integers(0, 4))
+    body = {
+        "history": [vocabulary.key_of(item) for item in history],
+        "exclude": [vocabulary.key_of(item) for item in excluded],
+        "k": data.draw(st.integers(1, 50)),
+        "diversity": data.draw(st.sampled_from([0.0, 0.7])),
+        "explore": data.draw(st.booleans()),
+        "filter": {"any_of": any_of, "none_of": none_of, "max_per_category": cap},
+    }
+
+    async def work(http):
+        for item in hidden:
+            await post(http, "/v1/items/hide", {"item_id": vocabulary.key_of(item)})
+        found = await post(http, "/v1/recommend", body)
+        for item in hidden:
+            await post(http, "/v1/items/hide", {"item_id": vocabulary.key_of(item), "hidden": False})
+        return found
+
+    service = make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.5)))
+    ids = [vocabulary.id_of(key) for key in keys_of(talk(service, work))]
+    assert len(set(ids)) == len(ids) <= body["k"]
+    assert not set(ids) & {*history, *excluded, *hidden}
+    of_items = [set(version.categories[item - 1]) for item in ids]
+    assert all(not any_of or own & set(any_of) for own in of_items)
+    assert all(not own & set(none_of) for own in of_items)
+    if cap:
+        assert all(sum(name in own for own in of_items) <= cap for name in version.facts.categories)
+
+
+def test_a_new_item_is_found_recommended_and_refused_twice(version, tmp_path):
+    async def work(http):
+        before = (await http.get("/v1/about")).json()["num_items"]
+        item = {"item_id": "brand new", "title": "Toy Story 9 (2027)", "categories": ["Children", "Comedy"]}
+        await post(http, "/v1/items", item, status=201)
+        assert (await http.get("/v1/about")).json()["num_items"] == before + 1
+        found = await post(http, "/v1/search", {"query": "toy story 9"})
+        assert "brand new" in keys_of(found)
+        near = await post(http, "/v1/similar", {"item_id": "brand new", "k": 5})
+        assert len(near["items"]) == 5 and "brand new" not in keys_of(near)
+        only = await post(http, "/v1/recommend", {"filter": {"allow": ["brand new", 1]}, "history": [2]})
+        assert set(keys_of(only)) == {"brand new", 1}
+        assert "New: judged by its words." in str(only)
+        ranked = await post(http, "/v1/rank", {"history": [2], "items": [1, "brand new", "nothing"]})
+        assert keys_of(ranked) == [1, "brand new", "nothing"]
+        assert [item["score"] is None for item in ranked["items"]] == [False, False, True]
+        error = await post(http, "/v1/items", {"item_id": 1, "title": "x"}, status=400)
+        assert "item 1 is in the catalogue already" in error["error"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_a_bundle_is_a_set_under_the_rules(version, tmp_path):
+    async def work(http):
+        found = await post(
+            http, "/v1/bundle", {"history": [1, 2], "size": 6, "filter": {"none_of": ["Drama"]}}
+        )
+        assert len(set(keys_of(found))) == 6
+        ids = [version.bundle.catalogue.vocabulary.id_of(key) for key in keys_of(found)]
+        assert not any("Drama" in version.categories[item - 1] for item in ids)
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_a_formula_orders_lists(version, tmp_path):
+    engine = Engine(formula=Formula.parse("popularity", COLUMNS))
+
+    async def work(http):
+        return await post(http, "/v1/recommend", {"history": [1], "k": 10})
+
+    found = talk(make_service(version, tmp_path, engine), work)
+    scores = [item["score"] for item in found["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 50
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/recommend", {"k": 0}, 422, "k: Input should be greater than or equal to 1"),
+        ("/v1/recommend", {"kk": 1}, 422, "kk: Extra inputs are not permitted"),
+        ("/v1/recommend", {"filter": {"any_of": ["Opera"]}}, 400, "category 'Opera': the catalogue has"),
+        ("/v1/recommend", {"version": "v9"}, 404, "version 'v9' is not loaded; there are v1"),
+        ("/v1/similar", {"item_id": "no such"}, 404, "item 'no such' is not in the catalogue"),
+        ("/v1/feedback", {"events": [{"user_id": "u", "item_id": 10**9}]}, 404, "is not in the catalogue"),
+        ("/v2/models/other/infer", {"inputs": [{"name": "history", "shape": [1, 1], "datatype": "INT64", "data": [1]}]},
+         404, "model 'other' is not here"),
+    ],
+)  # fmt: skip
+def test_errors_name_what_is_wrong(version, tmp_path, path, body, status, message):
+    async def work(http):
+        assert message in (await post(http, path, body, status=status))["error"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_the_inference_protocol(version, tmp_path):
+    async def work(http):
+        assert (await http.get("/v2/health/ready")).status_code == 200
+        assert (await http.get("/v2/health/live")).json() == {"live": True}
+        assert (await http.get("/v2/models/jaxrec")).json()["versions"] == ["v1"]
+        tensor = {"name": "history", "shape": [2, 3], "datatype": "INT64", "data": [1, 2, 0, 3, 6, 7]}
+        found = await post(http, "/v2/models/jaxrec/infer", {"inputs": [tensor], "parameters": {"k": 4}})
+        alone = await post(http, "/v1/recommend", {"history": [3, 6, 7], "k": 4})
+        ids, scores = found["outputs"]
+        assert ids["shape"] == scores["shape"] == [2, 4]
+        assert ids["data"][4:] == keys_of(alone)
+        bad = {"inputs": [tensor | {"shape": [2, 4]}]}
+        assert "give rows * events" in (await post(http, "/v2/models/jaxrec/infer", bad, status=400))["error"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_nothing_is_ready_without_a_model(tmp_path):
+    async def work(http):
+        assert (await http.get("/v2/health/ready")).status_code == 503
+        assert (await http.get("/v2/health/live")).status_code == 200
+        await post(http, "/v1/recommend", {}, status=404)
+
+    talk(make_service(None, tmp_path), work)
+
+
+def test_limits_come_before_parsing(version, tmp_path):
+    limits = Limits(body_bytes=2_000, depth=5, token="secret")
+
+    async def work(http):
+        assert (await http.get("/v2/health/live")).status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            answer = await http.get("/v1/about", headers=headers)
+            assert answer.status_code == 401
+            assert "secret" not in answer.text
+        http.headers["authorization"] = "Bearer secret"
+        page = await http.get("/")
+        assert page.status_code == 200
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert (await http.get("/page/page.js")).status_code == 200
+        for name in ("other", "..%2fapp.py", "%2e%2e/guard.py"):
+            assert (await http.get(f"/page/{name}")).status_code == 404
+        long = await http.post("/v1/recommend", content=b'{"history": [' + b"1," * 2_000)
+        assert long.status_code == 413
+        deep = await http.post("/v1/recommend", content=b"[" * 6 + b"]" * 6)
+        assert deep.status_code == 400
+        broken = await http.post("/v1/recommend", content=b'{"user_id": "\xff"}')
+        assert broken.status_code in (400, 422)
+        metrics = (await http.get("/metrics")).text
+        assert 'jaxrec_requests_total{route="/v1/about"' not in metrics, "refused before a route was found"
+        assert "jaxrec_request_seconds_bucket" in metrics
+
+    talk(make_service(version, tmp_path), work, limits)
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_back(version, tmp_path):
+    limits = Limits(requests_per_second=0.5, burst=3)
+
+    async def work(http):
+        codes = [(await http.get("/v1/about")).status_code for _ in range(5)]
+        assert codes == [200, 200, 200, 429, 429]
+        assert int((await http.get("/v1/about")).headers["retry-after"]) >= 1
+
+    talk(make_service(version, tmp_path), work, limits)
+
+
+json_values = st.recursive(
+    st.none() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_depth_is_counted_as_json_has_it(value):
+    def depth(part):
+        children = part.values() if isinstance(part, dict) else part
+        return 1 + max(map(depth, children), default=0) if isinstance(part, (list, dict)) else 0
+
+    assert depth_of(json.dumps(value).encode(), 99) == depth(value)
+
+
+def test_versions_are_dealt_by_share_and_the_same_to_a_user(version, tmp_path):
+    async def main():
+        service = make_service(None, tmp_path, shares={"a": 3.0, "b": 1.0})
+        for name in ("a", "b"):
+            other = object.__new__(type(version))
+            other.__dict__.update(version.__dict__ | {"name": name})
+            service.install(other)
+        dealt = {}
+        for user in range(400):
+            first = (await service.recommend(RecommendRequest(user_id=user, k=1))).model_version
+            assert (await service.recommend(RecommendRequest(user_id=user, k=1))).model_version == first
+            dealt[first] = dealt.get(first, 0) + 1
+        assert 60 < dealt["b"] < 140
+        named = await service.recommend(RecommendRequest(user_id=1, k=1, version="b"))
+        assert named.model_version == "b"
+        service.drop("b")
+        assert (await service.recommend(RecommendRequest(user_id=1, k=1))).model_version == "a"
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_path):
+    import shutil
+
+    async def main():
+        directory = tmp_path / "exports"
+        shutil.copytree(bundles / "v1", directory / "v1")
+        service = make_service(None, tmp_path)
+        watcher = Watcher(service, directory, 60)
+        await watcher.load_first(set())
+        assert service.versions == ["v1"]
+        shutil.copytree(bundles / "v1", directory / "v2")
+        weights = directory / "v2" / "weights.safetensors"
+        damaged = bytearray(weights.read_bytes())
+        damaged[-1] ^= 1
+        weights.write_bytes(damaged)
+        assert await watcher.look_once() == []
+        assert service.versions == ["v1"]
+        assert b"jaxrec_reload_failures_total 1.0" in service.measures.text()
+        assert (await service.recommend(RecommendRequest(history=(1,)))).model_version == "v1"
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_directory_without_versions_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="holds no exported version; make one with python -m jaxrec.export"):
+        versions_in(tmp_path)
