@@ -39,7 +39,8 @@ def test_commands_exist(page):
     targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.M))
     assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
     for module in set(re.findall(r"-m jaxrec\.(\w+)", text)):
-        assert (REPOSITORY / "jaxrec" / f"{module}.py").is_file(), module
+        places = (REPOSITORY / "jaxrec" / f"{module}.py", REPOSITORY / "jaxrec" / module / "__main__.py")
+        assert any(place.is_file() for place in places), module
     for script in set(re.findall(r"\b((?:launch|benchmarks)/\w+\.(?:sh|py))", text)):
         assert (REPOSITORY / script).is_file(), script
 
