@@ -13,6 +13,8 @@ LOCK = requirements/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.versi
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.installed-test
 WORKDIR := runs/quickstart
+EXPORTS := exports/quickstart
+PORT := 8000
 # Two workers: the suite is measured on two cores. `make test WORKERS=8 TESTS=tests/nn` narrows or widens.
 WORKERS := 2
 TESTS := tests
@@ -25,7 +27,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # `make install EXTRAS=cuda` (or tpu) adds the accelerator's plugin, at the lock's version of jax.
 EXTRAS :=
 
-.PHONY: help install quickstart test lint typecheck format bench lock clean
+.PHONY: help install quickstart demo test lint typecheck format bench lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +39,12 @@ quickstart: $(INSTALLED)  ## Train, evaluate and recommend on the embedded data,
 	$(PYTHON) -m jaxrec.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(PYTHON) -m jaxrec.evaluate --workdir=$(WORKDIR)
 	$(PYTHON) -m jaxrec.recommend --workdir=$(WORKDIR) --split=test --k=10 --out=$(WORKDIR)/recommendations.parquet
+
+demo: $(INSTALLED)  ## Train the quickstart where there is none, export it, and serve it with a page to try it on
+	test -f $(WORKDIR)/evaluation.json || $(MAKE) quickstart
+	test -d $(EXPORTS)/quickstart || $(PYTHON) -m jaxrec.export --workdir=$(WORKDIR) --out=$(EXPORTS) \
+	  --version=quickstart --histories --no-saved-model
+	$(PYTHON) -m jaxrec.serve --model=$(EXPORTS) --port=$(PORT) --state=$(WORKDIR)/state.db
 
 test: $(TEST_INSTALLED)  ## Run every test on eight virtual devices, with coverage
 	$(PYTHON) -m coverage erase
@@ -95,4 +103,7 @@ $(TEST_INSTALLED): requirements/test-no-deps.txt $(INSTALLED)
 	$(PYTHON) -m pip install --quiet --no-deps -r requirements/test-no-deps.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 12) or __import__("torch")' 2>/dev/null \
 	  || $(PYTHON) -m pip install --quiet -r requirements/test-no-deps.txt
+	# The state of users is tested against a real Redis server.
+	command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -y -qq redis-server; } >/dev/null 2>&1 \
+	  || { echo "the tests need redis-server: install it, e.g. with apt-get install redis-server" >&2; exit 1; }
 	touch $@
