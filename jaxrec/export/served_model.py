@@ -181,7 +181,8 @@ class ServedModel:
             events, batch, causal=causal, key=None, user_rows=user_rows,
             masked=history.slot, last_positions=history.last[:, None],
         )  # fmt: skip
-        return states[:, 0]
+        # Nobody says when a list will be read: the gap to it is unknown, as it sometimes is in training.
+        return model.at_time(states[:, 0], jnp.zeros_like(states[:, 0, 0], jnp.int32))
 
     def _memory(
         self, model: TwoTower, weights: Weights, states: Float[Array, "B E"], history: "History", window: int

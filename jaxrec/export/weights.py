@@ -23,7 +23,7 @@ from jaxrec.export.served_model import (
     flatten_dense,
     serving_config,
 )
-from jaxrec.models.two_tower import ITEM, USER
+from jaxrec.models.two_tower import ITEM, USER, TwoTowerConfig
 from jaxrec.training.inference import Inference
 from jaxrec.training.setup import Setup, evaluation_parameters
 from jaxrec.training.state import TrainState
@@ -42,8 +42,9 @@ def served_model(setup: Setup, dataset: PreparedDataset, history_length: int) ->
     """How the run is asked.
 
     Raises:
-      ValueError: no task of the run ranks items.
+      ValueError: no task of the run ranks items, or the model does what no program here does.
     """
+    _check_exportable(setup.model, dataset)
     task = setup.ranking_task
     return ServedModel(
         config=serving_config(setup.model),
@@ -55,6 +56,22 @@ def served_model(setup: Setup, dataset: PreparedDataset, history_length: int) ->
         max_events=history_length,
         has_domains=dataset.metadata.has_domains,
     )
+
+
+def _check_exportable(model: TwoTowerConfig, dataset: PreparedDataset) -> None:
+    unable = {
+        "model.mixture": (model.mixture is not None, "programs score by one product"),
+        "model.encoder.compression": (
+            model.encoder.compression is not None,
+            "programs see every event of a history singly",
+        ),
+        "kinds of items": (bool(dataset.metadata.kinds), "a list of a program is of the whole catalogue"),
+    }
+    for name, (asked, why) in unable.items():
+        if asked:
+            raise ValueError(
+                f"{name}: a run with it cannot be exported yet, since {why}; use python -m jaxrec.recommend."
+            )
 
 
 def gather_weights(setup: Setup, state: TrainState, dataset: PreparedDataset) -> HostWeights:

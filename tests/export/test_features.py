@@ -19,10 +19,13 @@ from jaxrec.export.tensorflow_graph import TensorFlowGraph
 from jaxrec.export.weights import gather_weights, served_model
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.memory import COUNTS, SUCCESSORS, TransitionMemory
+from jaxrec.models.mixture import MixtureOfLogits
 from jaxrec.models.two_tower import Cosine
+from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.heads import PLE, MMoE
 from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.candidates import InBatch
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.tasks.rating import Rating
@@ -60,6 +63,7 @@ FEATURES = {
     "text": ({"text": TEXT}, {"activation": "gelu_tanh"}, None, {}),
     "context_ple": ({"context_rows": 32, "head": PLE()}, {"scan_layers": True, "num_layers": 3}, JUDGES, {}),
     "values_mmoe": ({"head": MMoE()}, {"remat": True}, {"next_item": NextItem(), "rating": Rating()}, {}),
+    "target_time": ({"target_time": True}, {}, None, {}),
     "domains": ({"domain_adapters": 2}, {"positions": "none", "activation": "relu"}, None, DOMAINS),
 }
 
@@ -93,6 +97,31 @@ def served(request, world):
     requests = requests_of(programs, served, dataset, users)
     expected = expected_results(programs, weights, requests)
     return run, users, programs, weights, requests, expected
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder", "tasks", "message"),
+    [
+        (
+            {"mixture": MixtureOfLogits(num_vectors=2, dim=4)},
+            {},
+            {"next_item": NextItem(candidates=InBatch())},
+            "model.mixture: a run with it cannot be exported yet",
+        ),
+        (
+            {},
+            {"compression": HistoryCompression(recent=4, group=2)},
+            None,
+            "model.encoder.compression: a run",
+        ),
+    ],
+)
+def test_what_no_program_does_is_refused_by_name(world, model, encoder, tasks, message):
+    config = dataclasses.replace(world.model, encoder=dataclasses.replace(world.encoder, **encoder), **model)
+    dataset = world.dataset()
+    run, _ = world.run(dataset, config, tasks)
+    with pytest.raises(ValueError, match=message):
+        served_model(run.setup, dataset, run.config.data.history_length)
 
 
 def test_lists_are_those_of_the_run(served):
