@@ -103,7 +103,9 @@ $(TEST_INSTALLED): requirements/test-no-deps.txt $(INSTALLED)
 	$(PYTHON) -m pip install --quiet --no-deps -r requirements/test-no-deps.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 12) or __import__("torch")' 2>/dev/null \
 	  || $(PYTHON) -m pip install --quiet -r requirements/test-no-deps.txt
-	# The state of users is tested against a real Redis server.
-	command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -y -qq redis-server; } >/dev/null 2>&1 \
-	  || { echo "the tests need redis-server: install it, e.g. with apt-get install redis-server" >&2; exit 1; }
+	# The state of users is tested against a real Redis server, the page in a real browser.
+	for program in redis-server chromium; do \
+	  command -v $$program >/dev/null || { apt-get update -qq && apt-get install -y -qq $$program; } >/dev/null 2>&1 \
+	    || { echo "the tests need $$program: install it, e.g. with apt-get install $$program" >&2; exit 1; }; \
+	done
 	touch $@
