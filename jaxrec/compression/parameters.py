@@ -23,7 +23,7 @@ from jaxrec.models.two_tower import ITEM
 from jaxrec.runs import setup_run
 from jaxrec.training.memory import abstract_memory
 from jaxrec.training.setup import Setup, evaluation_parameters
-from jaxrec.training.state import NO_FAILURE, TrainState, dense_shardings
+from jaxrec.training.state import NO_FAILURE, TrainState, dense_shardings, logical_rows
 
 DENSE, TABLE, MEMORY = "dense", "table", "memory"
 Arrays = dict[str, np.ndarray]
@@ -45,18 +45,14 @@ def serving_setup(config: TrainConfig, dataset: PreparedDataset, mesh: jax.shard
     config = dataclasses.replace(
         config, global_batch_size=mesh.size * config.accumulation_steps, cache_rows={}, mesh_shape=(-1, 1)
     )
-    return setup_run(config, dataset, mesh)
+    return setup_run(config, dataset, mesh, to_train=False)
 
 
 def parameters_of(setup: Setup, state: TrainState) -> Arrays:
     """Every array that evaluation reads, the averages where the run keeps them; tables without padding rows."""
     dense, tables = evaluation_parameters(state)
     found = {f"{DENSE}.{name}": np.asarray(value) for name, value in named_leaves(dense).items()}
-    for name, rows in tables.items():
-        spec = setup.tables[name]
-        if not isinstance(rows, np.ndarray):  # else it lives on the host, in this order already
-            rows = jax.jit(to_logical, static_argnums=(1, 2))(rows, spec.num_rows, spec.placement)
-        found[f"{TABLE}.{name}"] = np.asarray(rows, np.float32)[: spec.num_rows]
+    found |= {f"{TABLE}.{name}": logical_rows(setup.tables[name], rows) for name, rows in tables.items()}
     items = setup.tables[ITEM].num_rows
     for name, rows in state.memory.items():
         found[f"{MEMORY}.{name}"] = np.asarray(jax.jit(to_logical, static_argnums=1)(rows, items))[:items]

@@ -44,6 +44,7 @@ class EncoderConfig:
 
     Attributes:
       embed_dim: width of the model.
+      head_dim: width of a head; 0 = `embed_dim / num_heads`. Pruned models have fewer heads of the width they had.
       block: "transformer" = attention and an MLP; "hstu" = HSTU's gated attention with SiLU in the place of the softmax
         (`nn.hstu`), no MLP.
       mlp_dim: width of the hidden layer of each block's MLP; of HSTU's values and gate.
@@ -82,6 +83,7 @@ class EncoderConfig:
     embed_dim: int = 64
     num_layers: int = 2
     num_heads: int = 1
+    head_dim: int = 0
     block: Literal["transformer", "hstu"] = "transformer"
     mlp_dim: int = 256
     mlp: Literal["dense", "gated"] = "dense"
@@ -141,15 +143,20 @@ class EncoderConfig:
             )
 
     def _check_attention(self) -> None:
-        if self.embed_dim % self.num_heads:
+        if self.head_dim < 0 or (self.head_dim and self.block == "hstu"):
             raise ValueError(
-                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one of them."
+                f"head_dim={self.head_dim} must not be negative, and block='hstu' has no width of its own; set it to 0."
+            )
+        if not self.head_dim and self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one of them, or "
+                "set head_dim."
             )
         if self.positions not in ("learned", "rotary", "relative", "none"):
             raise ValueError(
                 f"positions={self.positions!r} must be 'learned', 'rotary', 'relative' or 'none'."
             )
-        head_dim = self.embed_dim // self.num_heads
+        head_dim = self.head_width
         if self.positions == "rotary" and head_dim % 2:
             raise ValueError(
                 f"positions='rotary' turns pairs, but a head of embed_dim={self.embed_dim} over num_heads="
@@ -202,6 +209,11 @@ class EncoderConfig:
                 f"mlp_dim={self.mlp_dim} is not a multiple of num_heads={self.num_heads}, among which block='hstu' "
                 "divides its values; change one of them."
             )
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.embed_dim // self.num_heads
 
     @property
     def past_kernels(self) -> bool:
@@ -289,6 +301,7 @@ def _attention(config: EncoderConfig, rngs: nnx.Rngs) -> SelfAttention | Pointwi
         config.embed_dim,
         config.num_heads,
         config.attention_dropout_rate,
+        head_dim=config.head_width,
         rotary=rotary,
         relative_bias=relative_bias,
         compression=config.compression,

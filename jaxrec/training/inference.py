@@ -52,9 +52,16 @@ class Inference:
         """Whether histories must end with an empty slot that the mask vector fills (masked query mode)."""
         return self.setup.ranking_task.query_mode == "masked"
 
-    def queries(self, batch: EvaluationBatch) -> tuple[Float[Array, "N D"], SparseLogits | None]:
-        """M(x) W of every user of the batch, and what the memory adds to the scores; replicated."""
-        return self._queries(self.dense, self.tables, self.memory, self.texts, self.place(batch))
+    def queries(
+        self, batch: EvaluationBatch, *, dense: Any = None
+    ) -> tuple[Float[Array, "N D"], SparseLogits | None]:
+        """M(x) W of every user of the batch, and what the memory adds to the scores; replicated.
+
+        Args:
+          dense: parameters to ask in the place of the state's; None = the state's.
+        """
+        dense = self.dense if dense is None else dense
+        return self._queries(dense, self.tables, self.memory, self.texts, self.place(batch))
 
     def text_queries(self, token_ids: Int[np.ndarray, "q t"]) -> Float[Array, "q D"]:
         """Unit vectors of texts that items are searched by, as the task QueryItem trains them; replicated.
