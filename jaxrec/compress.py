@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxrec.compression.methods import METHODS
+from jaxrec.compression.named_methods import METHODS
 from jaxrec.compression.report import print_study, write_study_report
 from jaxrec.compression.study import Request, run_study
 from jaxrec.core.log import start_logging

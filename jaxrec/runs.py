@@ -55,9 +55,7 @@ def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
     return PreparedDataset.open(out)
 
 
-def setup_run(
-    config: TrainConfig, dataset: PreparedDataset, mesh: Mesh, *, to_train: bool = True
-) -> Setup:
+def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh, *, to_train: bool = True) -> Setup:
     """The static parts of a run; raises ValueError where config, data and devices do not fit.
 
     Args:
@@ -79,7 +77,7 @@ def load_teacher(workdir: Path, dataset: PreparedDataset) -> Teacher:
     Raises:
       ValueError: there is no run, its items are others, or it is asked in a way that a student cannot follow.
     """
-    config, its_data, setup, state = load_state(run_directory(workdir))
+    _, its_data, setup, state = load_state(run_directory(workdir))
     if not np.array_equal(its_data.item_keys, dataset.item_keys):
         raise ValueError(
             f"the teacher in {workdir} knows {len(its_data.item_keys)} items of its own, and the run has "

@@ -18,7 +18,7 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference"}
+ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "compress"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": {"config"} | CONFIG_MAY,
     "tuning": {"config"} | CONFIG_MAY,
     "runs": {"config"} | CONFIG_MAY,
-} | {entry: {"config", "runs", "planning", "tuning"} | CONFIG_MAY for entry in ENTRIES}
+    "compression": {"config", "runs"} | CONFIG_MAY,
+} | {entry: {"config", "runs", "planning", "tuning", "compression"} | CONFIG_MAY for entry in ENTRIES}
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {

@@ -66,9 +66,7 @@ class Code:
 
 
 def _names(kind: type, *, static: bool) -> list[str]:
-    return [
-        field.name for field in dataclasses.fields(kind) if bool(field.metadata.get("static")) == static
-    ]
+    return [field.name for field in dataclasses.fields(kind) if bool(field.metadata.get("static")) == static]
 
 
 def static(**options: Any) -> Any:
@@ -103,14 +101,14 @@ class Plain(Code):
         with np.errstate(over="ignore"):
             narrow = array.astype(stored or array.dtype)
         whole = np.issubdtype(array.dtype, np.integer)
-        fits = np.array_equal(narrow, array) if whole else np.isfinite(narrow).all() >= np.isfinite(array).all()
+        fits = (
+            np.array_equal(narrow, array) if whole else np.isfinite(narrow).all() >= np.isfinite(array).all()
+        )
         if not fits:
             raise ValueError(
                 f"an array of {array.dtype} holds {np.abs(array).max()}, which {stored} does not; keep it as it is."
             )
-        return cls(
-            values=narrow, full_shape=array.shape, dtype=str(array.dtype), stored=str(narrow.dtype)
-        )
+        return cls(values=narrow, full_shape=array.shape, dtype=str(array.dtype), stored=str(narrow.dtype))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -224,7 +222,9 @@ def _as_rows(array: np.ndarray, num_inputs: int) -> Float[np.ndarray, "R D"]:
     return np.ascontiguousarray(array.reshape(int(np.prod(array.shape[:num_inputs])), -1).T)
 
 
-def code_from_arrays(kinds: Mapping[str, type[Code]], described: Mapping[str, Any], arrays: Mapping[str, Any]) -> Code:
+def code_from_arrays(
+    kinds: Mapping[str, type[Code]], described: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> Code:
     """The code of a description; `arrays` may be anything that has a shape and a dtype.
 
     Raises:

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from jaxrec.config import TrainConfig
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.models.memory import SUCCESSORS
 from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT
+from jaxrec.nn.integer_products import Products
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import TrainState
 
@@ -63,6 +65,9 @@ class Method:
         """
         raise TypeError(f"{type(self).__name__} must define compress")
 
+    def finish(self, directory: Path, source: Source, model: CompressedModel) -> None:
+        """Writes what goes beside the model; most methods have nothing."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization(Method):
@@ -73,6 +78,7 @@ class Quantization(Method):
       dense: of kernels and of what else is a matrix among the dense parameters.
       group: entries that share a scale in a row of int4; int8 rows have one scale.
       part_dim: entries of a part of product codes, where they divide the row.
+      products: of the encoder's maps; "int8" = activations are whole numbers too.
       num_candidates: that product codes choose, to be scored by int8 rows; 0 = product codes alone.
     """
 
@@ -80,6 +86,7 @@ class Quantization(Method):
     dense: Numbers
     group: int = 32
     part_dim: int = 8
+    products: Products = "float"
     num_candidates: int = 0
 
     def compress(self, source: Source) -> CompressedModel:
@@ -97,7 +104,8 @@ class Quantization(Method):
         if self.num_candidates:
             scored = f"{TABLE}.{source.setup.model.scored_table}"
             codes[SCAN + scored] = self._product(source.arrays[scored])
-        return source.model(codes, num_candidates=self.num_candidates)
+        config = with_encoder(source.config, products=self.products)
+        return dataclasses.replace(source, config=config).model(codes, num_candidates=self.num_candidates)
 
     def _code(self, name: str, array: np.ndarray) -> Code:
         room, _, path = name.partition(".")
@@ -122,6 +130,12 @@ class Quantization(Method):
         return ProductCodes.of(table, part_dim=max(fitting))
 
 
+def with_encoder(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """The config with some fields of its encoder changed."""
+    encoder = dataclasses.replace(config.model.encoder, **changes)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
+
+
 def input_dims(path: str) -> int:
     """Leading dims that a kernel sums over, by its path; 0 = it is a table, whose rows are its last dim."""
     if path.endswith("attention.out_kernel"):
@@ -141,12 +155,3 @@ def _half(array: np.ndarray) -> Plain:
 
 def _narrow_ids(array: np.ndarray) -> Plain:
     return Plain.of(array, "uint16" if array.max(initial=0) <= np.iinfo(np.uint16).max else None)
-
-
-METHODS: dict[str, Method] = {
-    "int8": Quantization(tables="int8", dense="int8"),
-    "int4": Quantization(tables="int4", dense="int4"),
-    "pq": Quantization(tables="product", dense="int8"),
-    "pq_int4": Quantization(tables="product", dense="int4", part_dim=4),
-    "pq_rescored": Quantization(tables="product", dense="int8", num_candidates=200),
-}

@@ -63,8 +63,12 @@ class ProductCodes(Code):
             )
         parts = table.reshape(num_rows, dim // part_dim, part_dim).swapaxes(0, 1)
         fitted = [_fit(part[1:], np.random.default_rng([seed, i])) for i, part in enumerate(parts)]
-        centroids = np.stack([np.pad(one, ((0, _count(num_rows) - len(one)), (0, 0)), mode="edge") for one in fitted])
-        codes = np.stack([_nearest(part, own.astype(np.float32)) for part, own in zip(parts, centroids, strict=True)], 1)
+        centroids = np.stack(
+            [np.pad(one, ((0, _count(num_rows) - len(one)), (0, 0)), mode="edge") for one in fitted]
+        )
+        codes = np.stack(
+            [_nearest(part, own.astype(np.float32)) for part, own in zip(parts, centroids, strict=True)], 1
+        )
         return cls(
             codes=codes,
             centroids=centroids,

@@ -20,7 +20,8 @@ def print_study(console: Console, values: Mapping[str, Any]) -> None:
     """A row a system, largest first."""
     metric = values["headline_metric"]
     table = Table(
-        title=escape(f"{values['dataset']}, {values['split']}: {metric}, bytes and latency"), title_justify="left"
+        title=escape(f"{values['dataset']}, {values['split']}: {metric}, bytes and latency"),
+        title_justify="left",
     )
     table.add_column("")
     for name in (metric, *COLUMNS):
@@ -34,7 +35,7 @@ def write_study_report(path: Path, values: Mapping[str, Any]) -> None:
     """The page, at once."""
     metric, systems = values["headline_metric"], _by_bytes(values)
     rows = [
-        f'<tr{" class=" + chr(34) + "model" + chr(34) if name == ORIGINAL else ""}>'
+        f"<tr{' class=' + chr(34) + 'model' + chr(34) if name == ORIGINAL else ''}>"
         f'<th scope="row">{elements.text(name)}</th>'
         + "".join(f"<td>{elements.text(cell)}</td>" for cell in _cells(row, metric))
         + "</tr>"
@@ -53,7 +54,11 @@ def write_study_report(path: Path, values: Mapping[str, Any]) -> None:
             [
                 _points(f"{metric} by KiB", systems, metric, lambda row: row["num_bytes"] / KIB, "KiB"),
                 _points(
-                    f"{metric} by latency", systems, metric, lambda row: row["latency_ms"], "milliseconds a user"
+                    f"{metric} by latency",
+                    systems,
+                    metric,
+                    lambda row: row["latency_ms"],
+                    "milliseconds a user",
                 ),
             ]
         ),

@@ -22,7 +22,7 @@ def dense_bytes(config: TrainConfig, dataset: PreparedDataset, mesh: jax.shardin
 def equal_bytes_overrides(
     config: TrainConfig, dataset: PreparedDataset, mesh: jax.sharding.Mesh, num_bytes: int
 ) -> dict[str, int] | None:
-    """The widths of the widest model of the run's kind that weighs at most `num_bytes`; None = the narrowest is too wide.
+    """The widths of the widest model of the run's kind that weighs at most `num_bytes`; None = none is narrow enough.
 
     All widths shrink alike; layers and heads stay, where the width holds as many heads.
     """
@@ -31,8 +31,12 @@ def equal_bytes_overrides(
 
     def narrower(count: int) -> dict[str, int]:
         share = count * unit / encoder.embed_dim
-        item_dim = count * unit if not config.model.projection else max(1, round(config.model.item_dim * share))
-        mlp_dim = max(encoder.num_heads, round(encoder.mlp_dim * share / encoder.num_heads) * encoder.num_heads)
+        item_dim = (
+            count * unit if not config.model.projection else max(1, round(config.model.item_dim * share))
+        )
+        mlp_dim = max(
+            encoder.num_heads, round(encoder.mlp_dim * share / encoder.num_heads) * encoder.num_heads
+        )
         return {
             "model.encoder.embed_dim": count * unit,
             "model.encoder.mlp_dim": mlp_dim,

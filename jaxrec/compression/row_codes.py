@@ -9,12 +9,13 @@ asymmetric; ours keep zero at zero, which is the row of padding.
 R = rows, D = entries of a row, G = groups of a row.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-CUTS = tuple(np.linspace(0.6, 1.0, 9).tolist())  # of the scale that reaches the largest entry; tried with 4 bits
+CUTS = tuple(
+    np.linspace(0.6, 1.0, 9).tolist()
+)  # of the scale that reaches the largest entry; tried with 4 bits
 LARGEST_SCALE = 65504.0  # of a float16
 
 
@@ -89,10 +90,3 @@ def _numbers(cells: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
 
 def _squared_error(cells: np.ndarray, numbers: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return np.sum(np.square(cells - numbers * scales.astype(np.float32)[..., None]), axis=-1)
-
-
-def nearest_int8(x: Float[Array, "*b D"]) -> tuple[jax.Array, Float[Array, "*b 1"]]:
-    """int8 numbers and a float32 scale for each row, worked out where the program runs: for activations."""
-    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32) / 127
-    safe = jnp.where(scale > 0, scale, 1.0)
-    return jnp.round(x / safe).astype(jnp.int8), scale

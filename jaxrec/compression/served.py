@@ -42,9 +42,7 @@ class RescoredRun(Run):
         return self.scan.catalogue()
 
 
-def compressed_run(
-    model: CompressedModel, dataset: PreparedDataset, mesh: jax.sharding.Mesh
-) -> Run:
+def compressed_run(model: CompressedModel, dataset: PreparedDataset, mesh: jax.sharding.Mesh) -> Run:
     """The run that a compressed model is; ask it under `jax.set_mesh(mesh)`.
 
     Raises:
@@ -59,12 +57,16 @@ def compressed_run(
     with jax.set_mesh(mesh):
         setup = serving_setup(model.config, dataset, mesh)
         wanted = abstract_parameters(setup)
-        scanned = {name.removeprefix(SCAN): code for name, code in model.codes.items() if name.startswith(SCAN)}
+        scanned = {
+            name.removeprefix(SCAN): code for name, code in model.codes.items() if name.startswith(SCAN)
+        }
         codes = {name: code for name, code in model.codes.items() if not name.startswith(SCAN)}
         shapes = {name: code.shape for name, code in codes.items()}
         others = {name: code.shape for name, code in scanned.items()}
         if shapes != wanted or any(wanted.get(name) != shape for name, shape in others.items()):
-            name = next(n for n in sorted(wanted.keys() | shapes) if wanted.get(n) != (shapes | others).get(n))
+            name = next(
+                n for n in sorted(wanted.keys() | shapes) if wanted.get(n) != (shapes | others).get(n)
+            )
             raise ValueError(
                 f"{name} has the shape {(shapes | others).get(name)}, and the config asks for {wanted.get(name)}; "
                 "compress the run again."
@@ -127,7 +129,9 @@ def _rescored(run: RescoredRun, ranker: UserRanker, rows: EvaluationRows) -> Use
                 found, ranks=ranks, top_item_ids=ids, top_scores=np.take_along_axis(scores, order, 1)
             )
         )
-    joined = UserRanks(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+    joined = UserRanks(
+        **{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
+    )
     joined = joined.take(np.argsort(rows.order, kind="stable"))
     return joined.take(np.argsort(joined.user_indices, kind="stable"))
 
@@ -143,4 +147,6 @@ def _gain(
 ) -> Float[Array, "N C"]:
     """How much more the exact rows score than the codes; biases and what a memory adds are alike in both."""
     rows = item_ids % shards * (exact.shape[0] // shards) + item_ids // shards
-    return jnp.einsum("nd,ncd->nc", queries.astype(jnp.float32), (exact[rows] - coarse[rows]).astype(jnp.float32))
+    return jnp.einsum(
+        "nd,ncd->nc", queries.astype(jnp.float32), (exact[rows] - coarse[rows]).astype(jnp.float32)
+    )

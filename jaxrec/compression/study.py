@@ -15,7 +15,8 @@ import jax
 
 from jaxrec.compression.files import CompressedModel, read_model, write_model
 from jaxrec.compression.latency import Program, answer_program, median_milliseconds
-from jaxrec.compression.methods import METHODS, Source
+from jaxrec.compression.methods import Source
+from jaxrec.compression.named_methods import METHODS
 from jaxrec.compression.parameters import check_compressible, parameters_of
 from jaxrec.compression.rivals import equal_bytes_overrides
 from jaxrec.compression.served import compressed_run, rank_users
@@ -28,7 +29,12 @@ from jaxrec.runs import load_state
 
 logger = logging.getLogger(__name__)
 
-ORIGINAL, SOURCE_FILE, MEASURED_FILE, SUMMARY_FILE = "original", "source.json", "measured.json", "compression.json"
+ORIGINAL, SOURCE_FILE, MEASURED_FILE, SUMMARY_FILE = (
+    "original",
+    "source.json",
+    "measured.json",
+    "compression.json",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,9 @@ class Request:
             raise ValueError(f"repeats={self.repeats} must be at least 1.")
         names = [beside_name(path) for path in self.beside]
         if len(set(names)) < len(names):
-            raise ValueError(f"beside={', '.join(map(str, self.beside))}: two workdirs have one name; rename one.")
+            raise ValueError(
+                f"beside={', '.join(map(str, self.beside))}: two workdirs have one name; rename one."
+            )
 
 
 def beside_name(workdir: Path) -> str:
@@ -89,7 +97,7 @@ def run_study(request: Request) -> dict[str, Any]:
             identity = {"method": name, "step": other.step, "split": request.split}
             directory = request.out / name
             if not _is_measured(directory, identity):
-                _measure(directory, other.original(), source.dataset, request.split, identity, keep=False)
+                _measure(directory, other.original(), source.dataset, request.split, identity)
             rows[name] = _row(directory, source, request.out)
             programs[name] = _program(other.original(), source, request.split)
         for name in request.methods:
@@ -98,7 +106,9 @@ def run_study(request: Request) -> dict[str, Any]:
             if not _is_measured(directory, identity):
                 logger.info("compressing: %s", name)
                 model = method.compress(source)
-                _measure(directory, model, source.dataset, request.split, identity, keep=True)
+                write_model(directory, model)
+                method.finish(directory, source, model)
+                _measure(directory, read_model(directory), source.dataset, request.split, identity)
             model = read_model(directory)
             rows[name] = _row(directory, source, request.out) | {"command": _rival_command(source, model)}
             programs[name] = _program(model, source, request.split)
@@ -155,16 +165,9 @@ def _is_measured(directory: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _measure(
-    directory: Path, model: CompressedModel, dataset: PreparedDataset, split: str, identity: Mapping[str, Any], *, keep: bool
+    directory: Path, model: CompressedModel, dataset: PreparedDataset, split: str, identity: Mapping[str, Any]
 ) -> None:
-    """Writes a model, reads it back, and ranks every user with what was read; `measured.json` comes last.
-
-    Args:
-      keep: False leaves the model itself out, which is a run's own.
-    """
-    if keep:
-        write_model(directory, model)
-        model = read_model(directory)
+    """Ranks every user with a model; `measured.json` comes last, so that it never lacks its ranks."""
     directory.mkdir(parents=True, exist_ok=True)
     mesh = jax.sharding.get_mesh()
     run = compressed_run(model, dataset, mesh)
@@ -172,7 +175,12 @@ def _measure(
     write_ranks(directory, dataset, split, ranks)
     metrics = mean_metrics(ranks.ranks, model.config.evaluation.ks)
     logger.info("%s: %s", directory.name, " ".join(f"{k} {v:.4f}" for k, v in metrics.items() if "@10" in k))
-    values = {"identity": identity, "num_bytes": model.num_bytes, "num_targets": len(ranks), "metrics": metrics}
+    values = {
+        "identity": identity,
+        "num_bytes": model.num_bytes,
+        "num_targets": len(ranks),
+        "metrics": metrics,
+    }
     _write_json(directory / MEASURED_FILE, values)
 
 

@@ -24,6 +24,7 @@ from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_colu
 from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.hstu import PointwiseAttention
+from jaxrec.nn.integer_products import Products, use_products
 from jaxrec.nn.layers import LayerNorm, parameter
 from jaxrec.nn.lora import AdaptedDense, LoraSpec
 from jaxrec.nn.positions import RelativeBias
@@ -74,6 +75,7 @@ class EncoderConfig:
         memory in proportion to the length, in plain JAX and by the kernel of the platform (TPU, GPU), which drops
         no weights and adds no bias; "auto" = full up to 512 positions, else fused where it can be, else chunked.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
+      products: "int8" = the maps of the blocks multiply whole numbers (`nn.integer_products`); attention does not.
       lora_rank: of the adapters (`nn.lora`) on the blocks' kernels, which are frozen then: a run trains the adapters,
         and what `optimizer.rates` leaves of the rest; 0 = none.
       lora_alpha: the adapters count `lora_alpha / lora_rank`; 0 = as much as the rank.
@@ -105,6 +107,7 @@ class EncoderConfig:
     gather_dtype: ActivationDtype = "float32"
     attention: AskedPath = "auto"
     dtype: ActivationDtype = "float32"
+    products: Products = "float"
     lora_rank: int = 0
     lora_alpha: float = 0.0
     vocab_size: int = 0
@@ -123,6 +126,8 @@ class EncoderConfig:
             raise ValueError(f"mlp={self.mlp!r} must be 'dense' or 'gated'.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}.")
+        if self.products not in (kinds := typing.get_args(Products)):
+            raise ValueError(f"products={self.products!r} must be one of {', '.join(kinds)}.")
         if self.layer_norm_epsilon <= 0:
             raise ValueError(f"layer_norm_epsilon={self.layer_norm_epsilon} must be above 0.")
         if self.layout not in LAYOUTS:
@@ -379,6 +384,7 @@ class Encoder(nnx.Module):
         x = dropout(x, config.embedding_dropout_rate, keys[-1])
 
         run = nnx.remat(Block.__call__) if config.remat else Block.__call__
+        run = use_products(config.products)(run)
         past_kernels = config.past_kernels or (key is not None and config.attention_dropout_rate > 0)
         path: Path = "compressed"
         if config.compression is None or x.shape[1] <= config.compression.recent:

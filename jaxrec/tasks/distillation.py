@@ -70,7 +70,9 @@ class Distillation(Task):
         """
         facts, item_ids = forward.facts, plan.shared_lookups[SAMPLE]
         if facts.teacher is None:
-            raise ValueError(f"Distillation.teacher={self.teacher!r} was not opened; it is, where a run is trained.")
+            raise ValueError(
+                f"Distillation.teacher={self.teacher!r} was not opened; it is, where a run is trained."
+            )
         log_q = self.sampler.log_q(item_ids, facts.num_items, facts.item_counts)
         queries = forward.causal_queries() / self.student_temperature
         vectors = forward.item_vectors(SAMPLE).astype(queries.dtype)

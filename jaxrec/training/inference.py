@@ -174,7 +174,11 @@ class Inference:
         return queries, self._memory_logits(model, memory, asked, placed) if memory else None
 
     def ask(
-        self, model: TwoTower, events: Float[Array, "B L D"], users: Float[Array, "B L U"] | None, placed: dict[str, Any]
+        self,
+        model: TwoTower,
+        events: Float[Array, "B L D"],
+        users: Float[Array, "B L U"] | None,
+        placed: dict[str, Any],
     ) -> tuple[Float[Array, "N E"], Float[Array, "N D"]]:
         """The states that are asked, and the queries made of them, from the rows of a batch that `place` has placed."""
         batch = placed["batch"]

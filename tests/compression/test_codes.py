@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from jaxrec.compression.codes import Plain, RowCodes
 from jaxrec.compression.product_codes import NUM_CENTROIDS, ProductCodes
-from jaxrec.compression.row_codes import encode_rows, nearest_int8, pack_nibbles, unpack_nibbles
+from jaxrec.compression.row_codes import encode_rows, pack_nibbles, unpack_nibbles
+from jaxrec.nn.integer_products import nearest_int8
 
 ENTRIES = st.floats(-1e4, 1e4, width=32)
 MATRICES = arrays.arrays(
@@ -55,7 +56,11 @@ def test_zeros_stay_zeros_and_bytes_are_counted(rows, bits, group):
 
 
 @settings(max_examples=12)
-@given(arrays.arrays(np.int8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(-8, 7)))
+@given(
+    arrays.arrays(
+        np.int8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(-8, 7)
+    )
+)
 def test_nibbles_are_read_back(numbers):
     packed = pack_nibbles(numbers)
     assert packed.shape[1] == -(-numbers.shape[1] // 2)
@@ -123,8 +128,10 @@ def test_scores_of_codes_are_products_with_decoded_rows(make):
 
 def test_encoding_an_array_that_was_read_back_changes_nothing():
     rows = np.random.default_rng(3).normal(size=(20, 16)).astype(np.float32)
-    decoded = RowCodes.of(rows, bits=8).decode()
+    code = RowCodes.of(rows, bits=8)
+    decoded = code.decode()
     numbers, scale = nearest_int8(decoded)
+    np.testing.assert_array_equal(numbers, code.values)
     np.testing.assert_allclose(numbers * scale, decoded, rtol=1e-6, atol=1e-7)
 
 
