@@ -1,7 +1,7 @@
 """Product quantisation: a row is cut into parts, and each part is the nearest of 256 centroids of its sub-space.
 
-A score needs no row: the query's products with all centroids are a table of `[M, K]` numbers, and an item's score is the
-sum of one number a sub-space.
+A score needs no row: the query's products with all centroids are a table of `[M, K]` numbers, and an item's score is
+the sum of one number a sub-space.
 
 Source: Jégou, Douze and Schmid, TPAMI 2011; Petrov and Macdonald, WSDM 2024 (RecJPQ: the item table of a sequential
 recommender in this form). RecJPQ learns the centroids with the model; ours are fitted to a trained table.

@@ -1,11 +1,11 @@
 """Products of whole numbers: activations and kernels as int8 in the place of floats, for the maps of an encoder.
 
-A row of activations has one scale, worked out where the program runs, and each output of a kernel has one: a kernel that
-was stored as int8 by output is encoded to the same numbers again. The gradient is that of the floats, so that a run may
-also be trained so.
+A row of activations has one scale, worked out where the program runs, and each output of a kernel has one: a kernel
+that was stored as int8 by output is encoded to the same numbers again. The gradient is that of the floats, so that a
+run may also be trained so.
 
-qwix, which intercepts the products of a model, cannot be used here: it sets the encoded kernel on the module from inside
-of the product, and ours lies in a function with a derivative of its own, where NNX forbids that.
+qwix, which intercepts the products of a model, cannot be used here: it sets the encoded kernel on the module from
+inside of the product, and ours lies in a function with a derivative of its own, where NNX forbids that.
 
 Source: Jacob et al., CVPR 2018 (products of whole numbers; gradients straight through the rounding).
 
@@ -49,7 +49,7 @@ def nearest_int8(x: Float[Array, "*b D"]) -> tuple[Int8[Array, "*b D"], Float[Ar
 
 
 def integer_product(x: Float[Array, "n D"], kernel: Float[Array, "D F"]) -> Float[Array, "n F"]:
-    """x W by whole numbers, summed in int32."""
+    """The product by whole numbers, summed in int32."""
     rows, row_scale = nearest_int8(x)
     outputs, output_scale = nearest_int8(kernel.T)
     total = jax.lax.dot_general(rows, outputs, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
