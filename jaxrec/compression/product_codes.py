@@ -21,6 +21,7 @@ from scipy.cluster.vq import kmeans2
 from jaxrec.compression.codes import Code, static
 
 NUM_CENTROIDS = 256  # a byte
+FIT_ROWS = 1 << 16  # of a larger table the centroids are fitted to a sample
 ROUNDS = 25  # of Lloyd's algorithm; past them less than a thousandth of the error goes
 
 
@@ -113,6 +114,8 @@ def _count(num_rows: int) -> int:
 
 def _fit(part: Float[np.ndarray, "R S"], generator: np.random.Generator) -> np.ndarray:
     """Centroids of the rows' parts, as float16; the parts themselves where they are few."""
+    if len(part) > FIT_ROWS:
+        part = part[np.sort(generator.choice(len(part), FIT_ROWS, replace=False))]
     distinct = np.unique(part, axis=0)
     if len(distinct) <= NUM_CENTROIDS:
         return distinct.astype(np.float16)

@@ -18,7 +18,7 @@ from jaxrec.compression.served import RescoredRun, compressed_run, rank_users
 from jaxrec.config import load_config
 from jaxrec.core.mesh import make_mesh
 from jaxrec.metrics.ranking import mean_metrics
-from jaxrec.runs import load_run, open_dataset
+from jaxrec.runs import load_run, open_dataset, setup_run
 from jaxrec.tasks.distillation import Distillation
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.train import train_run
@@ -141,6 +141,18 @@ def test_a_pruned_run_can_be_opened(runs, out):
     pruned, original = load_run(out / "pruned_layers" / "run"), load_run(runs / "teacher")
     assert pruned.config.model.encoder.num_layers == 1
     np.testing.assert_array_equal(*(np.asarray(run.inference.tables["item"]) for run in (pruned, original)))
+
+
+def test_a_teacher_knows_the_same_items(runs, tmp_path):
+    events = pq.read_table(runs / "events" / "events.parquet").to_pandas()
+    (tmp_path / "events").mkdir()
+    pq.write_table(
+        pa.table(dict(events.assign(item_id=events["item_id"] + 1))), tmp_path / "events" / "e.parquet"
+    )
+    tasks = {"next_item": NextItem(), "distillation": Distillation(teacher=str(runs / "teacher"))}
+    config = dataclasses.replace(config_for(tmp_path / "events"), tasks=tasks)
+    with pytest.raises(ValueError, match="items of its own"):
+        setup_run(config, open_dataset(config, tmp_path), make_mesh((8, 1)))
 
 
 def test_rescoring_ranks_candidates_by_the_rows_of_the_table(runs, out):
