@@ -83,8 +83,8 @@ def load_teacher(workdir: Path, dataset: PreparedDataset) -> Teacher:
             f"the teacher in {workdir} knows {len(its_data.item_keys)} items of its own, and the run has "
             f"{len(dataset.item_keys)} others or in another order; train both on the same data."
         )
-    model, task = setup.model, setup.ranking_task
-    parts = [name for name in ("memory", "text", "mixture") if getattr(model, name) is not None]
+    task = setup.ranking_task
+    parts = [name for name in ("memory", "text", "mixture") if getattr(setup.model, name) is not None]
     if parts or task.query_mode != "causal":
         what = f"model.{parts[0]}" if parts else f"the task {type(task).__name__}"
         raise ValueError(

@@ -49,16 +49,18 @@ def answer_program(run: Run, model: CompressedModel, split: str) -> Program:
             if is_product:
                 return codes[name].scores(query[0].astype(jnp.float32))
             items = whole.candidate_vectors(codes[name].decode())
-            return (query @ items.T if whole.score is None else whole.score(query, items))[0]
+            return (query @ items.T if whole.score is None else whole.score.all_pairs(query, items))[0]
 
-        bias = codes[f"{TABLE}.{ITEM_BIAS}"].decode()[:, 0] if ITEM_BIAS in setup.tables else 0.0
+        bias = jnp.zeros(dataset.metadata.num_items + 1)
+        if ITEM_BIAS in setup.tables:
+            bias = codes[f"{TABLE}.{ITEM_BIAS}"].decode()[:, 0]
         scan = SCAN + scored if model.num_candidates else scored
         count = min(model.num_candidates or TOP_K, dataset.metadata.num_items)
         best, ids = jax.lax.top_k((score(scan) + bias)[1:], count)
         if not model.num_candidates:
             return best, ids + 1
         vectors = whole.candidate_vectors(codes[scored].rows(ids + 1))
-        again = vectors @ query[0] + (bias[ids + 1] if ITEM_BIAS in setup.tables else 0.0)
+        again = vectors @ query[0] + bias[ids + 1]
         best, order = jax.lax.top_k(again, min(TOP_K, count))
         return best, ids[order] + 1
 

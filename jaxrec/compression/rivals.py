@@ -1,12 +1,12 @@
 """The small dense model of equal bytes: what a compressed model must beat to be worth its codes."""
 
-import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from jaxrec.compression.parameters import abstract_parameters, serving_setup
-from jaxrec.config import TrainConfig
+from jaxrec.config import TrainConfig, apply_overrides
 from jaxrec.data.dataset import PreparedDataset
 
 FLOAT_BYTES = 4
@@ -53,10 +53,6 @@ def equal_bytes_overrides(
     return narrower(low) if low else None
 
 
-def with_widths(config: TrainConfig, overrides: dict[str, int]) -> TrainConfig:
-    """The config with these fields of `model` and `model.encoder`."""
-    inner = {path.rpartition(".")[2]: value for path, value in overrides.items() if ".encoder." in path}
-    outer = {path.rpartition(".")[2]: value for path, value in overrides.items() if ".encoder." not in path}
-    encoder = dataclasses.replace(config.model.encoder, **inner)
-    model = dataclasses.replace(config.model, encoder=encoder, **outer)  # type: ignore[arg-type]
-    return dataclasses.replace(config, model=model)
+def with_widths(config: TrainConfig, overrides: Mapping[str, int]) -> TrainConfig:
+    """The config with these fields, as a command line gives them."""
+    return apply_overrides(config, [f"--config.{name}={value}" for name, value in overrides.items()])

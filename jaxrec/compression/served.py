@@ -72,19 +72,19 @@ def compressed_run(model: CompressedModel, dataset: PreparedDataset, mesh: jax.s
                 "compress the run again."
             )
         arrays = {name: code.decode() for name, code in codes.items()}
-        fields = {
-            "config": model.config,
-            "dataset": dataset,
-            "setup": setup,
-            "inference": Inference(setup, state_of(setup, arrays, model.step)),
-            "step": model.step,
-            "history": (),
-        }
+        run = Run(
+            config=model.config,
+            dataset=dataset,
+            setup=setup,
+            inference=Inference(setup, state_of(setup, arrays, model.step)),
+            step=model.step,
+            history=(),
+        )
         if not model.num_candidates:
-            return Run(**fields)
+            return run
         arrays |= {name: code.decode() for name, code in scanned.items()}
         scan = Inference(setup, state_of(setup, arrays, model.step))
-        return RescoredRun(scan=scan, num_candidates=model.num_candidates, **fields)
+        return RescoredRun(scan=scan, num_candidates=model.num_candidates, **vars(run))
 
 
 def rank_users(run: Run, split: str) -> UserRanks:
