@@ -1,6 +1,6 @@
 """What compression gave and cost: a table for the terminal, and a page with plots."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,7 @@ def print_study(console: Console, values: Mapping[str, Any]) -> None:
 def write_study_report(path: Path, values: Mapping[str, Any]) -> None:
     """The page, at once."""
     metric, systems = values["headline_metric"], _by_bytes(values)
-    rows = [
-        f"<tr{' class=' + chr(34) + 'model' + chr(34) if name == ORIGINAL else ''}>"
-        f'<th scope="row">{elements.text(name)}</th>'
-        + "".join(f"<td>{elements.text(cell)}</td>" for cell in _cells(row, metric))
-        + "</tr>"
-        for name, row in systems.items()
-    ]
+    rows = [_table_row(name, _cells(row, metric)) for name, row in systems.items()]
     original = systems[ORIGINAL]
     against = {name: row["against_original"][metric] for name, row in systems.items() if name != ORIGINAL}
     sections = {
@@ -122,7 +116,15 @@ def _cells(row: Mapping[str, Any], metric: str) -> list[str]:
     return [*cells, f"{rival['difference']:+.4f}, {verdict}"]
 
 
-def _points(title: str, systems: Mapping[str, Any], metric: str, x: Any, label: str) -> str:
+def _table_row(name: str, cells: Sequence[str]) -> str:
+    kind = ' class="model"' if name == ORIGINAL else ""
+    numbers = "".join(f"<td>{elements.text(cell)}</td>" for cell in cells)
+    return f'<tr{kind}><th scope="row">{elements.text(name)}</th>{numbers}</tr>'
+
+
+def _points(
+    title: str, systems: Mapping[str, Any], metric: str, x: Callable[[Mapping[str, Any]], float], label: str
+) -> str:
     series = {name: ([x(row)], [row["metrics"][metric]]) for name, row in systems.items()}
     return lines(title, series, label, whole_x=False)
 

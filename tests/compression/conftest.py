@@ -32,7 +32,7 @@ def make_config(encoder=ENCODER, **model):
         tasks={"next_item": NextItem()},
         num_train_steps=1,
         global_batch_size=8,
-        evaluation=EvaluationConfig(rows_per_batch=8, bootstrap_samples=50),
+        evaluation=EvaluationConfig(rows_per_batch=8, bootstrap_samples=100),
     )
 
 

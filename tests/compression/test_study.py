@@ -35,7 +35,7 @@ def config_for(directory, **changes):
         tasks={"next_item": NextItem()},
         num_train_steps=4,
         checkpoint_every_steps=4,
-        evaluation=dataclasses.replace(config.evaluation, every_steps=0, bootstrap_samples=50),
+        evaluation=dataclasses.replace(config.evaluation, every_steps=0, bootstrap_samples=100),
         **changes,
     )
 
