@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jaxrec.compression.study import ORIGINAL
 from jaxrec.evaluation import report_elements as elements
-from jaxrec.evaluation.plots import differences, lines
+from jaxrec.evaluation.plots import differences, labelled_points
 
 KIB = 1024
 COLUMNS = ("KiB", "bytes", "ms", "change", "interval", "less dense model")
@@ -125,8 +125,8 @@ def _table_row(name: str, cells: Sequence[str]) -> str:
 def _points(
     title: str, systems: Mapping[str, Any], metric: str, x: Callable[[Mapping[str, Any]], float], label: str
 ) -> str:
-    series = {name: ([x(row)], [row["metrics"][metric]]) for name, row in systems.items()}
-    return lines(title, series, label, whole_x=False)
+    points = {name: (x(row), row["metrics"][metric]) for name, row in systems.items()}
+    return labelled_points(title, points, label, highlight=ORIGINAL)
 
 
 def _commands(systems: Mapping[str, Any]) -> str:
