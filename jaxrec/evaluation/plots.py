@@ -147,6 +147,7 @@ def labelled_points(
                 fontsize=8.5,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.margins(0.15)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
