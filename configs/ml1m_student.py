@@ -26,5 +26,5 @@ def get_config() -> TrainConfig:
 def distilled() -> TrainConfig:
     """The same with a teacher's scores beside the hard targets."""
     base = get_config()
-    tasks = base.tasks | {"distillation": Distillation(teacher="runs/ml1m_sasrec", temperature=2.0)}  # type: ignore[operator]
-    return dataclasses.replace(base, name="ml1m_distilled", tasks=tasks)
+    taught = Distillation(teacher="runs/ml1m_sasrec", temperature=2.0)
+    return dataclasses.replace(base, name="ml1m_distilled", tasks={**base.tasks, "distillation": taught})
