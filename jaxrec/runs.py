@@ -22,13 +22,15 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
 from jaxrec.data.prepare import is_prepared, prepare
 from jaxrec.data.vocabulary import known_ids
+from jaxrec.models.teacher import Teacher
 from jaxrec.models.two_tower import ITEM, USER
+from jaxrec.tasks.distillation import Distillation
 from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxrec.training.inference import Inference
 from jaxrec.training.initial import Match, Start
 from jaxrec.training.loop import restore
-from jaxrec.training.setup import Setup, dataset_facts
-from jaxrec.training.state import TrainState
+from jaxrec.training.setup import Setup, dataset_facts, evaluation_parameters
+from jaxrec.training.state import TrainState, logical_rows, merge_model
 from jaxrec.training.text_refresh import with_dataset_texts
 from jaxrec.training.writer import read_metrics
 
@@ -53,10 +55,46 @@ def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
     return PreparedDataset.open(out)
 
 
-def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh) -> Setup:
-    """The static parts of a run; raises ValueError where config, data and devices do not fit."""
+def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh, *, to_train: bool = True) -> Setup:
+    """The static parts of a run; raises ValueError where config, data and devices do not fit.
+
+    Args:
+      to_train: False leaves out the teacher of a distillation, which need not be there any more.
+    """
     validate(config, mesh.size)
-    return setup_of(config, dataset_facts(dataset), mesh)
+    facts = dataset_facts(dataset)
+    workdirs = {task.teacher for task in config.tasks.values() if isinstance(task, Distillation)}
+    if to_train and workdirs:
+        if len(workdirs) > 1:
+            raise ValueError(f"the teachers {', '.join(sorted(workdirs))} are several; a run has one.")
+        facts = dataclasses.replace(facts, teacher=load_teacher(Path(workdirs.pop()), dataset))
+    return setup_of(config, facts, mesh)
+
+
+def load_teacher(workdir: Path, dataset: PreparedDataset) -> Teacher:
+    """The run in `workdir`, for another on `dataset` to learn from.
+
+    Raises:
+      ValueError: there is no run, its items are others, or it is asked in a way that a student cannot follow.
+    """
+    _, its_data, setup, state = load_state(run_directory(workdir))
+    if not np.array_equal(its_data.item_keys, dataset.item_keys):
+        raise ValueError(
+            f"the teacher in {workdir} knows {len(its_data.item_keys)} items of its own, and the run has "
+            f"{len(dataset.item_keys)} others or in another order; train both on the same data."
+        )
+    task = setup.ranking_task
+    parts = [name for name in ("memory", "text", "mixture") if getattr(setup.model, name) is not None]
+    if parts or task.query_mode != "causal":
+        what = f"model.{parts[0]}" if parts else f"the task {type(task).__name__}"
+        raise ValueError(
+            f"the teacher in {workdir} has {what}; a teacher scores by products of what NextItem trains, without it."
+        )
+    with jax.set_mesh(setup.mesh):
+        dense, tables = evaluation_parameters(state)
+        model = merge_model(setup.step.graphdef, setup.step.abstract, jax.tree.map(np.asarray, dense))
+        rows = {name: logical_rows(setup.tables[name], array) for name, array in tables.items()}
+    return Teacher(model=model, tables=rows, temperature=task.temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +198,7 @@ def load_state(
             dataclasses.replace(config, global_batch_size=mesh.size * config.accumulation_steps),
             dataset,
             mesh,
+            to_train=False,
         )
         fresh = with_dataset_texts(setup, setup.init_state(), dataset)
         state = _from_best(workdir, lambda checkpoints: restore(setup, fresh, checkpoints))

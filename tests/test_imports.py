@@ -18,7 +18,7 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "serve"}
+ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "serve", "compress"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -37,7 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuning": {"config"} | CONFIG_MAY,
     "runs": {"config"} | CONFIG_MAY,
     "export": {"config", "runs"} | CONFIG_MAY,
-} | {entry: {"config", "runs", "planning", "tuning", "serving"} | CONFIG_MAY for entry in ENTRIES}
+    "compression": {"config", "runs"} | CONFIG_MAY,
+} | {
+    entry: {"config", "runs", "planning", "tuning", "serving", "compression"} | CONFIG_MAY
+    for entry in ENTRIES
+}
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {

@@ -125,6 +125,39 @@ def lines(
         return _svg(figure, f"{title}, by {x_label}: {ends}")
 
 
+def labelled_points(
+    title: str, points: Mapping[str, tuple[float, float]], x_label: str, *, highlight: str
+) -> str:
+    """A point (x, y) a name, x by its logarithm; the one called `highlight` stands out."""
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(5.2, 3.6))
+        axes = figure.add_subplot()
+        ordered = sorted(points.items(), key=lambda one: one[1])
+        for place, (name, (x, y)) in enumerate(ordered):
+            axes.plot([x], [y], color=SERIES[0] if name == highlight else SERIES[2], marker="o", markersize=5)
+            # Neighbours take turns above and below.
+            below = place % 2
+            axes.annotate(
+                name,
+                (x, y),
+                xytext=(0, -6 if below else 6),
+                textcoords="offset points",
+                ha="center",
+                va="top" if below else "bottom",
+                fontsize=8.5,
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.margins(0.15)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+            axis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.set_xlabel(x_label)
+        axes.set_title(title)
+        text = ", ".join(f"{name} {y:.4f} at {x:,.4g}" for name, (x, y) in ordered)
+        return _svg(figure, f"{title}, by {x_label}: {text}")
+
+
 def grouped_bars(title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
     """Bars beside each other in each group; NaN leaves a gap."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):

@@ -130,6 +130,7 @@ class SelfAttention(nnx.Module):
         num_heads: int,
         dropout_rate: float,
         *,
+        head_dim: int,
         rotary: bool,
         relative_bias: RelativeBias,
         compression: HistoryCompression | None = None,
@@ -140,12 +141,12 @@ class SelfAttention(nnx.Module):
         """Makes random weights.
 
         Args:
+          head_dim: K; the heads together may be narrower than the model, as those of a pruned one are.
           rotary: turn queries and keys by their columns.
           relative_bias: is added to the scores.
           compression: of the path "compressed".
           layout: of the parameters, for the kernels of "fused".
         """
-        head_dim = embed_dim // num_heads
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.rotary = rotary
@@ -174,12 +175,12 @@ class SelfAttention(nnx.Module):
         key: jax.Array | None,
     ) -> Float[Array, "b q d"]:
         """Attends from the query positions of `seen` to every position that they see, by the path of `seen`."""
-        dim, query_positions = x.shape[-1], seen.query_positions
+        query_positions, inner = seen.query_positions, self.out_kernel.shape[0] * self.out_kernel.shape[1]
         if query_positions is None:
             queries, keys, values = jnp.split(self._project(x, slice(None)), 3, axis=-1)
         else:
-            queries = self._project(take_columns(x, query_positions), slice(dim))
-            keys, values = jnp.split(self._project(x, slice(dim, None)), 2, axis=-1)
+            queries = self._project(take_columns(x, query_positions), slice(inner))
+            keys, values = jnp.split(self._project(x, slice(inner, None)), 2, axis=-1)
         queries, keys, values = (self._split_heads(part) for part in (queries, keys, values))
         if self.rotary:
             queries, keys = rotate(queries, seen.queries.columns), rotate(keys, seen.keys.columns)
@@ -207,13 +208,12 @@ class SelfAttention(nnx.Module):
                     queries, keys, values, seen.segment_ids, causal=seen.causal, layout=self.layout
                 )
         mixed = self._join_heads(mixed)
-        out = affine(mixed, self.out_kernel[...].reshape(dim, dim), self.out_bias[...])
+        out = affine(mixed, self.out_kernel[...].reshape(inner, -1), self.out_bias[...])
         return out if self.out_lora is None else out + self.out_lora(mixed)
 
     def _project(self, x: Float[Array, "b l d"], columns: slice) -> Float[Array, "b l f"]:
         """Queries, keys and values side by side, or some of them."""
-        dim = x.shape[-1]
-        kernel, bias = self.qkv_kernel[...].reshape(dim, 3 * dim), self.qkv_bias[...].reshape(3 * dim)
+        kernel, bias = self.qkv_kernel[...].reshape(x.shape[-1], -1), self.qkv_bias[...].reshape(-1)
         out = affine(x, kernel[:, columns], bias[columns])
         return out if self.qkv_lora is None else out + self.qkv_lora(x, columns)
 

@@ -24,6 +24,7 @@ from jaxrec.nn.attention import AskedPath, SelfAttention, choose_path, take_colu
 from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.hstu import PointwiseAttention
+from jaxrec.nn.integer_products import Products, use_products
 from jaxrec.nn.layers import LayerNorm, parameter
 from jaxrec.nn.lora import AdaptedDense, LoraSpec
 from jaxrec.nn.positions import RelativeBias
@@ -44,6 +45,7 @@ class EncoderConfig:
 
     Attributes:
       embed_dim: width of the model.
+      head_dim: width of a head; 0 = `embed_dim / num_heads`. Pruned models have fewer heads of the width they had.
       block: "transformer" = attention and an MLP; "hstu" = HSTU's gated attention with SiLU in the place of the softmax
         (`nn.hstu`), no MLP.
       mlp_dim: width of the hidden layer of each block's MLP; of HSTU's values and gate.
@@ -73,6 +75,7 @@ class EncoderConfig:
         memory in proportion to the length, in plain JAX and by the kernel of the platform (TPU, GPU), which drops
         no weights and adds no bias; "auto" = full up to 512 positions, else fused where it can be, else chunked.
       dtype: of activations; parameters, softmax and normalisation statistics are float32 always.
+      products: "int8" = the maps of the blocks multiply whole numbers (`nn.integer_products`); attention does not.
       lora_rank: of the adapters (`nn.lora`) on the blocks' kernels, which are frozen then: a run trains the adapters,
         and what `optimizer.rates` leaves of the rest; 0 = none.
       lora_alpha: the adapters count `lora_alpha / lora_rank`; 0 = as much as the rank.
@@ -82,6 +85,7 @@ class EncoderConfig:
     embed_dim: int = 64
     num_layers: int = 2
     num_heads: int = 1
+    head_dim: int = 0
     block: Literal["transformer", "hstu"] = "transformer"
     mlp_dim: int = 256
     mlp: Literal["dense", "gated"] = "dense"
@@ -103,6 +107,7 @@ class EncoderConfig:
     gather_dtype: ActivationDtype = "float32"
     attention: AskedPath = "auto"
     dtype: ActivationDtype = "float32"
+    products: Products = "float"
     lora_rank: int = 0
     lora_alpha: float = 0.0
     vocab_size: int = 0
@@ -121,6 +126,8 @@ class EncoderConfig:
             raise ValueError(f"mlp={self.mlp!r} must be 'dense' or 'gated'.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} must be one of {', '.join(ACTIVATIONS)}.")
+        if self.products not in (kinds := typing.get_args(Products)):
+            raise ValueError(f"products={self.products!r} must be one of {', '.join(kinds)}.")
         if self.layer_norm_epsilon <= 0:
             raise ValueError(f"layer_norm_epsilon={self.layer_norm_epsilon} must be above 0.")
         if self.layout not in LAYOUTS:
@@ -141,15 +148,20 @@ class EncoderConfig:
             )
 
     def _check_attention(self) -> None:
-        if self.embed_dim % self.num_heads:
+        if self.head_dim < 0 or (self.head_dim and self.block == "hstu"):
             raise ValueError(
-                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one of them."
+                f"head_dim={self.head_dim} must not be negative, and block='hstu' has no width of its own; set it to 0."
+            )
+        if not self.head_dim and self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one of them, or "
+                "set head_dim."
             )
         if self.positions not in ("learned", "rotary", "relative", "none"):
             raise ValueError(
                 f"positions={self.positions!r} must be 'learned', 'rotary', 'relative' or 'none'."
             )
-        head_dim = self.embed_dim // self.num_heads
+        head_dim = self.head_width
         if self.positions == "rotary" and head_dim % 2:
             raise ValueError(
                 f"positions='rotary' turns pairs, but a head of embed_dim={self.embed_dim} over num_heads="
@@ -202,6 +214,11 @@ class EncoderConfig:
                 f"mlp_dim={self.mlp_dim} is not a multiple of num_heads={self.num_heads}, among which block='hstu' "
                 "divides its values; change one of them."
             )
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.embed_dim // self.num_heads
 
     @property
     def past_kernels(self) -> bool:
@@ -289,6 +306,7 @@ def _attention(config: EncoderConfig, rngs: nnx.Rngs) -> SelfAttention | Pointwi
         config.embed_dim,
         config.num_heads,
         config.attention_dropout_rate,
+        head_dim=config.head_width,
         rotary=rotary,
         relative_bias=relative_bias,
         compression=config.compression,
@@ -366,6 +384,7 @@ class Encoder(nnx.Module):
         x = dropout(x, config.embedding_dropout_rate, keys[-1])
 
         run = nnx.remat(Block.__call__) if config.remat else Block.__call__
+        run = use_products(config.products)(run)
         past_kernels = config.past_kernels or (key is not None and config.attention_dropout_rate > 0)
         path: Path = "compressed"
         if config.compression is None or x.shape[1] <= config.compression.recent:

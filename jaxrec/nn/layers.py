@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxrec.core import partition
 from jaxrec.core.precision import ActivationDtype
+from jaxrec.nn.integer_products import Products, integer_product, products_in_use
 
 
 def parameter(value: jax.Array, *names: str | None) -> nnx.Param:
@@ -146,21 +147,31 @@ class LayerNorm(nnx.Module):
         return normalize(x, self.scale[...], self.bias[...], self.epsilon)
 
 
-@jax.custom_vjp
 def affine(
     x: Float[Array, "*b d"], kernel: Float[Array, "d f"], bias: Float[Array, " f"]
 ) -> Float[Array, "*b f"]:
-    """X W + b in the dtype of x."""
+    """X W + b in the dtype of x; by whole numbers where `integer_products` are in use."""
+    return _affine(products_in_use(), x, kernel, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _affine(products: Products, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     flat = x.reshape(-1, x.shape[-1])
-    y = flat @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+    y = integer_product(flat, kernel) if products == "int8" else flat @ kernel.astype(x.dtype)
+    y = y + bias.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
-    return affine(x, kernel, bias), (x, kernel)
+def _affine_forward(
+    products: Products, x: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple]:
+    return _affine(products, x, kernel, bias), (x, kernel)
 
 
-def _affine_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _affine_backward(
+    products: Products, residuals: tuple, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    del products  # the gradient goes straight through the rounding
     x, kernel = residuals
     flat, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     # Summed in float32 and given in the kernel's dtype, which is what crosses the network.
@@ -175,7 +186,7 @@ def _affine_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Arr
     return d_x, d_kernel, jnp.sum(g, axis=0, dtype=jnp.float32)
 
 
-affine.defvjp(_affine_forward, _affine_backward)
+_affine.defvjp(_affine_forward, _affine_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -22,6 +22,7 @@ from jaxrec.core.hashing import hashed_uniform
 from jaxrec.core.queries import TextQueries
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
+from jaxrec.models.teacher import Teacher
 from jaxrec.models.two_tower import ITEM_BIAS, TwoTower
 
 HIDDEN_TIMES = 0.1  # share of the targets whose time a step does not tell a model that reads it
@@ -41,6 +42,7 @@ class DataFacts:
       context: columns of an event's context, by name.
       queries: texts and the items that answer them, to train on; None = the dataset has none.
       domains: catalogues that the dataset joins; () = it is one.
+      teacher: a trained model to learn from; None = no task asked for one, or the run is not trained.
     """
 
     name: str
@@ -54,6 +56,7 @@ class DataFacts:
     context: tuple[str, ...] = ()
     queries: TextQueries | None = None
     domains: tuple[str, ...] = ()
+    teacher: Teacher | None = None
 
     def abstract_batch(self, num_rows: int, length: int, where: jax.sharding.Sharding | None = None) -> Batch:
         """The shapes of a batch of the dataset."""

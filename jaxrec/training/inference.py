@@ -52,9 +52,16 @@ class Inference:
         """Whether histories must end with an empty slot that the mask vector fills (masked query mode)."""
         return self.setup.ranking_task.query_mode == "masked"
 
-    def queries(self, batch: EvaluationBatch) -> tuple[Float[Array, "N D"], SparseLogits | None]:
-        """M(x) W of every user of the batch, and what the memory adds to the scores; replicated."""
-        return self._queries(self.dense, self.tables, self.memory, self.texts, self._place(batch))
+    def queries(
+        self, batch: EvaluationBatch, *, dense: Any = None
+    ) -> tuple[Float[Array, "N D"], SparseLogits | None]:
+        """M(x) W of every user of the batch, and what the memory adds to the scores; replicated.
+
+        Args:
+          dense: parameters to ask in the place of the state's; None = the state's.
+        """
+        dense = self.dense if dense is None else dense
+        return self._queries(dense, self.tables, self.memory, self.texts, self.place(batch))
 
     def text_queries(self, token_ids: Int[np.ndarray, "q t"]) -> Float[Array, "q D"]:
         """Unit vectors of texts that items are searched by, as the task QueryItem trains them; replicated.
@@ -71,7 +78,7 @@ class Inference:
     def catalogue(self) -> tuple[Float[Array, "R D"], Float[Array, "R"]]:
         """v(y) and b_y of every physical row, sharded as the table is."""
         tables = self._whole_tables(self.setup.model.scored_table, ITEM_BIAS)
-        vectors = self._model(self.dense).candidate_vectors(tables[self.setup.model.scored_table])
+        vectors = self.model_of(self.dense).candidate_vectors(tables[self.setup.model.scored_table])
         return vectors, table_bias(tables, ITEM_BIAS, vectors)
 
     def event_vectors(self) -> Float[Array, "R D"]:
@@ -97,7 +104,7 @@ class Inference:
         """
         if not self.setup.outputs.num_behaviours:
             raise ValueError(f"tasks={', '.join(self.setup.step.tasks)}: none of them learns behaviours.")
-        return self._behaviours(self.dense, self.tables, self.texts, self._place(batch))
+        return self._behaviours(self.dense, self.tables, self.texts, self.place(batch))
 
     def values(self, batch: EvaluationBatch) -> Float[Array, "N"]:
         """The number beside the target event, as the history before it and its item let expect.
@@ -107,9 +114,9 @@ class Inference:
         """
         if not self.setup.outputs.values:
             raise ValueError(f"tasks={', '.join(self.setup.step.tasks)}: none of them learns values.")
-        return self._values(self.dense, self.tables, self.texts, self._place(batch))
+        return self._values(self.dense, self.tables, self.texts, self.place(batch))
 
-    def _place(self, batch: EvaluationBatch) -> dict[str, Any]:
+    def place(self, batch: EvaluationBatch) -> dict[str, Any]:
         """Histories are split over the devices, what is asked about them is replicated."""
         placed: dict[str, Any] = {"batch": place_batch(batch.batch, self.setup.mesh)}
         placed["last_positions"] = place_batch(batch.last_positions, self.setup.mesh)
@@ -123,7 +130,8 @@ class Inference:
             placed["target_context"] = gather_to_all(batch.target_context, self._replicated)
         return placed
 
-    def _model(self, dense: Any) -> TwoTower:
+    def model_of(self, dense: Any) -> TwoTower:
+        """The model with these dense parameters, whole on every device."""
         step = self.setup.step
         whole = whole_parameters(dense, step.abstract, step.layout, step.gather_dtype)
         return merge_model(step.graphdef, step.abstract, whole)
@@ -150,7 +158,7 @@ class Inference:
     def _with_texts(
         self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        model = self._model(dense)
+        model = self.model_of(dense)
         return with_texts(model, tables, kept_texts(model.text, texts))
 
     def _user_rows(
@@ -168,20 +176,31 @@ class Inference:
         texts: dict[str, jax.Array],
         placed: dict[str, Any],
     ) -> tuple[jax.Array, SparseLogits | None]:
-        model, batch = self._model(dense), placed["batch"]
-        events = self._item_vectors(model, tables, texts, batch.item_ids)
+        model = self.model_of(dense)
+        events = self._item_vectors(model, tables, texts, placed["batch"].item_ids)
+        asked, queries = self.ask(model, events, self._user_rows(tables, placed), placed)
+        return queries, self._memory_logits(model, memory, asked, placed) if memory else None
+
+    def ask(
+        self,
+        model: TwoTower,
+        events: Float[Array, "B L D"],
+        users: Float[Array, "B L U"] | None,
+        placed: dict[str, Any],
+    ) -> tuple[Float[Array, "N E"], Float[Array, "N D"]]:
+        """The states that are asked, and the queries made of them, from the rows of a batch that `place` has placed."""
+        batch = placed["batch"]
         masked = (batch.segment_ids > 0) & (batch.item_ids == 0) if self.appends_slot else None
         states = model.encode(
-            events, batch, user_rows=self._user_rows(tables, placed), causal=not self.appends_slot, key=None,
-            masked=masked, last_positions=placed["last_positions"],
+            events, batch, user_rows=users, causal=not self.appends_slot, key=None, masked=masked,
+            last_positions=placed["last_positions"],
         )  # fmt: skip
         at = placed["rows"], placed["slots"]
         asked = model.at_time(states[at], placed["target_gaps"])
-        queries = model.queries(asked) / self.setup.ranking_task.temperature
-        return queries, self._memory_logits(model, memory, asked, placed) if memory else None
+        return asked, model.queries(asked) / self.setup.ranking_task.temperature
 
     def _text_query(self, dense: Any, token_ids: jax.Array) -> jax.Array:
-        return self._model(dense).text_queries(token_ids, key=None)
+        return self.model_of(dense).text_queries(token_ids, key=None)
 
     def _memory_logits(
         self,
@@ -205,7 +224,7 @@ class Inference:
     def _behaviour(
         self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array], placed: dict[str, Any]
     ) -> jax.Array:
-        model = self._model(dense)
+        model = self.model_of(dense)
         logits = model.behaviour_logits(*self._pairs(model, tables, texts, placed))
         for task in self.setup.step.tasks.values():
             logits = task.predicted_logits(logits, self.setup.step.facts)
@@ -214,7 +233,7 @@ class Inference:
     def _value(
         self, dense: Any, tables: dict[str, jax.Array], texts: dict[str, jax.Array], placed: dict[str, Any]
     ) -> jax.Array:
-        model, facts = self._model(dense), self.setup.step.facts.value
+        model, facts = self.model_of(dense), self.setup.step.facts.value
         assert facts is not None, "a task of values has checked that there are some"
         return facts.mean + facts.deviation * model.values(*self._pairs(model, tables, texts, placed))
 

@@ -257,6 +257,17 @@ def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: M
     return _map_tables(tree, stored)
 
 
+def logical_rows(table: TableSpec, rows: jax.Array | np.ndarray) -> np.ndarray:
+    """The rows of a table on the host, in float32, in the order of the ids, without padding; for tables that fit.
+
+    Args:
+      rows: of a state; NumPy where the table lives on the host, in that order already.
+    """
+    if not isinstance(rows, np.ndarray):
+        rows = jax.jit(to_logical, static_argnums=(1, 2))(rows, table.num_rows, table.placement)
+    return np.asarray(rows, np.float32)[: table.num_rows]
+
+
 def file_sharding(table: TableSpec, mesh: Mesh) -> NamedSharding:
     """Rows over every device, or whole on each where the devices do not divide a file's rows."""
     divides = file_rows(table.num_rows) % mesh.size == 0

@@ -1,0 +1,150 @@
+"""Smaller models of ML-1M: what codes, pruning and distillation cost, and whether a small dense model does as well.
+
+`configs/ml1m_sasrec.py` is trained, seed by seed, and compressed by every method; for each method the dense model of
+equal bytes is trained as well, and so is a student of half the layers, from scratch and taught by the seed's own run.
+
+The bars: int8 loses at most 1 % of NDCG@10 at 30 % of the bytes or less; 4 bits or product codes lose at most 2 % at
+15 % or less; the taught student is above the same student from scratch, in pairs over users and seeds; and each method
+with codes is above the dense model of equal bytes. Every method's figures are printed and kept, whichever way it went.
+
+    python benchmarks/quality/compression.py            # seven trainings a seed, of half an hour each on 2 quiet cores
+    python benchmarks/quality/compression.py --seeds=1
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import suite
+from suite import METRIC, Seed, Variant, record
+
+from jaxrec.evaluation.comparison import RANKS_FILE
+
+DATA = "ml-1m-sasrec"
+TEACHER = Variant(name="ml1m_sasrec", config="configs/ml1m_sasrec.py", data=DATA)
+SCRATCH = Variant(name="ml1m_student", config="configs/ml1m_student.py", data=DATA)
+INT8, SMALLEST = "int8", ("int4", "pq", "pq_int4")
+HELD = (INT8, *SMALLEST)  # against a dense model of equal bytes
+LIMITS = {INT8: (0.30, -0.01), "smallest": (0.15, -0.02)}  # share of the bytes, relative change of the metric
+
+
+def distilled(base: Path) -> Variant:
+    """The student of each seed's own teacher."""
+    teacher = base / f"{TEACHER.name}-seed-{{seed}}"
+    return Variant(
+        name="ml1m_distilled",
+        config="configs/ml1m_student.py:distilled",
+        overrides=(f"tasks.distillation.teacher={teacher}",),
+        data=DATA,
+    )
+
+
+def compress(seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """The summary of `jaxrec.compress` on a seed's teacher, which is trained where its run is gone.
+
+    Raises:
+        RuntimeError: an entry failed.
+    """
+    run = suite.tried(TEACHER, given).run(seed, given.data, given.base)
+    run.finish("train")
+    out = run.workdir / "compressed"
+    run.finish("compress", f"--out={out}")
+    summary: dict[str, Any] = json.loads((out / "compression.json").read_text())
+    return summary
+
+
+def rival(method: str, summary: Mapping[str, Any]) -> Variant | None:
+    """The dense model of equal bytes; None where none is narrow enough."""
+    command = summary["systems"][method]["command"]
+    if not command:
+        return None
+    overrides = tuple(part.removeprefix("--config.") for part in command.split())
+    return dataclasses.replace(TEACHER, name=f"compression_dense-{method}", overrides=overrides)
+
+
+def seeds_of(method: str, summaries: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> list[Seed]:
+    """A method over the seeds, in the form of trained runs."""
+    found = []
+    for seed, summary in enumerate(summaries):
+        workdir = suite.tried(TEACHER, given).run(seed, given.data, given.base).workdir
+        table = pq.read_table(workdir / "compressed" / method / RANKS_FILE)
+        figures = {"metrics": summary["systems"][method]["metrics"]}
+        found.append(Seed(figures, table["rank"].to_numpy(), table["user_id"].to_numpy()))
+    return found
+
+
+def means(method: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of a method over the seeds: the metric, its relative change, the share of the bytes, milliseconds."""
+    rows = [summary["systems"][method] for summary in summaries]
+    originals = [summary["systems"]["original"] for summary in summaries]
+    value, before = (statistics.mean(row["metrics"][METRIC] for row in side) for side in (rows, originals))
+    return {
+        METRIC: value,
+        "relative_change": value / before - 1.0,
+        "share_of_bytes": statistics.mean(row["share_of_bytes"] for row in rows),
+        "num_bytes": rows[0]["num_bytes"],
+        "latency_ms": statistics.mean(row["latency_ms"] for row in rows),
+    }
+
+
+def loss_bars(table: Mapping[str, Mapping[str, float]]) -> list[record.Bar]:
+    """Bytes and loss of int8, and of the best of the smallest that are small enough."""
+    bytes_limit, change_limit = LIMITS[INT8]
+    bars = [
+        record.Bar(
+            name="int8: share of the bytes",
+            value=table[INT8]["share_of_bytes"],
+            limit=bytes_limit,
+            at_most=True,
+        ),
+        record.Bar(name="int8: relative change", value=table[INT8]["relative_change"], limit=change_limit),
+    ]
+    bytes_limit, change_limit = LIMITS["smallest"]
+    small = [name for name in SMALLEST if table[name]["share_of_bytes"] <= bytes_limit]
+    best = max((table[name]["relative_change"] for name in small), default=float("nan"))
+    name = f"the best of {', '.join(small) or 'none'} at {bytes_limit:.0%} of the bytes: relative change"
+    return [*bars, record.Bar(name=name, value=best, limit=change_limit)]
+
+
+def main() -> int:
+    """Trains what is missing, compresses, compares, checks."""
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
+    teachers = suite.run_variant(TEACHER, given)
+    summaries = [compress(seed, given) for seed in range(given.seeds)]
+    table = {name: means(name, summaries) for name in summaries[0]["systems"]}
+    for name, row in table.items():
+        print(
+            f"{name}: {METRIC} {row[METRIC]:.4f} ({row['relative_change']:+.1%}), {row['share_of_bytes']:.1%} of the "
+            f"bytes, {row['latency_ms']:.2f} ms"
+        )
+    bars, figures = loss_bars(table), {"table": table, "teachers": suite.summary(teachers)}
+    scratch, taught = suite.run_variant(SCRATCH, given), suite.run_variant(distilled(given.base), given)
+    comparison = suite.compare_variants(scratch, taught)
+    bars.append(suite.paired_bar("the taught student above the same from scratch", comparison))
+    figures |= {"scratch": suite.summary(scratch), "distilled": suite.summary(taught)}
+    figures["paired"] = {"distilled": dataclasses.asdict(comparison)}
+    for method in HELD:
+        dense = rival(method, summaries[0])
+        if dense is None:
+            print(f"{method}: no dense model is as small")
+            continue
+        rivals = suite.run_variant(dense, given)
+        comparison = suite.compare_variants(rivals, seeds_of(method, summaries, given))
+        bars.append(suite.paired_bar(f"{method} above the dense model of equal bytes", comparison))
+        figures["paired"][method] = dataclasses.asdict(comparison)
+        figures[dense.name] = suite.summary(rivals)
+    return record.finish("quality_compression", figures, bars, results=given.results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

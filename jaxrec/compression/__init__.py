@@ -1,0 +1,1 @@
+"""Search of hyper-parameters: the space, the trials, and what they showed."""

@@ -1,0 +1,46 @@
+"""A trained model that another one learns from: frozen, and whole on every device.
+
+B = packed rows, L = positions, D = item dim.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """What a teacher knows. Its arrays become constants of the programs that ask it.
+
+    Attributes:
+      model: with its trained dense parameters.
+      tables: rows in the order of the ids, by name.
+      temperature: of its ranking task; scores are divided by it.
+    """
+
+    model: TwoTower
+    tables: Mapping[str, np.ndarray]
+    temperature: float
+
+    def events(self, item_ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Its vectors of items in a history."""
+        return jnp.asarray(self.tables[ITEM])[item_ids]
+
+    def users(self, user_ids: Int[Array, "B L"]) -> Float[Array, "B L U"] | None:
+        """Its rows of users; None where it has none."""
+        return jnp.asarray(self.tables[USER])[user_ids] if USER in self.tables else None
+
+    def scores(self, queries: Float[Array, "*t D"], item_ids: Int[Array, " S"]) -> Float[Array, "*t S"]:
+        """Of some items, alike for all queries."""
+        rows = jnp.asarray(self.tables[self.model.config.scored_table])[item_ids]
+        scores = queries @ self.model.candidate_vectors(rows).T.astype(queries.dtype) / self.temperature
+        scores = scores.astype(jnp.float32)
+        if ITEM_BIAS in self.tables:
+            scores = scores + jnp.asarray(self.tables[ITEM_BIAS])[item_ids, 0]
+        return jax.lax.stop_gradient(scores)
