@@ -4,7 +4,7 @@
     python -m jaxrec.train --config=configs/ml1m_student.py:distilled --workdir=runs/distilled \\
         --config.tasks.distillation.teacher=runs/ml1m_sasrec
 
-`python benchmarks/quality/compression.py` holds the two against each other over three seeds.
+`python benchmarks/quality/compress.py` holds the two against each other over three seeds.
 """
 
 import dataclasses

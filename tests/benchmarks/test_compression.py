@@ -46,7 +46,7 @@ METHODS = {
 def test_losses_are_held_against_the_limits_of_their_bytes(
     module, monkeypatch, tmp_path, capsys, changes, missed
 ):
-    suite, program = module("suite"), module("compression")
+    suite, program = module("suite"), module("compress")
     methods, asked = METHODS | changes, []
 
     def run(variant, given):
@@ -71,7 +71,7 @@ def test_losses_are_held_against_the_limits_of_their_bytes(
     monkeypatch.setattr(suite, "run_variant", run)
     monkeypatch.setattr(program, "compress", compress)
     monkeypatch.setattr(
-        "sys.argv", ["compression.py", f"--results={tmp_path}", f"--base={tmp_path}", "--seeds=2"]
+        "sys.argv", ["compress.py", f"--results={tmp_path}", f"--base={tmp_path}", "--seeds=2"]
     )
     assert program.main() == bool(missed)
     printed = capsys.readouterr().out

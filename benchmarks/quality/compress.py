@@ -7,8 +7,8 @@ The bars: int8 loses at most 1 % of NDCG@10 at 30 % of the bytes or less; 4 bits
 15 % or less; the taught student is above the same student from scratch, in pairs over users and seeds; and each method
 with codes is above the dense model of equal bytes. Every method's figures are printed and kept, whichever way it went.
 
-    python benchmarks/quality/compression.py            # seven trainings a seed, of half an hour each on 2 quiet cores
-    python benchmarks/quality/compression.py --seeds=1
+    python benchmarks/quality/compress.py            # seven trainings a seed, of half an hour each on 2 quiet cores
+    python benchmarks/quality/compress.py --seeds=1
 """
 
 from __future__ import annotations
