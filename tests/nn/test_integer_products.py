@@ -49,8 +49,9 @@ def test_an_encoder_says_which_products_it_takes():
     where = {"segment_ids": jnp.ones((2, 8), int), "positions": jnp.arange(8)[None].repeat(2, 0)}
 
     def states(**changes):
-        encoder = Encoder(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0))
-        return jax.jit(lambda x: encoder(x, causal=True, key=None, **where))(x)
+        graphdef, state = nnx.split(Encoder(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0)))
+        ask = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, causal=True, key=None, **where))
+        return ask(state, x)
 
     exact, coarse = states(), states(products="int8")
     np.testing.assert_allclose(coarse, exact, atol=0.15)
