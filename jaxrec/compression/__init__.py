@@ -1,1 +1,1 @@
-"""Search of hyper-parameters: the space, the trials, and what they showed."""
+"""A trained run made smaller: codes, pruning, and what each gives and costs."""

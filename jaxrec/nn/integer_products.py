@@ -28,7 +28,11 @@ _products: contextvars.ContextVar[Products] = contextvars.ContextVar("products",
 
 @contextlib.contextmanager
 def use_products(kind: Products) -> Iterator[None]:
-    """While a program is traced: what `layers.affine` multiplies."""
+    """While a program is traced: what `layers.affine` multiplies.
+
+    JAX keeps traced programs by their function and does not see this setting: a function must always be traced under
+    the same one, as an encoder is by its config.
+    """
     token = _products.set(kind)
     try:
         yield
