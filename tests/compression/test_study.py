@@ -146,7 +146,7 @@ def test_a_teacher_knows_the_same_items(runs, tmp_path):
     at = events.column_names.index("item_id")
     moved = events.set_column(at, "item_id", pc.add(events["item_id"], 1))
     (tmp_path / "events").mkdir()
-    pq.write_table(moved, tmp_path / "events" / "e.parquet")
+    pq.write_table(moved, tmp_path / "events" / "events.parquet")
     tasks = {"next_item": NextItem(), "distillation": Distillation(teacher=str(runs / "teacher"))}
     config = dataclasses.replace(config_for(tmp_path / "events"), tasks=tasks)
     with pytest.raises(ValueError, match="items of its own"):
