@@ -4,6 +4,7 @@ A method that is finished is not done again; latencies are measured anew each ti
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxrec.compression.files import CompressedModel, read_model, write_model
 from jaxrec.compression.latency import Program, answer_program, median_milliseconds
@@ -94,7 +96,7 @@ def run_study(request: Request) -> dict[str, Any]:
                     f"{name} was trained on data of fingerprint {other.dataset.metadata.fingerprint}, and "
                     f"{request.workdir} on {source.dataset.metadata.fingerprint}; give a run on the same data."
                 )
-            identity = {"method": name, "step": other.step, "split": request.split}
+            identity = {"method": name, "parameters": digest(other), "split": request.split}
             directory = request.out / name
             if not _is_measured(directory, identity):
                 _measure(directory, other.original(), source.dataset, request.split, identity)
@@ -145,9 +147,18 @@ def open_source(workdir: Path) -> Source:
         )
 
 
+def digest(source: Source) -> str:
+    """Of the run's parameters: what tells one state from another."""
+    found = hashlib.sha256()
+    for name, array in sorted(source.arrays.items()):
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:16]
+
+
 def _note_source(request: Request, source: Source) -> None:
     """`out` belongs to one state of one run: numbers of two must not meet in a table."""
-    identity = {"name": source.config.name, "step": source.step, "data": source.dataset.metadata.fingerprint}
+    identity = {"name": source.config.name, "step": source.step, "parameters": digest(source)}
     path = request.out / SOURCE_FILE
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
