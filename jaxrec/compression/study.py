@@ -104,7 +104,7 @@ def run_study(request: Request) -> dict[str, Any]:
             programs[name] = _program(other.original(), source, request.split)
         for name in request.methods:
             method, directory = METHODS[name], request.out / name
-            identity = {"method": str(method), "step": source.step, "split": request.split}
+            identity = {"method": str(method), "step": str(source.step), "split": request.split}
             if not _is_measured(directory, identity):
                 logger.info("compressing: %s", name)
                 model = method.compress(source)
