@@ -60,7 +60,7 @@ def run_variant(variant: str, seed: int, arguments: argparse.Namespace) -> tuple
     table = pq.read_table(run.workdir / PREDICTIONS_FILE)
     facts = {
         "variant": variant, "seed": seed, "minutes": suite.minutes(suite.sittings(run)),
-        "command": run.shown_command("train"),
+        "command": suite.without_place(run.shown_command("train"), arguments.data),
     }  # fmt: skip
     return facts, {name: table[name].to_numpy() for name in table.column_names}
 

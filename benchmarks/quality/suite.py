@@ -139,7 +139,7 @@ def _run_seed(
     config = json.loads(to_json(apply_overrides(load_config(variant.config), overrides)))
     if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
         train_and_evaluate(run, f"{variant.name}, seed {seed}")
-        _keep(run, config, kept, measure(run.workdir) if measure else {})
+        _keep(run, config, kept, measure(run.workdir) if measure else {}, data)
     arrays = _ranks(kept.with_suffix(".parquet"))
     cold = kept.with_suffix(".cold.parquet")
     return Seed(json.loads(kept.read_text()), *arrays, *(_ranks(cold)[::-1] if cold.exists() else ()))
@@ -218,7 +218,15 @@ def two_core_minutes(sittings: Sequence[Mapping[str, Any]]) -> float:
     return sum(sitting["processor_seconds"] for sitting in sittings) / 2 / 60
 
 
-def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path, measured: dict[str, Any]) -> None:
+def without_place(text: str, data: Path) -> str:
+    """A text without the folder where the data lie on this machine: they lie beside the repository on any."""
+    beside = os.path.relpath(record.SHARED_DATA, record.ROOT)
+    return text.replace(str(data), beside) if data.is_absolute() else text
+
+
+def _keep(
+    run: training_runs.Run, config: dict[str, Any], kept: Path, measured: dict[str, Any], data: Path
+) -> None:
     """Copies what counts out of the workdir; the figures come last, so that they never lack their ranks."""
     workdir = run_directory(run.workdir)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
@@ -240,7 +248,7 @@ def _keep(run: training_runs.Run, config: dict[str, Any], kept: Path, measured: 
     if "cold_items" in figures:
         shutil.copyfile(workdir / COLD_RANKS_FILE, kept.with_suffix(".cold.parquet"))
     temporary = kept.with_suffix(".tmp")
-    temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    temporary.write_text(without_place(json.dumps(figures, indent=1) + "\n", data))
     os.replace(temporary, kept)
 
 
