@@ -142,8 +142,7 @@ class Run:
     @property
     def score(self) -> MixtureScore | None:
         """How queries and v(y) are scored; None = by their product."""
-        mixture = self.setup.model.mixture
-        return None if mixture is None else mixture.score
+        return self.setup.model.score
 
     def behaviour_logits(self, batch: EvaluationBatch) -> Float[np.ndarray, "n k"]:
         """Logits of the target event's behaviours; ValueError where no task learns them."""

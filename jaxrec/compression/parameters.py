@@ -18,12 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxrec.config import TrainConfig
 from jaxrec.core.partition import sharding
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.embedding.table import from_logical, to_logical
+from jaxrec.embedding.table import from_logical
 from jaxrec.models.two_tower import ITEM
 from jaxrec.runs import setup_run
 from jaxrec.training.memory import abstract_memory
 from jaxrec.training.setup import Setup, evaluation_parameters
-from jaxrec.training.state import NO_FAILURE, TrainState, dense_shardings, logical_rows
+from jaxrec.training.state import NO_FAILURE, TrainState, dense_shardings, in_id_order, logical_rows
 
 DENSE, TABLE, MEMORY = "dense", "table", "memory"
 Arrays = dict[str, np.ndarray]
@@ -55,7 +55,7 @@ def parameters_of(setup: Setup, state: TrainState) -> Arrays:
     found |= {f"{TABLE}.{name}": logical_rows(setup.tables[name], rows) for name, rows in tables.items()}
     items = setup.tables[ITEM].num_rows
     for name, rows in state.memory.items():
-        found[f"{MEMORY}.{name}"] = np.asarray(jax.jit(to_logical, static_argnums=1)(rows, items))[:items]
+        found[f"{MEMORY}.{name}"] = in_id_order(rows, items)
     return found
 
 

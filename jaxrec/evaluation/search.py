@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 
 from jaxrec.core.queries import TextQueries
 from jaxrec.data.queries import KINDS, QueryTable
-from jaxrec.evaluation.baselines.text_search import BM25, TfIdf
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.full_ranking import FullRanking
 from jaxrec.evaluation.significance import bootstrap_intervals
 from jaxrec.evaluation.user_ranking import Run
+from jaxrec.evaluation.word_index import BM25, TfIdf
 from jaxrec.metrics.ranking import per_user_metrics, rank_targets
 from jaxrec.nn.layers import unit_vectors
 from jaxrec.tasks.base import Task

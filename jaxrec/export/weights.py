@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.embedding.table import to_logical
 from jaxrec.export.served_model import (
     BIAS,
     DOMAINS,
@@ -26,7 +25,7 @@ from jaxrec.export.served_model import (
 from jaxrec.models.two_tower import ITEM, USER, TwoTowerConfig
 from jaxrec.training.inference import Inference
 from jaxrec.training.setup import Setup, evaluation_parameters
-from jaxrec.training.state import TrainState
+from jaxrec.training.state import TrainState, in_id_order, logical_rows
 
 HostWeights = dict[str, np.ndarray]
 
@@ -91,7 +90,7 @@ def gather_weights(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
         found[MEMORY + name] = _of_items(setup, rows)
     if USER in setup.tables:
         _, tables = evaluation_parameters(state)
-        found[USER_ROWS] = _logical(setup, USER, tables[USER])
+        found[USER_ROWS] = logical_rows(setup.tables[USER], tables[USER])
     found |= {name: np.asarray(leaf) for name, leaf in flatten_dense(inference.dense).items()}
     found = {
         name: array if array.dtype.kind in "iu" else array.astype(np.float32) for name, array in found.items()
@@ -123,17 +122,6 @@ def stored(weights: HostWeights, dtype: str) -> HostWeights:
 
 def _of_items(setup: Setup, rows: jax.Array) -> Shaped[np.ndarray, "n_plus_1 *d"]:
     """Rows that lie as those of a table of items under `Rows`; row 0 is zeros."""
-    num_rows = setup.tables[ITEM].num_rows
-    logical = np.array(jax.jit(lambda rows: to_logical(rows, num_rows))(rows))[:num_rows]
-    logical[0] = 0
-    return logical
-
-
-def _logical(setup: Setup, name: str, rows: jax.Array | np.ndarray) -> Shaped[np.ndarray, "u_plus_1 d"]:
-    """A table by id; one on the host lies so already."""
-    table = setup.tables[name]
-    if isinstance(rows, np.ndarray):
-        return rows[: table.num_rows]
-    return np.asarray(jax.jit(lambda rows: to_logical(rows, table.num_rows, table.placement))(rows))[
-        : table.num_rows
-    ]
+    ordered = np.array(in_id_order(rows, setup.tables[ITEM].num_rows))
+    ordered[0] = 0
+    return ordered

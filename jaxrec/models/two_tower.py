@@ -141,6 +141,11 @@ class TwoTowerConfig:
         """The table whose rows v(y) is made of."""
         return ITEM_OUTPUT if self.output_table else ITEM
 
+    @property
+    def score(self) -> MixtureScore | None:
+        """How queries and v(y) are scored; None = by their product."""
+        return None if self.mixture is None else self.mixture.score
+
     def tables(self, num_items: int, num_users: int) -> dict[str, TableSpec]:
         """The sharded tables that the towers look up; row 0 is padding."""
         items = TableSpec(num_rows=num_items + 1, dim=self.item_dim, init_scale=self.init_scale)
@@ -341,7 +346,7 @@ class TwoTower(nnx.Module):
     @property
     def score(self) -> MixtureScore | None:
         """How queries and candidates are scored; None = by their product."""
-        return None if self.config.mixture is None else self.config.mixture.score
+        return self.config.score
 
     def in_context(self, queries: Float[Array, "*b D"], context: Int[Array, "*b F"]) -> Float[Array, "*b D"]:
         """The queries of events with the rows of their context added; as they are where the model reads none.

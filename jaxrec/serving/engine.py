@@ -7,6 +7,7 @@ M = items of the view, P = items of a pool, D = item dim.
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -71,7 +72,7 @@ class Engine:
         Raises:
           ValueError: a category that the catalogue does not have.
         """
-        scores = np.log1p(view.popularity) if request.query is None else view.scores(request.query)
+        scores = _scores(view, request.query)
         rules = self._rules(view, request)
         kept = rules.scores(scores, view.facts)
         ordered, values, explored = self._ordered(view, request, kept)
@@ -93,7 +94,7 @@ class Engine:
 
     def rank(self, view: View, query: Query | None, item_ids: Sequence[int]) -> list[float | None]:
         """The score of given items; None for id 0."""
-        scores = np.log1p(view.popularity) if query is None else view.scores(query)
+        scores = _scores(view, query)
         return [float(scores[item]) if item else None for item in item_ids]
 
     def similar(self, view: View, item_id: int, size: int, item_filter: Filter) -> list[ShownItem]:
@@ -105,7 +106,7 @@ class Engine:
 
     def search(self, view: View, text: str, size: int, item_filter: Filter) -> list[ShownItem]:
         """Items by the words of a text."""
-        base = view.version.text_index.likeness(text)
+        base = view.version.word_index.cosines(text)
         likeness = np.append(base, np.zeros(len(view.added)))
         words = set(text.casefold().split())
         for number in range(len(view.added)):
@@ -117,7 +118,7 @@ class Engine:
 
     def bundle(self, view: View, request: ListRequest, weight: float) -> list[ShownItem]:
         """A set that is worth its items' scores and what they span together, chosen greedily."""
-        scores = np.log1p(view.popularity) if request.query is None else view.scores(request.query)
+        scores = _scores(view, request.query)
         rules = self._rules(view, request)
         kept = rules.scores(scores, view.facts)
         pool = _best(kept, 100)
@@ -182,19 +183,11 @@ class Engine:
         return [*found, *self.reasons(view, request, item)]
 
     def _rules(self, view: View, request: ListRequest) -> Rules:
-        asked = request.filter
-        blocked = [request.exclude, view.hidden]
+        """Those of a user's list: what the user lacks the first part of is left out, too."""
+        exclude = request.exclude
         if self.prerequisites is not None:
-            blocked.append(self.prerequisites.blocked(request.history))
-        return Rules(
-            exclude=np.concatenate(blocked).astype(np.int64),
-            allow=None if asked.allow is None else view.ids_of(asked.allow),
-            categories=CategoryFilter(any_of=asked.any_of, none_of=asked.none_of),
-            added_after=asked.added_after,
-            max_per_category=asked.max_per_category,
-            boosts=request.boosts,
-            threshold=-np.inf if asked.min_score is None else asked.min_score,
-        )
+            exclude = np.concatenate([exclude, self.prerequisites.blocked(request.history)])
+        return _rules(view, request.filter, exclude, request.boosts)
 
     def _ordered(
         self, view: View, request: ListRequest, kept: Float[np.ndarray, " m_plus_1"]
@@ -253,13 +246,7 @@ class Engine:
     def _by(
         self, view: View, scores: np.ndarray, exclude: np.ndarray, size: int, item_filter: Filter, reason: str
     ) -> list[ShownItem]:
-        nobody = np.zeros(0, np.int64)
-        request = ListRequest(query=None, history=nobody, exclude=exclude, filter=item_filter)
-        rules = dataclasses.replace(self._rules(view, request), boosts={})
-        if self.prerequisites is not None:
-            rules = dataclasses.replace(
-                rules, exclude=np.concatenate([exclude, view.hidden]).astype(np.int64)
-            )
+        rules = _rules(view, item_filter, exclude)
         kept = rules.scores(scores, view.facts)
         found = capped(_best(kept, len(kept)), view.facts, rules.max_per_category, size)
         return [self._shown(view, item, float(scores[item]), reason) for item in found.tolist()]
@@ -277,6 +264,29 @@ class Engine:
         if item > view.version.num_items:
             return "content"
         return "popular" if request.query is None else "model"
+
+
+def _scores(view: View, query: Query | None) -> Float[np.ndarray, " m_plus_1"]:
+    """Of the model; by popularity where nobody knows anything of the user."""
+    return np.log1p(view.popularity) if query is None else view.scores(query)
+
+
+def _rules(
+    view: View,
+    asked: Filter,
+    exclude: Int[np.ndarray, " x"],
+    boosts: Mapping[str, float] = MappingProxyType({}),
+) -> Rules:
+    """What a filter says, in ids of the view; what is hidden is left out of every list."""
+    return Rules(
+        exclude=np.concatenate([exclude, view.hidden]).astype(np.int64),
+        allow=None if asked.allow is None else view.ids_of(asked.allow),
+        categories=CategoryFilter(any_of=asked.any_of, none_of=asked.none_of),
+        added_after=asked.added_after,
+        max_per_category=asked.max_per_category,
+        boosts=boosts,
+        threshold=-np.inf if asked.min_score is None else asked.min_score,
+    )
 
 
 def _best(scores: Float[np.ndarray, " m"], most: int) -> Int[np.ndarray, " p"]:

@@ -93,44 +93,49 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
     async def infer(request: InferRequest, name: str, version: str = "") -> dict[str, Any]:
         """The best items of each history."""
         _check(service, name, version)
-        tensor = request.inputs[0]
-        rows, length = tensor.shape
-        if not (1 <= rows <= MOST_ROWS and 1 <= length <= MOST_EVENTS and rows * length == len(tensor.data)):
-            raise ValueError(
-                f"history of shape {tensor.shape} with {len(tensor.data)} entries: give rows * events of them, at most "
-                f"{MOST_ROWS} rows of {MOST_EVENTS}."
+        return await _inferred(service, request, version)
+
+
+async def _inferred(service: Service, request: InferRequest, version: str) -> dict[str, Any]:
+    """One list a row of the history, cut to the shortest."""
+    tensor = request.inputs[0]
+    rows, length = tensor.shape
+    if not (1 <= rows <= MOST_ROWS and 1 <= length <= MOST_EVENTS and rows * length == len(tensor.data)):
+        raise ValueError(
+            f"history of shape {tensor.shape} with {len(tensor.data)} entries: give rows * events of them, at most "
+            f"{MOST_ROWS} rows of {MOST_EVENTS}."
+        )
+    answers = [
+        await service.recommend(
+            RecommendRequest(
+                k=request.parameters.k,
+                history=tuple(key for key in tensor.data[at : at + length] if key not in ("", 0)),
+                version=version,
             )
-        answers = [
-            await service.recommend(
-                RecommendRequest(
-                    k=request.parameters.k,
-                    history=tuple(key for key in tensor.data[at : at + length] if key not in ("", 0)),
-                    version=version,
-                )
-            )
-            for at in range(0, len(tensor.data), length)
-        ]
-        width = min(len(answer.items) for answer in answers)
-        kept = [answer.items[:width] for answer in answers]
-        return {
-            "model_name": NAME,
-            "model_version": answers[0].model_version,
-            "id": request.id,
-            "outputs": [
-                {
-                    "name": "item_ids",
-                    "datatype": "BYTES" if service.newest.bundle.catalogue.vocabulary.is_text else "INT64",
-                    "shape": [rows, width],
-                    "data": [item.item_id for items in kept for item in items],
-                },
-                {
-                    "name": "scores",
-                    "datatype": "FP32",
-                    "shape": [rows, width],
-                    "data": [item.score for items in kept for item in items],
-                },
-            ],
-        }
+        )
+        for at in range(0, len(tensor.data), length)
+    ]
+    width = min(len(answer.items) for answer in answers)
+    kept = [answer.items[:width] for answer in answers]
+    return {
+        "model_name": NAME,
+        "model_version": answers[0].model_version,
+        "id": request.id,
+        "outputs": [
+            {
+                "name": "item_ids",
+                "datatype": "BYTES" if service.newest.bundle.catalogue.vocabulary.is_text else "INT64",
+                "shape": [rows, width],
+                "data": [item.item_id for items in kept for item in items],
+            },
+            {
+                "name": "scores",
+                "datatype": "FP32",
+                "shape": [rows, width],
+                "data": [item.score for items in kept for item in items],
+            },
+        ],
+    }
 
 
 def _check(service: Service, name: str, version: str) -> None:

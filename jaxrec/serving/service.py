@@ -84,6 +84,26 @@ class _Live:
         return self._view
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A user's side of a request.
+
+    Attributes:
+      known: the events that the user tower reads, in the catalogue's own ids.
+      history: all events that the view knows, by its ids; new items too.
+      num_events: of the history, known or not.
+      query: None = the tower was not asked, or not in time; `notes` say so.
+    """
+
+    live: _Live
+    view: View
+    known: Sequence[Event]
+    history: np.ndarray
+    num_events: int
+    query: Query | None
+    notes: list[str]
+
+
 class Service:
     """Answers requests; use it on one event loop."""
 
@@ -161,42 +181,35 @@ class Service:
 
     async def recommend(self, request: RecommendRequest) -> Answer:
         """A list for a user."""
-        live = self._version_of(request.user_id, request.version)
-        view = live.view(self.store)
-        events = self._events(live, request.user_id, request.history)
-        query, notes = await self._query(
-            live, view, events, request.user_id, self._deadline(request.deadline_ms)
-        )
-        history = view.ids_of(event.item_id for event in events)
+        deadline = self._deadline(request.deadline_ms)
+        asked = await self._ask(request.user_id, request.history, deadline, version=request.version)
+        view, name = asked.view, asked.live.version.name
         explores = self.options.explore if request.explore is None else request.explore
-        asked = ListRequest(
-            query=query,
-            history=history,
-            exclude=self._left_out(view, history, view.ids_of(request.exclude)),
+        wanted = ListRequest(
+            query=asked.query,
+            history=asked.history,
+            exclude=self._left_out(asked, view.ids_of(request.exclude)),
             filter=request.filter,
             boosts=request.boosts,
             diversity=request.diversity,
             size=request.k,
             offset=request.offset,
             trending=self._trends(view),
-            explore_key=f"{request.user_id} {len(events)} {live.version.name}" if explores else None,
+            explore_key=f"{request.user_id} {asked.num_events} {name}" if explores else None,
         )
-        items = self.engine.recommend(view, asked)
-        return self._answer(live, items, query, notes)
+        return self._answer(asked.live, self.engine.recommend(view, wanted), asked.query, asked.notes)
 
     async def rank(self, request: RankRequest) -> Answer:
         """Scores of given items, in their order; unknown ones have none."""
-        live = self._version_of(request.user_id, "")
-        view = live.view(self.store)
-        events = self._events(live, request.user_id, request.history)
-        query, notes = await self._query(live, view, events, request.user_id, self._deadline(None))
+        asked = await self._ask(request.user_id, request.history, self._deadline(None))
+        view = asked.view
         ids = [view.id_of(key) for key in request.items]
-        scores = self.engine.rank(view, query, ids)
+        scores = self.engine.rank(view, asked.query, ids)
         items = [
             {"item_id": key, "title": view.titles[item] if item else "", "score": score, "source": "given"}
             for key, item, score in zip(request.items, ids, scores, strict=True)
         ]
-        return self._answer(live, items, query, notes)
+        return self._answer(asked.live, items, asked.query, asked.notes)
 
     async def similar(self, request: SimilarRequest) -> Answer:
         """Items like one."""
@@ -214,51 +227,47 @@ class Service:
 
     async def bundle(self, request: BundleRequest) -> Answer:
         """A set of items."""
-        live = self._version_of(request.user_id, "")
-        view = live.view(self.store)
-        events = self._events(live, request.user_id, request.history)
-        query, notes = await self._query(live, view, events, request.user_id, self._deadline(None))
-        history = view.ids_of(event.item_id for event in events)
-        asked = ListRequest(
-            query=query,
-            history=history,
-            exclude=self._left_out(view, history, np.zeros(0, np.int64)),
+        asked = await self._ask(request.user_id, request.history, self._deadline(None))
+        wanted = ListRequest(
+            query=asked.query,
+            history=asked.history,
+            exclude=self._left_out(asked, np.zeros(0, np.int64)),
             filter=request.filter,
             size=request.size,
         )
-        return self._answer(live, self.engine.bundle(view, asked, request.diversity), query, notes)
+        items = self.engine.bundle(asked.view, wanted, request.diversity)
+        return self._answer(asked.live, items, asked.query, asked.notes)
 
     async def explain(self, request: ExplainRequest) -> dict[str, Any]:
         """Why an item: what the score would be without each of the latest events."""
-        live = self._version_of(request.user_id, "")
-        view = live.view(self.store)
-        item = self._item(view, request.item_id)
-        events = self._events(live, request.user_id, request.history)
         deadline = self._deadline(None)
-        query, _ = await self._query(live, view, events, request.user_id, deadline)
-        history = view.ids_of(event.item_id for event in events)
-        asked = ListRequest(
-            query=query, history=history, exclude=np.zeros(0, np.int64), trending=self._trends(view)
+        asked = await self._ask(request.user_id, request.history, deadline)
+        view, events = asked.view, asked.known
+        item = self._item(view, request.item_id)
+        wanted = ListRequest(
+            query=asked.query,
+            history=asked.history,
+            exclude=np.zeros(0, np.int64),
+            trending=self._trends(view),
         )
         without: list[tuple[int, Query]] = []
-        if query is not None:
+        if asked.query is not None:
             latest = range(max(0, len(events) - EXPLAINED_EVENTS), len(events))
-            known = [at for at in latest if view.id_of(events[at].item_id)]
             others = [
-                live.batcher.submit(
+                asked.live.batcher.submit(
                     History((*events[:at], *events[at + 1 :]), request.user_id), deadline=deadline
                 )
-                for at in known
+                for at in latest
             ]
             found = await asyncio.gather(*others)
             without = [
-                (view.id_of(events[at].item_id), other) for at, other in zip(known, found, strict=True)
+                (view.id_of(events[at].item_id), other) for at, other in zip(latest, found, strict=True)
             ]
         return {
             "item_id": view.key_of(item),
             "title": view.titles[item],
-            "reasons": self.engine.explain(view, asked, item, without),
-            "model_version": live.version.name,
+            "reasons": self.engine.explain(view, wanted, item, without),
+            "model_version": asked.live.version.name,
         }
 
     async def feedback(self, request: FeedbackRequest) -> dict[str, int]:
@@ -372,29 +381,45 @@ class Service:
         since = [Event(event.item_id, seconds=event.seconds) for event in self.store.history(str(user_id))]
         return [*live.version.history(str(user_id)), *since]
 
-    def _left_out(self, view: View, history: np.ndarray, exclude: np.ndarray) -> np.ndarray:
-        seen = history if view.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
+    def _left_out(self, asked: _Asked, exclude: np.ndarray) -> np.ndarray:
+        seen = asked.history if asked.live.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
         return np.concatenate([seen, exclude])
 
-    async def _query(
-        self, live: _Live, view: View, events: Sequence[Event], user_id: Key | None, deadline: float
-    ) -> tuple[Query | None, list[str]]:
-        """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""
+    async def _ask(
+        self, user_id: Key | None, history: Sequence[Key] | None, deadline: float, *, version: str = ""
+    ) -> _Asked:
+        """The user's events and the query made of them."""
+        live = self._version_of(user_id, version)
+        view = live.view(self.store)
+        events = self._events(live, user_id, history)
         known = [
             dataclasses.replace(event, item_id=view.key_of(item))
             for event in events
             if 0 < (item := view.id_of(event.item_id)) <= live.version.num_items
         ]
-        if not known:
+        query, notes = await self._query(live, History(tuple(known), user_id), deadline)
+        return _Asked(
+            live=live,
+            view=view,
+            known=known,
+            history=view.ids_of(event.item_id for event in events),
+            num_events=len(events),
+            query=query,
+            notes=notes,
+        )
+
+    async def _query(self, live: _Live, history: History, deadline: float) -> tuple[Query | None, list[str]]:
+        """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""
+        if not history.events:
             return None, []
         try:
-            return await live.batcher.submit(History(tuple(known), user_id), deadline=deadline), []
+            return await live.batcher.submit(history, deadline=deadline), []
         except Expired:
             self.measures.degraded("deadline")
             return None, ["The model was not in time; popular items are listed."]
         except Closed:
             # The version went out of use while the request waited for its turn.
-            return await self._newest.batcher.submit(History(tuple(known), user_id), deadline=deadline), []
+            return await self._newest.batcher.submit(history, deadline=deadline), []
 
     def _deadline(self, milliseconds: int | None) -> float:
         return time.monotonic() + (milliseconds or self.options.deadline_ms) / 1000

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from jaxrec.evaluation.word_index import TfIdf, WordIndex
 from jaxrec.export.bundle import Bundle, Event
 from jaxrec.export.catalogue import Key, read_histories
 from jaxrec.serving.rules import ItemFacts
-from jaxrec.serving.text_index import TextIndex
 
 __all__ = ["History", "Query", "Version"]
 
@@ -91,10 +91,12 @@ class Version:
         return len(self.bundle.catalogue.vocabulary)
 
     @functools.cached_property
-    def text_index(self) -> TextIndex:
+    def word_index(self) -> WordIndex:
         """Of titles and categories."""
         titles = self.bundle.catalogue.titles[1:]
-        return TextIndex([(title, *names) for title, names in zip(titles, self.categories, strict=True)])
+        return TfIdf().fit(
+            [" ".join((title, *names)) for title, names in zip(titles, self.categories, strict=True)]
+        )
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:

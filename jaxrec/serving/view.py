@@ -113,7 +113,7 @@ def _own_key(version: Version, key: Key) -> Key:
 
 def _of_words(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:
     """The mean of the vectors of the items that are most like it, by their likeness; zeros where none is."""
-    likeness = version.text_index.likeness(" ".join((item.title, item.text, *item.categories)))
+    likeness = version.word_index.cosines(" ".join((item.title, item.text, *item.categories)))
     nearest = np.argsort(-likeness, kind="stable")[:NEIGHBOURS]
     weights = likeness[nearest]
     if not weights.sum():

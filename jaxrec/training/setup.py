@@ -143,27 +143,7 @@ def make_setup(
       ValueError: a task or the model needs a column that the dataset lacks (names both), a table cannot live on the
         host, or a rate is of no parameter.
     """
-    if model.encoder.time_bias and not facts.has_timestamps:
-        raise ValueError(
-            f"model.encoder.time_bias=True needs the times of events, and dataset {facts.name!r} has none; name the "
-            "column with data.columns.timestamp, or set time_bias to False."
-        )
-    if model.target_time:
-        _check_target_time(tasks, facts)
-    if model.event_behaviours and not facts.behaviours:
-        raise ValueError(
-            f"model.event_behaviours=True, but the events of dataset {facts.name!r} have no behaviours; declare one in "
-            "the column map, or set it to False."
-        )
-    if model.domain_adapters and len(facts.domains) < 2:
-        raise ValueError(
-            f"model.domain_adapters={model.domain_adapters}, but dataset {facts.name!r} has one domain; join several "
-            "with data.source=Domains, or set it to 0."
-        )
-    for task in tasks.values():
-        task.check_data(facts)
-    _check_behaviours(tasks, facts)
-    _check_context(model, tasks, facts)
+    _check(model, tasks, facts)
     judges = any(task.needs_behaviour_head for task in tasks.values())
     outputs = Outputs(
         num_behaviours=len(facts.behaviours) if judges else 0,
@@ -172,14 +152,6 @@ def make_setup(
         num_domains=len(facts.domains) if model.domain_adapters else 0,
         weighed_tasks=balance.weighed(tasks),
     )
-    if model.memory is not None:
-        _check_memory(tasks)
-    if model.mixture is not None:
-        _check_mixture(tasks)
-    if model.text is not None:
-        _check_text(model.text, facts)
-    _check_text_tasks(model.text, tasks)
-    _check_queries(model.text, facts)
     graphdef, abstract = split_model(model, outputs)
     tables = model.tables(facts.num_items, facts.num_users)
     check_cache_rows(cache_rows, tables, mesh)
@@ -211,6 +183,39 @@ def make_setup(
         outputs=outputs,
         cache_rows=cache_rows,
     )
+
+
+def _check(model: TwoTowerConfig, tasks: Mapping[str, Task], facts: DataFacts) -> None:
+    """What the towers read must be in the data, and what they do the tasks must be able to train."""
+    if model.encoder.time_bias and not facts.has_timestamps:
+        raise ValueError(
+            f"model.encoder.time_bias=True needs the times of events, and dataset {facts.name!r} has none; name the "
+            "column with data.columns.timestamp, or set time_bias to False."
+        )
+    if model.target_time:
+        _check_target_time(tasks, facts)
+    if model.event_behaviours and not facts.behaviours:
+        raise ValueError(
+            f"model.event_behaviours=True, but the events of dataset {facts.name!r} have no behaviours; declare one in "
+            "the column map, or set it to False."
+        )
+    if model.domain_adapters and len(facts.domains) < 2:
+        raise ValueError(
+            f"model.domain_adapters={model.domain_adapters}, but dataset {facts.name!r} has one domain; join several "
+            "with data.source=Domains, or set it to 0."
+        )
+    for task in tasks.values():
+        task.check_data(facts)
+    _check_behaviours(tasks, facts)
+    _check_context(model, tasks, facts)
+    if model.memory is not None:
+        _check_memory(tasks)
+    if model.mixture is not None:
+        _check_mixture(tasks)
+    if model.text is not None:
+        _check_text(model.text, facts)
+    _check_text_tasks(model.text, tasks)
+    _check_queries(model.text, facts)
 
 
 def _check_target_time(tasks: Mapping[str, Task], facts: DataFacts) -> None:

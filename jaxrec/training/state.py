@@ -13,9 +13,11 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from jaxrec.core.partition import Layout, row_major, sharding
 from jaxrec.embedding.host_table import empty_layout, init_host_rows
+from jaxrec.embedding.placement import Placement, Rows
 from jaxrec.embedding.row_optimizer import RowOptimizer, Slots
 from jaxrec.embedding.table import TableSpec, file_rows, from_logical, init_table, to_logical
 from jaxrec.models.two_tower import ITEM, Outputs, TwoTower, TwoTowerConfig
@@ -257,6 +259,12 @@ def abstract_checkpoint(state: TrainState, tables: dict[str, TableSpec], mesh: M
     return _map_tables(tree, stored)
 
 
+def in_id_order(rows: jax.Array, num_rows: int, placement: Placement = Rows()) -> Shaped[np.ndarray, "n *d"]:
+    """The rows of a table, or of what lies as one does, on the host in the order of the ids, without padding."""
+    ordered = jax.jit(to_logical, static_argnums=(1, 2))(rows, num_rows, placement)
+    return np.asarray(ordered)[:num_rows]
+
+
 def logical_rows(table: TableSpec, rows: jax.Array | np.ndarray) -> np.ndarray:
     """The rows of a table on the host, in float32, in the order of the ids, without padding; for tables that fit.
 
@@ -264,7 +272,7 @@ def logical_rows(table: TableSpec, rows: jax.Array | np.ndarray) -> np.ndarray:
       rows: of a state; NumPy where the table lives on the host, in that order already.
     """
     if not isinstance(rows, np.ndarray):
-        rows = jax.jit(to_logical, static_argnums=(1, 2))(rows, table.num_rows, table.placement)
+        rows = in_id_order(rows, table.num_rows, table.placement)
     return np.asarray(rows, np.float32)[: table.num_rows]
 
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxrec.data.queries import QueryTable
-from jaxrec.evaluation.baselines.text_search import BM25, TfIdf
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.search import search_metrics
+from jaxrec.evaluation.word_index import BM25, TfIdf
 
 TEXTS = ["Toy Story. Animation, Comedy", "Heat. Crime", "", "Crime Story. Crime, Drama"]
 

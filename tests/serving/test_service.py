@@ -107,6 +107,21 @@ def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
+def test_what_is_remembered_is_explained_as_what_is_given(version, tmp_path):
+    history = [version.bundle.catalogue.vocabulary.key_of(item) for item in (3, 5, 8)]
+
+    async def work(http):
+        events = [{"user_id": "u", "item_id": key} for key in history]
+        await post(http, "/v1/feedback", {"events": events})
+        item = version.bundle.catalogue.vocabulary.key_of(20)
+        remembered = await post(http, "/v1/explain", {"user_id": "u", "item_id": item})
+        given = await post(http, "/v1/explain", {"history": history, "item_id": item})
+        without = [[r for r in why["reasons"] if r.startswith("Without")] for why in (remembered, given)]
+        assert without[0] == without[1]
+
+    talk(make_service(version, tmp_path), work)
+
+
 def test_users_of_the_training_data_are_known(version, tmp_path):
     async def work(http):
         about = (await http.get("/v1/about")).json()

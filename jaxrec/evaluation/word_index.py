@@ -1,4 +1,4 @@
-"""Search by words: TF-IDF and BM25 over the texts of the items.
+"""Items by the words of their texts: TF-IDF and BM25.
 
 Q = queries, V = num_items + 1 (entry 0 is the padding item), W = words.
 """
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float32
-
-from jaxrec.evaluation.baselines.base import pad_column
 
 _WORD = re.compile(r"\w+")
 
@@ -32,8 +30,21 @@ class WordIndex:
 
     def scores(self, queries: Sequence[str]) -> Float32[np.ndarray, "q v"]:
         """A score of every item for every query; words that no item has count for nothing."""
-        counts = _counts(queries, self.columns).multiply(self.query_weights[None, :])
-        return pad_column(np.asarray((sparse.csr_array(counts) @ self.weights.T).toarray(), np.float32))
+        scores = self._products(self._weighted(queries))
+        scores[:, 0] = -np.inf
+        return scores
+
+    def cosines(self, text: str) -> Float32[np.ndarray, " v"]:
+        """Of every item with a text, as TfIdf has them; 0 for padding, and where no word is shared."""
+        weighted = self._weighted([text])
+        length = float(np.sqrt(weighted.multiply(weighted).sum()))
+        return self._products(weighted)[0] / np.float32(max(length, 1e-12))
+
+    def _weighted(self, queries: Sequence[str]) -> sparse.csr_array:
+        return sparse.csr_array(_counts(queries, self.columns).multiply(self.query_weights[None, :]))
+
+    def _products(self, weighted: sparse.csr_array) -> Float32[np.ndarray, "q v"]:
+        return np.asarray((weighted @ self.weights.T).toarray(), np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
