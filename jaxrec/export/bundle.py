@@ -1,7 +1,7 @@
 """A bundle, opened to be asked: no training code is loaded, and nothing is read before it is checked.
 
 `Bundle.open` compares every file with the manifest. Programs are compiled for each size that they are asked with, so
-histories are padded to powers of two.
+`recommend` pads histories to powers of two.
 B = users, L = events of a history, D = item dim.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import safetensors.numpy
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
 from jaxrec.export.layout import CONFIG_FILE, METRICS_FILE, STABLEHLO, WEIGHT_FILES
@@ -45,6 +45,23 @@ class Event:
     item_id: Key
     seconds: int | None = None
     labels: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UserEvents:
+    """A history in the catalogue's ids, oldest first; every item is known.
+
+    Attributes:
+      seconds: since any moment; -1 = unknown.
+      labels: as those of `Event`; None = all are unknown.
+    """
+
+    item_ids: Int[np.ndarray, " l"]
+    seconds: Int[np.ndarray, " l"]
+    labels: Int[np.ndarray, "l k"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
 
 
 class Bundle:
@@ -150,7 +167,13 @@ class Bundle:
         if self.facts["filter_seen"]:
             for keys, history in zip(excluded, histories, strict=True):
                 keys += [event.item_id if isinstance(event, Event) else event for event in history]
-        inputs = self.history_inputs(histories, user_ids=user_ids)
+        events = [self.events_of(history) for history in histories]
+        inputs = self.history_inputs(
+            events,
+            num_rows=_power_of_two(len(events)),
+            length=_power_of_two(max(map(len, events), default=1)),
+            user_ids=user_ids,
+        )
         if self.facts["domains"]:
             inputs["domain_ids"] = self._domain_ids(
                 domains or [None] * len(histories), len(inputs["item_ids"])
@@ -162,31 +185,49 @@ class Bundle:
         top, scores = np.asarray(found["top_item_ids"]), np.asarray(found["top_scores"])
         return [self._named(top[row, :k], scores[row, :k]) for row in range(len(histories))]
 
+    def events_of(self, history: Sequence[Event | Key]) -> UserEvents:
+        """The latest events that the model reads; unknown items are left out."""
+        given = [event if isinstance(event, Event) else Event(event) for event in history]
+        found = [(self.catalogue.vocabulary.id_of(event.item_id), event) for event in given]
+        known = [(item, event) for item, event in found if item][-self.facts["max_events"] :]
+        first = min((event.seconds for _, event in known if event.seconds is not None), default=0)
+        seconds = [-1 if event.seconds is None else event.seconds - first for _, event in known]
+        labels = None
+        if self.facts["reads"]["labels"]:
+            labels = np.full((len(known), self.facts["reads"]["labels"]), -1, np.int32)
+            for row, (_, event) in enumerate(known):
+                if event.labels:
+                    labels[row] = event.labels
+        ids = np.array([item for item, _ in known], np.int64)
+        return UserEvents(ids, np.array(seconds, np.int64), labels)
+
     def history_inputs(
         self,
-        histories: Sequence[Sequence[Event | Key]],
+        histories: Sequence[UserEvents],
         *,
+        num_rows: int,
+        length: int,
         user_ids: Sequence[Key | None] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The arrays of histories that the model reads, padded to powers of two; unknown items are left out."""
-        reads, most = self.facts["reads"], self.facts["max_events"]
-        known = [self._known(history)[-most:] for history in histories]
-        num_rows = _power_of_two(len(known))
-        length = _power_of_two(max(map(len, known), default=1))
-        inputs = {"item_ids": _rows([[index for index, _ in row] for row in known], num_rows, length)}
+        """The arrays of histories that the model reads, padded to `num_rows` rows of `length`."""
+        reads = self.facts["reads"]
+        most = min(length, self.facts["max_events"])
+        inputs = {"item_ids": np.zeros((num_rows, length), np.int32)}
         if reads["seconds"]:
-            inputs["seconds"] = _rows([_since_first(row) for row in known], num_rows, length, padding=-1)
+            inputs["seconds"] = np.full((num_rows, length), -1, np.int32)
         if reads["labels"]:
-            labels = np.full((num_rows, length, reads["labels"]), -1, np.int32)
-            for row, events in enumerate(known):
-                for column, (_, event) in enumerate(events):
-                    if event.labels:
-                        labels[row, column] = event.labels
-            inputs["labels"] = labels
+            inputs["labels"] = np.full((num_rows, length, reads["labels"]), -1, np.int32)
+        for row, events in enumerate(histories):
+            ids = events.item_ids[-most:]
+            inputs["item_ids"][row, : len(ids)] = ids
+            if reads["seconds"]:
+                inputs["seconds"][row, : len(ids)] = _since_first(events.seconds[-most:])
+            if reads["labels"] and events.labels is not None:
+                inputs["labels"][row, : len(ids)] = events.labels[-most:]
         if self.users is not None:
             given = user_ids or [None] * len(histories)
-            ids = [0 if key is None else self.users.id_of(key) for key in given]
-            inputs["user_ids"] = np.pad(np.asarray(ids, np.int32), (0, num_rows - len(ids)))
+            known = [0 if key is None else self.users.id_of(key) for key in given]
+            inputs["user_ids"] = np.pad(np.asarray(known, np.int32), (0, num_rows - len(known)))
         return inputs
 
     @functools.cached_property
@@ -202,11 +243,6 @@ class Bundle:
         if name not in self._on_device:
             self._on_device[name] = jax.device_put(self.weights[name])
         return self._on_device[name]
-
-    def _known(self, history: Sequence[Event | Key]) -> list[tuple[int, Event]]:
-        events = [event if isinstance(event, Event) else Event(event) for event in history]
-        found = [(self.catalogue.vocabulary.id_of(event.item_id), event) for event in events]
-        return [(index, event) for index, event in found if index]
 
     def _domain_ids(self, domains: Sequence[str | None], num_rows: int) -> np.ndarray:
         names = self.facts["domains"]
@@ -225,15 +261,15 @@ class Bundle:
         ]
 
 
-def _since_first(events: Sequence[tuple[int, Event]]) -> list[int]:
+def _since_first(seconds: Int[np.ndarray, " l"]) -> Int[np.ndarray, " l"]:
     """Seconds since the earliest known moment, saturating; -1 = unknown."""
-    known = [event.seconds for _, event in events if event.seconds is not None]
-    first = min(known, default=0)
-    return [-1 if e.seconds is None else min(e.seconds - first, 2**31 - 1) for _, e in events]
+    known = seconds >= 0
+    first = np.min(seconds, initial=np.iinfo(np.int64).max, where=known)
+    return np.where(known, np.minimum(seconds - np.where(known, first, 0), 2**31 - 1), -1)
 
 
-def _rows(values: Sequence[Sequence[int]], num_rows: int, length: int, padding: int = 0) -> np.ndarray:
-    array = np.full((num_rows, _power_of_two(length)), padding, np.int32)
+def _rows(values: Sequence[Sequence[int]], num_rows: int, length: int) -> np.ndarray:
+    array = np.zeros((num_rows, _power_of_two(length)), np.int32)
     for row, entries in enumerate(values):
         array[row, : len(entries)] = entries
     return array

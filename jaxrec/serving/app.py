@@ -60,10 +60,12 @@ def make_app(service: Service, limits: Limits, measures: Measures) -> App:
 
 
 def _add_lists(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/recommend")
-    async def recommend(request: RecommendRequest) -> Answer:
+    @app.post("/v1/recommend", response_model=Answer)
+    async def recommend(request: RecommendRequest) -> Response:
         """A list for a user, a guest or a given history."""
-        return await service.recommend(request)
+        # Written here: the framework would check the answer field by field first.
+        answer = await service.recommend(request)
+        return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post("/v1/rank")
     async def rank(request: RankRequest) -> Answer:

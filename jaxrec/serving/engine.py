@@ -72,24 +72,31 @@ class Engine:
         Raises:
           ValueError: a category that the catalogue does not have.
         """
-        scores = _scores(view, request.query)
         rules = self._rules(view, request)
-        kept = rules.scores(scores, view.facts)
-        ordered, values, explored = self._ordered(view, request, kept)
+        kept = rules.scores(_scores(view, request.query), view.facts)
         wanted = request.offset + request.size
-        ordered_ids = capped(ordered, view.facts, rules.max_per_category, wanted)[request.offset :]
-        at = {int(item): place for place, item in enumerate(ordered)}
+        # A reordering has the same pool for every page, so that pages fit each other; a cap passes over items.
+        reordered = self._reorders(request) or rules.max_per_category
+        most = max(MOST_RESCORED, wanted) if reordered else wanted
+        while True:
+            ordered, values, explored = self._ordered(view, request, kept, most)
+            listed = capped(ordered, view.facts, rules.max_per_category, wanted)
+            if len(listed) == wanted or most >= len(kept):
+                break
+            most = len(kept)
+        places = listed[request.offset :].tolist()
+        items = ordered[places].tolist()
         return [
             ShownItem(
                 item_id=view.key_of(item),
                 title=view.titles[item],
-                score=float(values[at[item]]),
+                score=float(values[place]),
                 source=self._source(view, request, item),
-                reasons=self.reasons(view, request, item),
-                propensity=explored[at[item]][0] if at[item] in explored else None,
-                explored=at[item] in explored and explored[at[item]][1],
+                reasons=reasons,
+                propensity=explored[place][0] if place in explored else None,
+                explored=place in explored and explored[place][1],
             )
-            for item in ordered_ids.tolist()
+            for place, item, reasons in zip(places, items, self.reasons(view, request, items), strict=True)
         ]
 
     def rank(self, view: View, query: Query | None, item_ids: Sequence[int]) -> list[float | None]:
@@ -145,21 +152,25 @@ class Engine:
         items = pool[chosen[chosen >= 0]].tolist()
         return [self._shown(view, item, float(scores[item]), "Goes with the others.") for item in items]
 
-    def reasons(self, view: View, request: ListRequest, item: int) -> list[str]:
-        """Why an item is listed, in sentences."""
-        found = []
-        if item in request.trending:
-            found.append(f"Taken {request.trending[item]} times in the last hours.")
-        if item > view.version.num_items:
-            found.append("New: judged by its words.")
+    def reasons(self, view: View, request: ListRequest, items: Sequence[int]) -> list[list[str]]:
+        """Why each item is listed, in sentences."""
         recent = request.history[-50:]
-        if request.query is None or not len(recent):
-            if view.popularity[item]:
-                found.append(f"Popular: {view.popularity[item]:,} events.")
-            return found
-        likeness = view.unit[recent] @ view.unit[item]
-        nearest = int(recent[int(np.argmax(likeness))])
-        found.append(f"Like {_name(view, nearest)}, which is in the history.")
+        nearest: list[int] = []
+        if request.query is not None and len(recent):
+            likeness = view.unit[recent] @ view.unit[items].T
+            nearest = recent[np.argmax(likeness, axis=0)].tolist()
+        found: list[list[str]] = []
+        for place, item in enumerate(items):
+            sentences = []
+            if item in request.trending:
+                sentences.append(f"Taken {request.trending[item]} times in the last hours.")
+            if item > view.version.num_items:
+                sentences.append("New: judged by its words.")
+            if nearest:
+                sentences.append(f"Like {_name(view, nearest[place])}, which is in the history.")
+            elif view.popularity[item]:
+                sentences.append(f"Popular: {view.popularity[item]:,} events.")
+            found.append(sentences)
         return found
 
     def explain(
@@ -171,7 +182,7 @@ class Engine:
           without: events of the history, and the query of the history that lacks each.
         """
         if request.query is None:
-            return self.reasons(view, request, item)
+            return self.reasons(view, request, [item])[0]
         score = float(view.scores(request.query)[item])
         found = [f"Its score is {score:.3f}."]
         changes = [(score - float(view.scores(query)[item]), event) for event, query in without]
@@ -180,7 +191,7 @@ class Engine:
                 found.append(f"Without {_name(view, event)} it would be {change:.3f} less.")
         ranks = int(np.count_nonzero(view.scores(request.query)[1:] > score)) + 1
         found.append(f"It is number {ranks:,} of {view.num_items:,} before rules.")
-        return [*found, *self.reasons(view, request, item)]
+        return [*found, *self.reasons(view, request, [item])[0]]
 
     def _rules(self, view: View, request: ListRequest) -> Rules:
         """Those of a user's list: what the user lacks the first part of is left out, too."""
@@ -189,44 +200,40 @@ class Engine:
             exclude = np.concatenate([exclude, self.prerequisites.blocked(request.history)])
         return _rules(view, request.filter, exclude, request.boosts)
 
+    def _reorders(self, request: ListRequest) -> bool:
+        """Whether lists have another order than that of the scores."""
+        explores = self.exploration is not None and request.explore_key is not None
+        return self.formula.text != "score" or request.diversity > 0 or explores
+
     def _ordered(
-        self, view: View, request: ListRequest, kept: Float[np.ndarray, " m_plus_1"]
+        self, view: View, request: ListRequest, kept: Float[np.ndarray, " m_plus_1"], most: int
     ) -> tuple[np.ndarray, np.ndarray, dict[int, tuple[float, bool]]]:
-        """All items that may be shown, in order, what they are ordered by, and what was explored at which place."""
-        # A cap may pass over any number of items.
-        capped_list = request.filter.max_per_category > 0
-        ordered = _best(kept, len(kept) if capped_list else max(MOST_RESCORED, request.offset + request.size))
-        values = kept[ordered]
-        # The pool is the same for every page, so that pages fit each other.
-        pool = ordered[:MOST_RESCORED]
-        if self.formula.text != "score":
-            of_pool = self.formula(self._columns(view, request, kept, pool))
-            again = np.argsort(-of_pool, kind="stable")
-            ordered, values = _front(ordered, pool[again]), _front(values, of_pool[again])
-            pool = ordered[:MOST_RESCORED]
-        if request.diversity:
-            places = _diverse(values[: len(pool)], view.unit[pool], request.diversity, MOST_RESCORED // 4)
-            ordered, values = _front(ordered, pool[places]), _front(values, values[places])
-            pool = ordered[:MOST_RESCORED]
+        """The best that may be shown, in order, what they are ordered by, and what was explored at which place."""
+        ordered = _best(kept, most)
+        pool, rest = np.split(ordered, [MOST_RESCORED])
+        values = kept[pool]
         explored: dict[int, tuple[float, bool]] = {}
+        if self.formula.text != "score":
+            values = self.formula(self._columns(view, request, kept, pool))
+            places = np.argsort(-values, kind="stable")
+            places = places[values[places] > -np.inf]  # the formula's way to say never
+            pool, values = pool[places], values[places]
+        if request.diversity:
+            places = _diverse(values, view.unit[pool], request.diversity, MOST_RESCORED // 4)
+            pool, values = pool[places], values[places]
         if self.exploration is not None and request.explore_key is not None:
             digest = hashlib.blake2b(request.explore_key.encode(), digest_size=8).digest()
             drawn = self.exploration.draw(
                 np.random.default_rng(int.from_bytes(digest, "big")),
-                values[: len(pool)],
+                values,
                 view.vectors[pool],
                 min(request.offset + request.size, len(pool)),
             )
-            rest = np.setdiff1d(np.arange(len(pool)), drawn.places)
-            places = np.append(drawn.places, rest)
-            ordered, values = _front(ordered, pool[places]), _front(values, values[places])
-            explored = {
-                place: (float(propensity), bool(other))
-                for place, (propensity, other) in enumerate(
-                    zip(drawn.propensities, drawn.explored, strict=True)
-                )
-            }
-        return ordered, values, explored
+            places = np.append(drawn.places, np.setdiff1d(np.arange(len(pool)), drawn.places))
+            pool, values = pool[places], values[places]
+            chosen = zip(drawn.propensities.tolist(), drawn.explored.tolist(), strict=True)
+            explored = dict(enumerate(chosen))
+        return np.concatenate([pool, rest]), np.concatenate([values, kept[rest]]), explored
 
     def _columns(
         self, view: View, request: ListRequest, kept: np.ndarray, pool: np.ndarray
@@ -248,7 +255,8 @@ class Engine:
     ) -> list[ShownItem]:
         rules = _rules(view, item_filter, exclude)
         kept = rules.scores(scores, view.facts)
-        found = capped(_best(kept, len(kept)), view.facts, rules.max_per_category, size)
+        ordered = _best(kept, len(kept) if rules.max_per_category else size)
+        found = ordered[capped(ordered, view.facts, rules.max_per_category, size)]
         return [self._shown(view, item, float(scores[item]), reason) for item in found.tolist()]
 
     def _shown(self, view: View, item: int, score: float, reason: str) -> ShownItem:
@@ -296,11 +304,6 @@ def _best(scores: Float[np.ndarray, " m"], most: int) -> Int[np.ndarray, " p"]:
         least = np.partition(scores[there], len(there) - most)[len(there) - most]
         there = there[scores[there] >= least]
     return there[np.argsort(-scores[there], kind="stable")][:most]
-
-
-def _front(array: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The array with another beginning."""
-    return np.concatenate([first, array[len(first) :]])
 
 
 def _diverse(

@@ -181,17 +181,17 @@ class Rules:
 def capped(
     item_ids: Int[np.ndarray, " m"], facts: ItemFacts, max_per_category: int, size: int
 ) -> Int[np.ndarray, " k"]:
-    """The first `size` of a ranked list of which no category has more than `max_per_category`; 0 = no limit."""
+    """The first `size` places of a ranked list at which no category has more than `max_per_category`; 0 = no limit."""
     if not max_per_category:
-        return item_ids[:size]
+        return np.arange(min(size, len(item_ids)))
     counts = np.zeros(len(facts.categories), np.int64)
     kept: list[int] = []
     indptr, indices = facts.membership.indptr, facts.membership.indices
-    for item in item_ids:
+    for place, item in enumerate(item_ids.tolist()):
         if len(kept) == size:
             break
         own = indices[indptr[item] : indptr[item + 1]]
-        if not np.any(counts[own] >= max_per_category):
+        if not (counts[own] >= max_per_category).any():
             counts[own] += 1
-            kept.append(int(item))
+            kept.append(place)
     return np.array(kept, np.int64)

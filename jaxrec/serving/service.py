@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.export.bundle import Event
+from jaxrec.export.bundle import UserEvents
 from jaxrec.export.catalogue import Key
 from jaxrec.serving.batcher import Batcher, Closed, Expired
 from jaxrec.serving.engine import EXPLAINED_EVENTS, Engine, ListRequest
@@ -30,6 +30,7 @@ from jaxrec.serving.schema import (
     RankRequest,
     RecommendRequest,
     SearchRequest,
+    ShownItem,
     SimilarRequest,
 )  # fmt: skip
 from jaxrec.serving.store import HOUR, AddedItem, Feedback, Store
@@ -89,7 +90,7 @@ class _Asked:
     """A user's side of a request.
 
     Attributes:
-      known: the events that the user tower reads, in the catalogue's own ids.
+      known: the events that the user tower reads.
       history: all events that the view knows, by its ids; new items too.
       num_events: of the history, known or not.
       query: None = the tower was not asked, or not in time; `notes` say so.
@@ -97,7 +98,7 @@ class _Asked:
 
     live: _Live
     view: View
-    known: Sequence[Event]
+    known: UserEvents
     history: np.ndarray
     num_events: int
     query: Query | None
@@ -206,7 +207,7 @@ class Service:
         ids = [view.id_of(key) for key in request.items]
         scores = self.engine.rank(view, asked.query, ids)
         items = [
-            {"item_id": key, "title": view.titles[item] if item else "", "score": score, "source": "given"}
+            ShownItem(item_id=key, title=view.titles[item], score=score, source="given")
             for key, item, score in zip(request.items, ids, scores, strict=True)
         ]
         return self._answer(asked.live, items, asked.query, asked.notes)
@@ -254,15 +255,11 @@ class Service:
         if asked.query is not None:
             latest = range(max(0, len(events) - EXPLAINED_EVENTS), len(events))
             others = [
-                asked.live.batcher.submit(
-                    History((*events[:at], *events[at + 1 :]), request.user_id), deadline=deadline
-                )
+                asked.live.batcher.submit(History(_without(events, at), request.user_id), deadline=deadline)
                 for at in latest
             ]
             found = await asyncio.gather(*others)
-            without = [
-                (view.id_of(events[at].item_id), other) for at, other in zip(latest, found, strict=True)
-            ]
+            without = [(int(events.item_ids[at]), other) for at, other in zip(latest, found, strict=True)]
         return {
             "item_id": view.key_of(item),
             "title": view.titles[item],
@@ -301,13 +298,17 @@ class Service:
         """What is remembered of a user."""
         live = self._newest
         view = live.view(self.store)
-        events = self._events(live, user_id, None)
-        titles = [view.titles[view.id_of(event.item_id)] for event in events]
+        before = live.version.history(user_id)
+        events = [
+            (view.key_of(item), seconds if seconds >= 0 else None)
+            for item, seconds in zip(before.item_ids.tolist(), before.seconds.tolist(), strict=True)
+        ]
+        events += [(event.item_id, event.seconds) for event in self.store.history(user_id)]
         return {
             "user_id": user_id,
             "history": [
-                {"item_id": event.item_id, "title": title, "seconds": event.seconds}
-                for event, title in zip(events, titles, strict=True)
+                {"item_id": key, "title": view.titles[view.id_of(key)], "seconds": seconds}
+                for key, seconds in events
             ],
         }
 
@@ -372,14 +373,28 @@ class Service:
             drawn -= share
         return self._newest
 
-    def _events(self, live: _Live, user_id: Key | None, history: Sequence[Key] | None) -> list[Event]:
-        """Of the request, or what the version was exported with and the state has had since."""
+    def _events(
+        self, live: _Live, view: View, user_id: Key | None, history: Sequence[Key] | None
+    ) -> tuple[UserEvents, int]:
+        """Of the request, or what the version was exported with and the state has had since; in ids of the view.
+
+        Returns: those that the view knows, and how many there are.
+        """
         if history is not None:
-            return [Event(key) for key in history]
+            ids = view.ids_of(history)
+            return UserEvents(ids, np.full(len(ids), -1)), len(history)
         if user_id is None:
-            return []
-        since = [Event(event.item_id, seconds=event.seconds) for event in self.store.history(str(user_id))]
-        return [*live.version.history(str(user_id)), *since]
+            return UserEvents(np.zeros(0, np.int64), np.zeros(0, np.int64)), 0
+        before = live.version.history(str(user_id))
+        since = self.store.history(str(user_id))
+        if not since:
+            return before, len(before)
+        known = [(item, event.seconds) for event in since if (item := view.id_of(event.item_id))]
+        new = np.array(known, np.int64).reshape(-1, 2)
+        events = UserEvents(
+            np.concatenate([before.item_ids, new[:, 0]]), np.concatenate([before.seconds, new[:, 1]])
+        )
+        return events, len(before) + len(since)
 
     def _left_out(self, asked: _Asked, exclude: np.ndarray) -> np.ndarray:
         seen = asked.history if asked.live.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
@@ -391,26 +406,23 @@ class Service:
         """The user's events and the query made of them."""
         live = self._version_of(user_id, version)
         view = live.view(self.store)
-        events = self._events(live, user_id, history)
-        known = [
-            dataclasses.replace(event, item_id=view.key_of(item))
-            for event in events
-            if 0 < (item := view.id_of(event.item_id)) <= live.version.num_items
-        ]
-        query, notes = await self._query(live, History(tuple(known), user_id), deadline)
+        events, num_events = self._events(live, view, user_id, history)
+        has_vector = events.item_ids <= live.version.num_items
+        known = UserEvents(events.item_ids[has_vector], events.seconds[has_vector])
+        query, notes = await self._query(live, History(known, user_id), deadline)
         return _Asked(
             live=live,
             view=view,
             known=known,
-            history=view.ids_of(event.item_id for event in events),
-            num_events=len(events),
+            history=events.item_ids,
+            num_events=num_events,
             query=query,
             notes=notes,
         )
 
     async def _query(self, live: _Live, history: History, deadline: float) -> tuple[Query | None, list[str]]:
         """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""
-        if not history.events:
+        if not len(history.events):
             return None, []
         try:
             return await live.batcher.submit(history, deadline=deadline), []
@@ -438,13 +450,17 @@ class Service:
             raise UnknownError(f"item {key!r} is not in the catalogue.")
         return item
 
-    def _answer(self, live: _Live, items: Sequence[Any], query: Query | None, notes: list[str]) -> Answer:
-        return Answer.model_validate(
-            {
-                "items": [item if isinstance(item, dict) else item.model_dump() for item in items],
-                "model_version": live.version.name,
-                "degraded": bool(notes),
-                "known_user": query is not None,
-                "notes": notes,
-            }
+    def _answer(
+        self, live: _Live, items: Sequence[ShownItem], query: Query | None, notes: list[str]
+    ) -> Answer:
+        return Answer(
+            items=list(items),
+            model_version=live.version.name,
+            degraded=bool(notes),
+            known_user=query is not None,
+            notes=notes,
         )
+
+
+def _without(events: UserEvents, at: int) -> UserEvents:
+    return UserEvents(np.delete(events.item_ids, at), np.delete(events.seconds, at))

@@ -13,29 +13,29 @@ from typing import Self
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from jaxrec.evaluation.word_index import TfIdf, WordIndex
-from jaxrec.export.bundle import Bundle, Event
+from jaxrec.export.bundle import Bundle, UserEvents
 from jaxrec.export.catalogue import Key, read_histories
 from jaxrec.serving.rules import ItemFacts
 
 __all__ = ["History", "Query", "Version"]
 
 BATCH_SIZES = (1, 4, 16)
-SHORTEST = 16
+SHORTEST = 32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class History:
     """What the tower reads of a user.
 
     Attributes:
-      events: oldest first, in own ids.
-      user_id: None = a guest.
+      user_id: own id; None = a guest.
     """
 
-    events: tuple[Event, ...]
+    events: UserEvents
     user_id: Key | None = None
 
 
@@ -100,23 +100,21 @@ class Version:
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Sizes of histories that the tower is compiled for: four times as long each, up to the longest."""
+        """Sizes of histories that the tower is compiled for: each twice as long, up to the longest."""
         most = self.bundle.facts["max_events"]
         sizes = [SHORTEST]
-        while sizes[-1] * 4 < most:
-            sizes.append(sizes[-1] * 4)
+        while sizes[-1] < most:
+            sizes.append(sizes[-1] * 2)
         return (*(size for size in sizes if size < most), most)
 
-    def history(self, user_id: str) -> list[Event]:
+    def history(self, user_id: str) -> UserEvents:
         """The events that the user had when the version was exported, where it was exported with histories."""
         row = self._rows_of_users.get(user_id)
         if row is None:
-            return []
-        found = self._histories.slice(row, 1).to_pylist()[0]
-        return [
-            Event(key, seconds=None if seconds < 0 else seconds)
-            for key, seconds in zip(found["item_ids"], found["seconds"], strict=True)
-        ]
+            return UserEvents(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        offsets, item_ids, seconds = self._events
+        its = slice(offsets[row], offsets[row + 1])
+        return UserEvents(item_ids[its], seconds[its])
 
     @property
     def known_users(self) -> list[str]:
@@ -129,6 +127,19 @@ class Version:
         return {str(key): row for row, key in enumerate(keys)}
 
     @functools.cached_property
+    def _events(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each user's begin, the items' ids, the seconds."""
+        table = self._histories
+        lists = {name: table[name].combine_chunks() for name in ("item_ids", "seconds")}
+        keys = lists["item_ids"].values
+        ids = pc.index_in(keys, value_set=self.bundle.catalogue.vocabulary.keys.cast(keys.type))
+        return (
+            lists["item_ids"].offsets.to_numpy(),
+            ids.to_numpy(zero_copy_only=False).astype(np.int64) + 1,
+            lists["seconds"].values.to_numpy(zero_copy_only=False).astype(np.int64),
+        )
+
+    @functools.cached_property
     def _histories(self) -> pa.Table:
         return read_histories(self.bundle.directory)
 
@@ -136,46 +147,44 @@ class Version:
         """Compiles, and runs once, every size."""
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
-                key = self.bundle.catalogue.vocabulary.key_of(1)
-                self._run([History((Event(key),) * length)] * batch_size)
+                ones = np.ones(length, np.int64)
+                self._run([History(UserEvents(ones, -ones))] * batch_size, batch_size, length)
 
     def encode(self, histories: Sequence[History]) -> list[Query]:
-        """The queries of users, each with its own history."""
-        found: list[Query] = []
-        for start in range(0, len(histories), BATCH_SIZES[-1]):
-            found += self._run(histories[start : start + BATCH_SIZES[-1]])
-        return found
+        """The queries of users, each with its own history; those of about the same length are computed together."""
+        found: dict[int, Query] = {}
+        size_of = [self._length_of(history) for history in histories]
+        for length in sorted(set(size_of)):
+            group = [row for row, size in enumerate(size_of) if size == length]
+            while group:
+                num_rows = _batch_size(len(group))
+                rows, group = group[:num_rows], group[num_rows:]
+                queries = self._run([histories[row] for row in rows], num_rows, length)
+                found.update(zip(rows, queries, strict=True))
+        return [found[row] for row in range(len(histories))]
 
-    def _run(self, histories: Sequence[History]) -> list[Query]:
-        inputs = self._inputs(histories)
-        found = jax.device_get(self._tower(inputs))
+    def _length_of(self, history: History) -> int:
+        """The smallest compiled size that holds it; of longer ones the latest events are read."""
+        return next((size for size in self.lengths if size >= len(history.events)), self.lengths[-1])
+
+    def _run(self, histories: Sequence[History], num_rows: int, length: int) -> list[Query]:
+        inputs = self.bundle.history_inputs(
+            [history.events for history in histories],
+            num_rows=num_rows,
+            length=length,
+            user_ids=[history.user_id for history in histories],
+        )
+        if "domain_ids" in self._wanted:
+            inputs["domain_ids"] = np.zeros(num_rows, np.int32)
+        outputs = self._tower({name: inputs[name] for name in self._wanted})
+        found = jax.device_get(outputs)
         vectors = found["query"]
         ids = found.get("memory_item_ids", np.zeros((len(vectors), 0), np.int32))
         values = found.get("memory_values", np.zeros((len(vectors), 0), np.float32))
         return [Query(vectors[row], ids[row], values[row]) for row in range(len(histories))]
 
-    def _inputs(self, histories: Sequence[History]) -> dict[str, np.ndarray]:
-        """Padded to the smallest size that holds them."""
-        made = self.bundle.history_inputs(
-            [history.events for history in histories], user_ids=[history.user_id for history in histories]
-        )
-        ids = made["item_ids"]
-        longest = int(np.max(np.count_nonzero(ids, axis=1), initial=1))
-        length = next(size for size in self.lengths if size >= longest)
-        rows = next(size for size in BATCH_SIZES if size >= len(histories))
-        if "domain_ids" in self._wanted:
-            made["domain_ids"] = np.zeros(len(ids), np.int32)
-        return {
-            name: _fitted(array, rows, length if array.ndim > 1 else None)
-            for name, array in made.items()
-            if name in self._wanted
-        }
 
-
-def _fitted(array: np.ndarray, rows: int, length: int | None) -> np.ndarray:
-    """Cut and padded; what stands beside an id of 0, which is no event, is never read."""
-    array = array[:rows] if length is None else array[:rows, :length]
-    widths = [(0, rows - len(array))]
-    if length is not None:
-        widths.append((0, length - array.shape[1]))
-    return np.pad(array, widths + [(0, 0)] * (array.ndim - len(widths)))
+def _batch_size(num_histories: int) -> int:
+    """The largest size that is filled, or the next one where no more than a quarter of it stays empty."""
+    filled = max(size for size in BATCH_SIZES if size <= num_histories)
+    return next((size for size in BATCH_SIZES if num_histories < size <= num_histories * 4 / 3), filled)

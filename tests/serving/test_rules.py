@@ -45,7 +45,7 @@ def test_no_list_has_what_is_forbidden_and_none_is_short_without_a_reason(catalo
     scores = rule.scores(raw, facts)
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > -np.inf]
-    found = capped(order, facts, rule.max_per_category, size)
+    found = order[capped(order, facts, rule.max_per_category, size)]
 
     def forbidden(item):
         own = set(rows[item - 1])
