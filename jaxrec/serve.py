@@ -22,7 +22,8 @@ import uvicorn
 
 from jaxrec.core.log import start_logging
 from jaxrec.serving.app import make_app
-from jaxrec.serving.engine import COLUMNS, Engine
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
+from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits
@@ -56,7 +57,9 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     shares = dict(given.share)
     options = ServiceOptions(deadline_ms=given.deadline_ms, explore=given.explore > 0, shares=shares)
     engine = Engine(
-        formula=Formula.parse(given.formula, COLUMNS), exploration=EpsilonGreedy(epsilon=given.explore)
+        sources=Sources.parse(given.candidates),
+        formula=Formula.parse(formula_text(given.formula), COLUMNS),
+        exploration=EpsilonGreedy(epsilon=given.explore),
     )
     service = Service(open_store(given.state), engine, options, measures)
     watcher = Watcher(service, given.model, given.watch_seconds)
@@ -83,6 +86,11 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
         await server.serve()
     finally:
         await watcher.stop()
+
+
+def formula_text(given: str) -> str:
+    """A formula, or that of a file: @FILE."""
+    return Path(given[1:]).read_text(encoding="utf-8").strip() if given.startswith("@") else given
 
 
 def open_store(where: str) -> Store:
@@ -138,7 +146,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default="jaxrec_state.db",
         help="SQLite file, or redis://, rediss://, unix://",
     )
-    add("--formula", default="score", help=f"what lists are ordered by, over {', '.join(COLUMNS)}")
+    add(
+        "--candidates",
+        metavar="SOURCE=N",
+        action="append",
+        default=[],
+        help=f"candidates beside the model's: {', '.join(SOURCES[1:])}",
+    )
+    add(
+        "--formula",
+        default="score",
+        help=f"what lists are ordered by, over {', '.join(COLUMNS)}; @FILE reads one, see jaxrec.blend",
+    )
     add(
         "--explore",
         metavar="E",

@@ -18,7 +18,7 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "serve", "compress"}
+ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "serve", "compress", "blend"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -49,6 +49,7 @@ LIBRARY_DOORS = {
     "tensorflow": ("data/", "export/"),
     "onnx": ("export/",),
     "onnxruntime": ("export/",),
+    "faiss": ("export/item_index.py",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
     # Nothing of ours may load one: a pickle runs code.

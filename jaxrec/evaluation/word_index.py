@@ -1,6 +1,6 @@
 """Items by the words of their texts: TF-IDF and BM25.
 
-Q = queries, V = num_items + 1 (entry 0 is the padding item), W = words.
+Q = queries, V = num_items + 1 (entry 0 is the padding item), W = words, L = events of a history, C = candidates.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 _WORD = re.compile(r"\w+")
 
@@ -40,6 +40,28 @@ class WordIndex:
         length = float(np.sqrt(weighted.multiply(weighted).sum()))
         return self._products(weighted)[0] / np.float32(max(length, 1e-12))
 
+    def with_items(self, texts: Sequence[str]) -> "WordIndex":
+        """Further items after those that are there, as TfIdf has them; a new word weighs as much as the rarest."""
+        new = sorted({word for text in texts for word in words(text)} - self.columns.keys())
+        columns = self.columns | {word: len(self.columns) + number for number, word in enumerate(new)}
+        rarest = self.query_weights.max(initial=1.0)
+        query_weights = np.append(self.query_weights, np.full(len(new), rarest, np.float32))
+        counts = _counts(texts, columns)
+        rows = _unit_rows(sparse.csr_array(counts.multiply(query_weights[None, :])))
+        there = sparse.csr_array(
+            (self.weights.data, self.weights.indices, self.weights.indptr),
+            shape=(self.weights.shape[0], len(columns)),
+        )
+        return WordIndex(columns, sparse.csr_array(sparse.vstack([there, rows])), query_weights)
+
+    def likeness(
+        self, history: Int[np.ndarray, " l"], items: Int[np.ndarray, " c"]
+    ) -> Float32[np.ndarray, " c"]:
+        """Cosines of items' words with those of a history, all its items alike."""
+        profile = np.asarray(self.weights[history].sum(axis=0), np.float32).ravel()
+        length = float(np.sqrt(profile @ profile))
+        return np.asarray(self.weights[items] @ profile, np.float32) / np.float32(max(length, 1e-12))
+
     def _weighted(self, queries: Sequence[str]) -> sparse.csr_array:
         return sparse.csr_array(_counts(queries, self.columns).multiply(self.query_weights[None, :]))
 
@@ -61,9 +83,7 @@ class TfIdf:
         there = np.bincount(counts.indices, minlength=len(columns))
         idf = (np.log((1.0 + len(texts)) / (1.0 + there)) + 1.0).astype(np.float32)
         weights = sparse.csr_array(counts.multiply(idf[None, :]))
-        norms = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
-        weights = sparse.csr_array(weights.multiply(1.0 / np.maximum(norms, 1e-12)[:, None]))
-        return WordIndex(columns, weights, idf)
+        return WordIndex(columns, _unit_rows(weights), idf)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +116,12 @@ class BM25:
 def words(text: str) -> list[str]:
     """Of a text, in lower case."""
     return _WORD.findall(text.lower())
+
+
+def _unit_rows(weights: sparse.csr_array) -> sparse.csr_array:
+    """Rows of length 1; empty ones stay."""
+    norms = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
+    return sparse.csr_array(weights.multiply(1.0 / np.maximum(norms, 1e-12)[:, None]))
 
 
 def _columns(texts: Sequence[str]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from jaxrec.config import run_directory
 from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import mesh_shape, positive
+from jaxrec.export.candidates import METHODS
 from jaxrec.export.exporter import Export, ExportOptions, export_run
 from jaxrec.export.manifest import check_name
 from jaxrec.export.weights import DTYPES
@@ -42,9 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
         onnx=given.onnx,
         data_licence=given.data_licence,
         histories=given.histories,
+        candidates=tuple(given.candidates),
+        index=given.index,
     )
     try:
-        check_libraries(given.onnx)
+        check_libraries(given)
         initialize_platform()
         export = export_run(
             run_directory(given.workdir),
@@ -65,11 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def check_libraries(onnx: bool) -> None:
+def check_libraries(given: argparse.Namespace) -> None:
     """Raises ValueError where a library of an option is missing."""
-    for name in ("onnx", "onnxruntime") if onnx else ():
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--onnx needs the package {name}: pip install 'jaxrec[onnx]'.")
+    wanted = {
+        "onnx": ("onnx", "onnxruntime") if given.onnx else (),
+        "index": ("faiss",) if given.index else (),
+    }
+    for extra, names in wanted.items():
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"--{extra} needs the package {name}: pip install 'jaxrec[{extra}]'.")
 
 
 def show(console: Console, export: Export) -> None:
@@ -123,6 +131,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--histories",
         action="store_true",
         help="write the users' histories too, for jaxrec.serve; personal data",
+    )
+    parser.add_argument(
+        "--candidates",
+        metavar="METHOD",
+        action="append",
+        choices=tuple(METHODS),
+        default=[],
+        help=f"candidates beside the model's, for jaxrec.serve: {', '.join(METHODS)}; give it once for each",
+    )
+    parser.add_argument(
+        "--index",
+        action="store_true",
+        help="an approximate index, for catalogues of a million items; needs the extra `index`",
     )
     parser.add_argument("--data-licence", metavar="TEXT", default="", help="of the data, for the model card")
     parser.add_argument(

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 import safetensors.numpy
+from jaxtyping import Float32
 
 from jaxrec import __version__
 from jaxrec.config.json_text import to_json
@@ -23,6 +24,7 @@ from jaxrec.data.packing import Windows
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
+from jaxrec.export.candidates import write_candidates
 from jaxrec.export.catalogue import (
     USERS_FILE,
     Catalogue,
@@ -33,11 +35,12 @@ from jaxrec.export.catalogue import (
 )
 from jaxrec.export.check import Check, compare, difference, run_apart
 from jaxrec.export.directory import new_version
+from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.manifest import Manifest, file_entries
 from jaxrec.export.model_card import data_licence, model_card
 from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
 from jaxrec.export.requests import requests_of, spread_users, warm_up_requests
-from jaxrec.export.served_model import ServedModel
+from jaxrec.export.served_model import BIAS, VECTORS, ServedModel
 from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
 from jaxrec.runs import Run, load_state, run_of_state
 from jaxrec.training.state import TrainState
@@ -62,6 +65,8 @@ class ExportOptions:
       onnx: write ONNX too.
       data_licence: of the data, for the card; "" = what is known of them.
       histories: write the users' latest events too, for a server that starts with them; personal data.
+      candidates: other methods whose candidates a server may add; see `candidates.METHODS`.
+      index: write an approximate index of the items.
     """
 
     version: str = ""
@@ -71,6 +76,8 @@ class ExportOptions:
     onnx: bool = False
     data_licence: str = ""
     histories: bool = False
+    candidates: tuple[str, ...] = ()
+    index: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,9 +143,13 @@ def export_state(
         write_data(place, run, model, weights, evaluation)
         if options.histories:
             write_histories(histories_of(dataset, model.max_events), place)
+        if options.candidates:
+            say(f"fitting {', '.join(options.candidates)}")
+            write_candidates(dataset, options.candidates, place)
+        facts = _facts(run, model, options, created)
         manifest = Manifest(
             version=version,
-            facts=_facts(run, model, options, created),
+            facts=facts,
             programs={name: _signature(program) for name, program in programs.items()},
             checks=[],
             files={},
@@ -148,6 +159,9 @@ def export_state(
         requests = requests_of(programs, model, dataset, users)
         with EXACT():
             expected = expected_results(programs, weights, requests)
+            if options.index:
+                say("indexing the items")
+                facts["index"] = write_index(weights, expected["user_tower"]["query"], place)
             say("comparing with the run's own recommendations")
             agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
         checks = _write_and_check(place, programs, weights, requests, expected, options, say)
@@ -209,6 +223,14 @@ def write_data(
     (place / layout.CONFIG_FILE).write_text(to_json(run.config), encoding="utf-8")
     metrics = json.dumps(dict(evaluation), indent=1, ensure_ascii=False) + "\n"
     (place / layout.METRICS_FILE).write_text(metrics, encoding="utf-8")
+
+
+def write_index(weights: HostWeights, queries: Float32[np.ndarray, "q d"], place: Path) -> dict[str, float]:
+    """The approximate index; returns what a server needs to know of it."""
+    vectors, bias = (np.asarray(weights[name], np.float32) for name in (VECTORS, BIAS))
+    index, recall = ItemIndex.build(vectors, bias, queries)
+    index.write(place)
+    return {"num_probes": index.num_probes, "recall": recall}
 
 
 def compare_with_run(

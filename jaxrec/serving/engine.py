@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrec.evaluation.slates import LogDeterminant, Pool, Slate, choose, relevance_of
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model
 from jaxrec.serving.exploration import Exploration
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.rules import CategoryFilter, Prerequisites, Rules, capped
@@ -21,34 +22,27 @@ from jaxrec.serving.schema import Filter, ShownItem
 from jaxrec.serving.version import Query
 from jaxrec.serving.view import View
 
-__all__ = ["COLUMNS", "Engine", "ListRequest"]
+__all__ = ["Engine", "ListRequest"]
 
-COLUMNS = ("score", "popularity", "trending", "content", "newness")
 MOST_RESCORED = 1_000  # the pool that a formula, diversity and exploration work on
 EXPLAINED_EVENTS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ListRequest:
+class ListRequest(Asker):
     """What a list is asked for, with ids of the view.
 
     Attributes:
-      query: None = nobody knows anything of the user; popular items are listed.
-      history: oldest first.
       exclude: beside the history, where that is not to come again.
-      trending: events of the last hours by item.
       explore_key: the same key gives the same list.
     """
 
-    query: Query | None
-    history: Int[np.ndarray, " l"]
     exclude: Int[np.ndarray, " x"]
     filter: Filter = Filter()
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     diversity: float = 0.0
     size: int = 10
     offset: int = 0
-    trending: Mapping[int, int] = dataclasses.field(default_factory=dict)
     explore_key: str | None = None
 
 
@@ -57,11 +51,13 @@ class Engine:
     """How lists are made.
 
     Attributes:
+      sources: of candidates, beside the model.
       formula: over `COLUMNS`; what candidates are ordered by.
       exploration: None = lists never explore.
       prerequisites: what must be in a history before an item is shown.
     """
 
+    sources: Sources = Sources()
     formula: Formula = dataclasses.field(default_factory=lambda: Formula.parse("score", COLUMNS))
     exploration: Exploration | None = None
     prerequisites: Prerequisites | None = None
@@ -73,30 +69,31 @@ class Engine:
           ValueError: a category that the catalogue does not have.
         """
         rules = self._rules(view, request)
-        kept = rules.scores(_scores(view, request.query), view.facts)
         wanted = request.offset + request.size
-        # A reordering has the same pool for every page, so that pages fit each other; a cap passes over items.
-        reordered = self._reorders(request) or rules.max_per_category
-        most = max(MOST_RESCORED, wanted) if reordered else wanted
+        most = wanted
         while True:
-            ordered, values, explored = self._ordered(view, request, kept, most)
-            listed = capped(ordered, view.facts, rules.max_per_category, wanted)
-            if len(listed) == wanted or most >= len(kept):
+            found, values, explored = self._ordered(view, request, rules, most)
+            places = capped(found.item_ids, view.facts, rules.max_per_category, wanted)
+            if len(places) == wanted or most > view.num_items:
                 break
-            most = len(kept)
-        places = listed[request.offset :].tolist()
-        items = ordered[places].tolist()
+            # A cap passes over any number of items.
+            most = MOST_RESCORED if most < MOST_RESCORED else view.num_items + 1
+        listed = found.at(places[request.offset :])
+        reasons = self.reasons(view, request, listed.item_ids.tolist())
+        rows = zip(
+            places[request.offset :].tolist(), listed.item_ids.tolist(), listed.sources.tolist(), strict=True
+        )
         return [
             ShownItem(
                 item_id=view.key_of(item),
                 title=view.titles[item],
                 score=float(values[place]),
-                source=self._source(view, request, item),
-                reasons=reasons,
+                source=_source(view, item, SOURCES[source]),
+                reasons=reasons[number],
                 propensity=explored[place][0] if place in explored else None,
                 explored=place in explored and explored[place][1],
             )
-            for place, item, reasons in zip(places, items, self.reasons(view, request, items), strict=True)
+            for number, (place, item, source) in enumerate(rows)
         ]
 
     def rank(self, view: View, query: Query | None, item_ids: Sequence[int]) -> list[float | None]:
@@ -113,13 +110,7 @@ class Engine:
 
     def search(self, view: View, text: str, size: int, item_filter: Filter) -> list[ShownItem]:
         """Items by the words of a text."""
-        base = view.version.word_index.cosines(text)
-        likeness = np.append(base, np.zeros(len(view.added)))
-        words = set(text.casefold().split())
-        for number in range(len(view.added)):
-            item = view.version.num_items + 1 + number
-            own = set(view.titles[item].casefold().split())
-            likeness[item] = len(words & own) / np.sqrt(max(1, len(words)) * max(1, len(own)))
+        likeness = view.words.cosines(text)
         likeness = np.where(likeness > 0, likeness, -np.inf)
         return self._by(view, likeness, np.zeros(0, np.int64), size, item_filter, "Has these words.")
 
@@ -128,7 +119,7 @@ class Engine:
         scores = _scores(view, request.query)
         rules = self._rules(view, request)
         kept = rules.scores(scores, view.facts)
-        pool = _best(kept, 100)
+        pool = best(kept, 100)
         membership = np.asarray(view.facts.membership[pool].toarray(), bool)
         slate = Slate(
             size=min(request.size, len(pool)) or 1,
@@ -154,7 +145,7 @@ class Engine:
 
     def reasons(self, view: View, request: ListRequest, items: Sequence[int]) -> list[list[str]]:
         """Why each item is listed, in sentences."""
-        recent = request.history[-50:]
+        recent = request.recent
         nearest: list[int] = []
         if request.query is not None and len(recent):
             likeness = view.unit[recent] @ view.unit[items].T
@@ -206,56 +197,47 @@ class Engine:
         return self.formula.text != "score" or request.diversity > 0 or explores
 
     def _ordered(
-        self, view: View, request: ListRequest, kept: Float[np.ndarray, " m_plus_1"], most: int
-    ) -> tuple[np.ndarray, np.ndarray, dict[int, tuple[float, bool]]]:
-        """The best that may be shown, in order, what they are ordered by, and what was explored at which place."""
-        ordered = _best(kept, most)
-        pool, rest = np.split(ordered, [MOST_RESCORED])
-        values = kept[pool]
+        self, view: View, request: ListRequest, rules: Rules, most: int
+    ) -> tuple[Candidates, np.ndarray, dict[int, tuple[float, bool]]]:
+        """The candidates in order, what they are ordered by, and what was explored at which place."""
+        reorders = self._reorders(request)
+        if not (reorders or self.sources.sizes):
+            found = of_model(view, request.query, rules, most)
+            return found, found.scores, {}
+        # The pool is the same for every page, so that pages fit each other; the model's next best come behind it.
+        pool = self.sources.gather(view, request, rules, MOST_RESCORED)
+        rest = of_model(view, request.query, rules, most) if most > len(pool) else pool.at(slice(0))
+        rest = rest.at(~np.isin(rest.item_ids, pool.item_ids))
+        values = pool.scores
         explored: dict[int, tuple[float, bool]] = {}
         if self.formula.text != "score":
-            values = self.formula(self._columns(view, request, kept, pool))
+            values = self.formula(self.sources.columns(view, request, pool, self.formula.names))
             places = np.argsort(-values, kind="stable")
             places = places[values[places] > -np.inf]  # the formula's way to say never
-            pool, values = pool[places], values[places]
+            pool, values = pool.at(places), values[places]
         if request.diversity:
-            places = _diverse(values, view.unit[pool], request.diversity, MOST_RESCORED // 4)
-            pool, values = pool[places], values[places]
+            places = _diverse(values, view.unit[pool.item_ids], request.diversity, MOST_RESCORED // 4)
+            pool, values = pool.at(places), values[places]
         if self.exploration is not None and request.explore_key is not None:
             digest = hashlib.blake2b(request.explore_key.encode(), digest_size=8).digest()
             drawn = self.exploration.draw(
                 np.random.default_rng(int.from_bytes(digest, "big")),
                 values,
-                view.vectors[pool],
+                view.vectors[pool.item_ids],
                 min(request.offset + request.size, len(pool)),
             )
             places = np.append(drawn.places, np.setdiff1d(np.arange(len(pool)), drawn.places))
-            pool, values = pool[places], values[places]
+            pool, values = pool.at(places), values[places]
             chosen = zip(drawn.propensities.tolist(), drawn.explored.tolist(), strict=True)
             explored = dict(enumerate(chosen))
-        return np.concatenate([pool, rest]), np.concatenate([values, kept[rest]]), explored
-
-    def _columns(
-        self, view: View, request: ListRequest, kept: np.ndarray, pool: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        recent = request.history[-50:]
-        content = (
-            np.max(view.unit[recent] @ view.unit[pool].T, axis=0) if len(recent) else np.zeros(len(pool))
-        )
-        return {
-            "score": kept[pool],
-            "popularity": view.popularity[pool].astype(np.float64),
-            "trending": np.array([request.trending.get(int(item), 0) for item in pool], np.float64),
-            "content": content,
-            "newness": (pool > view.version.num_items).astype(np.float64),
-        }
+        return pool.then(rest), np.concatenate([values, rest.scores]), explored
 
     def _by(
         self, view: View, scores: np.ndarray, exclude: np.ndarray, size: int, item_filter: Filter, reason: str
     ) -> list[ShownItem]:
         rules = _rules(view, item_filter, exclude)
         kept = rules.scores(scores, view.facts)
-        ordered = _best(kept, len(kept) if rules.max_per_category else size)
+        ordered = best(kept, len(kept) if rules.max_per_category else size)
         found = ordered[capped(ordered, view.facts, rules.max_per_category, size)]
         return [self._shown(view, item, float(scores[item]), reason) for item in found.tolist()]
 
@@ -268,10 +250,10 @@ class Engine:
             reasons=[reason],
         )
 
-    def _source(self, view: View, request: ListRequest, item: int) -> Literal["model", "content", "popular"]:
-        if item > view.version.num_items:
-            return "content"
-        return "popular" if request.query is None else "model"
+
+def _source(view: View, item: int, source: str) -> Any:
+    """The model's score of a new item is that of the items with its words."""
+    return "content" if source == "model" and item > view.version.num_items else source
 
 
 def _scores(view: View, query: Query | None) -> Float[np.ndarray, " m_plus_1"]:
@@ -295,15 +277,6 @@ def _rules(
         boosts=boosts,
         threshold=-np.inf if asked.min_score is None else asked.min_score,
     )
-
-
-def _best(scores: Float[np.ndarray, " m"], most: int) -> Int[np.ndarray, " p"]:
-    """Items with a finite score, best first, ties to the smaller id."""
-    there = np.flatnonzero(scores > -np.inf)
-    if most < len(there):
-        least = np.partition(scores[there], len(there) - most)[len(there) - most]
-        there = there[scores[there] >= least]
-    return there[np.argsort(-scores[there], kind="stable")][:most]
 
 
 def _diverse(

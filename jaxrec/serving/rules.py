@@ -3,7 +3,8 @@
 Hard rules are applied before the best items are taken, so that a list is full as long as anything is left. Ids are the
 catalogue's internal ones, 1 .. N; 0 = none.
 
-N = items, C = categories, E = edges of a graph.
+Rules are asked of the whole catalogue, or of some items of it. N = items, C = items that are asked about, E = edges of
+a graph.
 """
 
 import dataclasses
@@ -15,6 +16,9 @@ import scipy.sparse as sparse
 from jaxtyping import Bool, Float, Int
 
 __all__ = ["CategoryFilter", "ItemFacts", "Prerequisites", "Rules", "capped"]
+
+Ids = Int[np.ndarray, " c"] | slice
+EVERY = slice(None)  # every item, and padding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +60,7 @@ class ItemFacts:
             added_at=np.zeros(size, np.int64) if added_at is None else added_at,
         )
 
-    def in_any(self, names: Collection[str]) -> Bool[np.ndarray, " n_plus_1"]:
+    def in_any(self, names: Collection[str], item_ids: Ids = EVERY) -> Bool[np.ndarray, " c"]:
         """Which items are in one of these categories.
 
         Raises:
@@ -69,7 +73,8 @@ class ItemFacts:
             raise ValueError(f"category {unknown[0]!r}: the catalogue has {some}.")
         asked = np.zeros(len(self.categories), bool)
         asked[[number[name] for name in names]] = True
-        return np.asarray(self.membership @ asked.astype(np.float32)) > 0
+        rows = self.membership if isinstance(item_ids, slice) else self.membership[item_ids]
+        return np.asarray(rows @ asked.astype(np.float32)) > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,13 +89,13 @@ class CategoryFilter:
     any_of: tuple[str, ...] = ()
     none_of: tuple[str, ...] = ()
 
-    def allowed(self, facts: ItemFacts) -> Bool[np.ndarray, " n_plus_1"]:
-        """The items that pass."""
-        passed = np.ones(len(facts.available), bool)
+    def allowed(self, facts: ItemFacts, item_ids: Ids = EVERY) -> Bool[np.ndarray, " c"]:
+        """Which items pass."""
+        passed = np.ones_like(facts.available[item_ids])
         if self.any_of:
-            passed &= facts.in_any(self.any_of)
+            passed &= facts.in_any(self.any_of, item_ids)
         if self.none_of:
-            passed &= ~facts.in_any(self.none_of)
+            passed &= ~facts.in_any(self.none_of, item_ids)
         return passed
 
 
@@ -155,26 +160,30 @@ class Rules:
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     threshold: float = -np.inf
 
-    def allowed(self, facts: ItemFacts) -> Bool[np.ndarray, " n_plus_1"]:
-        """The items that a list may have, before scores are looked at."""
-        allowed = facts.available & self.categories.allowed(facts)
+    def allowed(self, facts: ItemFacts, item_ids: Ids = EVERY) -> Bool[np.ndarray, " c"]:
+        """Which items a list may have, before scores are looked at."""
+        allowed = facts.available[item_ids] & self.categories.allowed(facts, item_ids)
+        if self.added_after:
+            allowed &= facts.added_at[item_ids] >= self.added_after
+        if not isinstance(item_ids, slice):
+            if self.allow is not None:
+                allowed &= np.isin(item_ids, self.allow)
+            return allowed & ~np.isin(item_ids, self.exclude) & (item_ids > 0)
         if self.allow is not None:
             only = np.zeros_like(allowed)
             only[self.allow] = True
             allowed &= only
-        if self.added_after:
-            allowed &= facts.added_at >= self.added_after
         allowed[self.exclude] = False
         allowed[0] = False
         return allowed
 
     def scores(
-        self, scores: Float[np.ndarray, " n_plus_1"], facts: ItemFacts
-    ) -> Float[np.ndarray, " n_plus_1"]:
+        self, scores: Float[np.ndarray, " c"], facts: ItemFacts, item_ids: Ids = EVERY
+    ) -> Float[np.ndarray, " c"]:
         """The scores with boosts, -infinity for what may not be shown or lies below the threshold."""
-        kept = np.where(self.allowed(facts) & (scores >= self.threshold), scores, -np.inf)
+        kept = np.where(self.allowed(facts, item_ids) & (scores >= self.threshold), scores, -np.inf)
         for name, added in self.boosts.items():
-            kept = kept + added * facts.in_any([name])
+            kept = kept + added * facts.in_any([name], item_ids)
         return kept
 
 

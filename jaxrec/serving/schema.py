@@ -170,7 +170,7 @@ class ShownItem(BaseModel):
     item_id: Key
     title: str
     score: float | None
-    source: Literal["model", "item_knn", "content", "popular", "trending", "recent", "given"]
+    source: Literal["model", "item_knn", "ease", "ials", "content", "popular", "trending", "recent", "given"]
     reasons: list[str] = Field(default_factory=list)
     propensity: float | None = None
     explored: bool = False

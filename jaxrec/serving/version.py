@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 
 from jaxrec.evaluation.word_index import TfIdf, WordIndex
 from jaxrec.export.bundle import Bundle, UserEvents
+from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import Key, read_histories
+from jaxrec.export.item_index import ItemIndex
 from jaxrec.serving.rules import ItemFacts
 
 __all__ = ["History", "Query", "Version"]
@@ -60,6 +62,8 @@ class Version:
       name: of the version.
       vectors, bias: v(y) and b_y by item id.
       popularity: training events of each item.
+      others: other methods that know the items.
+      index: None = all items are looked at.
     """
 
     def __init__(self, bundle: Bundle):
@@ -71,6 +75,8 @@ class Version:
         self.categories: list[list[str]] = table["categories"].to_pylist()
         self.popularity = np.append(0, table["train_count"].to_numpy()).astype(np.int64)
         self.facts = ItemFacts.of(self.categories)
+        self.others = read_candidates(bundle.directory)
+        self.index = ItemIndex.read(bundle.directory, bundle.facts)
         self._tower = bundle.program("user_tower")
         self._wanted = {array["name"] for array in bundle.manifest.programs["user_tower"]["inputs"]}
 
@@ -144,7 +150,8 @@ class Version:
         return read_histories(self.bundle.directory)
 
     def warm_up(self) -> None:
-        """Compiles, and runs once, every size."""
+        """Compiles, and runs once, every size; reads what would be read at the first request that asks for it."""
+        _ = self.word_index, self._events
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
                 ones = np.ones(length, np.int64)

@@ -1,10 +1,11 @@
 """The catalogue as it is now: a version's items, those that came in since, and what is hidden.
 
 A new item has no vector of its own yet: it gets the mean of those of the items that its words and categories are like,
-and no score of its popularity. M = items of the view, D = item dim.
+and no score of its popularity. M = items of the view, D = item dim, C = candidates.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -12,6 +13,7 @@ import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float, Int
 
+from jaxrec.evaluation.word_index import WordIndex
 from jaxrec.export.catalogue import Key
 from jaxrec.serving.rules import ItemFacts
 from jaxrec.serving.store import AddedItem
@@ -32,6 +34,7 @@ class View:
       unit: the vectors over their lengths.
       titles: "" = none.
       added: own ids of the new items, in the order of their ids.
+      words: of titles, texts and categories.
     """
 
     version: Version
@@ -44,6 +47,7 @@ class View:
     facts: ItemFacts
     hidden: Int[np.ndarray, " h"]
     added: tuple[str, ...]
+    words: WordIndex
     _ids: Mapping[str, int]
 
     @classmethod
@@ -67,6 +71,9 @@ class View:
             facts=_facts(version, new),
             hidden=np.zeros(0, np.int64),
             added=tuple(item.item_id for item in new),
+            words=version.word_index.with_items([_words_of(item) for item in new])
+            if new
+            else version.word_index,
             _ids=ids,
         )
         return dataclasses.replace(view, hidden=view.ids_of(hidden))
@@ -94,6 +101,19 @@ class View:
             else self.version.bundle.catalogue.vocabulary.key_of(item_id)
         )
 
+    @functools.cached_property
+    def by_popularity(self) -> Int[np.ndarray, " m"]:
+        """All items, the most popular first."""
+        return 1 + np.argsort(-self.popularity[1:], kind="stable")
+
+    def scores_of(self, query: Query, item_ids: Int[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+        """The scores of some items, rising ids."""
+        scores = self.vectors[item_ids] @ query.vector + self.bias[item_ids]
+        places = np.minimum(np.searchsorted(item_ids, query.extra_ids), len(item_ids) - 1)
+        there = item_ids[places] == query.extra_ids if len(item_ids) else np.zeros(len(places), bool)
+        np.add.at(scores, places[there], query.extra_values[there])
+        return scores
+
     def scores(self, query: Query) -> Float[np.ndarray, " m_plus_1"]:
         """The score of every item; id 0 gets one that means nothing."""
         scores = self.vectors @ query.vector + self.bias
@@ -113,12 +133,16 @@ def _own_key(version: Version, key: Key) -> Key:
 
 def _of_words(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:
     """The mean of the vectors of the items that are most like it, by their likeness; zeros where none is."""
-    likeness = version.word_index.cosines(" ".join((item.title, item.text, *item.categories)))
+    likeness = version.word_index.cosines(_words_of(item))
     nearest = np.argsort(-likeness, kind="stable")[:NEIGHBOURS]
     weights = likeness[nearest]
     if not weights.sum():
         return np.zeros(version.vectors.shape[1], np.float32)
     return (weights @ version.vectors[nearest] / weights.sum()).astype(np.float32)
+
+
+def _words_of(item: AddedItem) -> str:
+    return " ".join((item.title, item.text, *item.categories))
 
 
 def _facts(version: Version, new: list[AddedItem]) -> ItemFacts:

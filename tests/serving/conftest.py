@@ -88,7 +88,11 @@ def workdir(tmp_path_factory, repository):
 def bundles(workdir, tmp_path_factory):
     """A directory with one version of it, with histories."""
     out = tmp_path_factory.mktemp("exports")
-    export_run(workdir, out, ExportOptions(version="v1", saved_model=False, histories=True))
+    export_run(
+        workdir,
+        out,
+        ExportOptions(version="v1", saved_model=False, histories=True, candidates=("item_knn", "ials")),
+    )
     return out
 
 

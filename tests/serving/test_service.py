@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxrec.serving.app import make_app
-from jaxrec.serving.engine import COLUMNS, Engine
+from jaxrec.serving.candidates import COLUMNS
+from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits, depth_of

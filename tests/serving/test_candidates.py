@@ -1,0 +1,120 @@
+"""Candidates of several sources in one list: tags, formulas, pages, the index."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxrec.export.item_index import ItemIndex
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Sources
+from jaxrec.serving.engine import Engine, ListRequest
+from jaxrec.serving.formula import Formula
+from jaxrec.serving.rules import Rules
+from jaxrec.serving.store import AddedItem
+from jaxrec.serving.version import History
+from jaxrec.serving.view import View
+
+
+def view_of(version, **changes):
+    new = {key: AddedItem(item_id=key, title=f"Toy Story {key}", seconds=5) for key in ("n1", "n2")}
+    return dataclasses.replace(View.of(version, new, [], 1), **changes)
+
+
+def asker_of(version, history=(3, 5, 8, 11), trending=()):
+    events = version.bundle.events_of([version.bundle.catalogue.vocabulary.key_of(i) for i in history])
+    (query,) = version.encode([History(events)])
+    return Asker(query=query, history=events.item_ids, trending=dict(trending))
+
+
+def request_of(asker, **options):
+    own = {field.name: getattr(asker, field.name) for field in dataclasses.fields(asker)}
+    return ListRequest(**own, exclude=asker.history, **options)
+
+
+def test_every_source_gives_its_own(version):
+    view, asker = view_of(version), asker_of(version, trending={40: 3, 41: 9})
+    sizes = {name: 30 for name in SOURCES[1:] if name != "ease"}
+    rules = Rules(exclude=np.array([41]))
+    found = Sources(sizes=sizes).gather(view, asker, rules, 50)
+    tags = {SOURCES[source] for source in found.sources.tolist()}
+    assert tags == {"model", *sizes}
+    assert len(set(found.item_ids.tolist())) == len(found)
+    assert 41 not in found.item_ids and 40 in found.item_ids
+    assert np.all(np.diff(found.scores) <= 0)
+    ids = np.sort(found.item_ids)
+    wanted = dict(zip(ids, view.scores_of(asker.query, ids), strict=True))
+    np.testing.assert_allclose(found.scores, [wanted[i] for i in found.item_ids], rtol=1e-6)
+    np.testing.assert_allclose(
+        view.scores_of(asker.query, ids), view.scores(asker.query)[ids], rtol=1e-4, atol=1e-5
+    )
+    new = found.at(found.item_ids > version.num_items)
+    assert {SOURCES[s] for s in new.sources.tolist()} <= {"recent", "content", "model"} and len(new) == 2
+
+
+def test_a_source_that_has_nothing_to_say_gives_nothing(version):
+    view = view_of(version)
+    nobody = Asker(query=None, history=np.zeros(0, np.int64))
+    found = Sources(sizes={"item_knn": 20, "ease": 20, "content": 20}).gather(view, nobody, Rules(), 10)
+    assert {SOURCES[source] for source in found.sources.tolist()} == {"popular"}
+    assert found.item_ids.tolist() == view.by_popularity[:10].tolist()
+
+
+@pytest.mark.parametrize(
+    "text", ["score + 3 * item_knn", "ials", "content + likeness", "log(1 + popularity) + newness"]
+)
+def test_a_formula_reads_what_sources_know_and_pages_fit(version, text):
+    view, asker = view_of(version), asker_of(version)
+    engine = Engine(
+        sources=Sources(sizes={"item_knn": 100, "ials": 100}), formula=Formula.parse(text, COLUMNS)
+    )
+    whole = engine.recommend(view, request_of(asker, size=60))
+    pages = [
+        item
+        for page in range(6)
+        for item in engine.recommend(view, request_of(asker, size=10, offset=10 * page))
+    ]
+    assert pages == whole
+    assert len({item.item_id for item in whole}) == 60
+    scores = [item.score for item in whole]
+    assert scores == sorted(scores, reverse=True)
+    plain = Engine().recommend(view, request_of(asker, size=60))
+    assert [item.item_id for item in plain] != [item.item_id for item in whole]
+
+
+def test_pages_go_on_behind_the_pool(version):
+    view, asker = view_of(version), asker_of(version)
+    engine = Engine(sources=Sources(sizes={"popular": 50}), formula=Formula.parse("ials", COLUMNS))
+    found = [
+        engine.recommend(view, request_of(asker, size=100, offset=offset)) for offset in (900, 1000, 1100)
+    ]
+    ids = [item.item_id for page in found for item in page]
+    assert len(set(ids)) == len(ids) == 300
+
+
+def test_what_a_formula_refuses_is_not_shown(version):
+    view, asker = view_of(version), asker_of(version)
+    pool = Engine(formula=Formula.parse("1 / newness", COLUMNS)).recommend(view, request_of(asker, size=3))
+    plain = {item.item_id for item in Engine().recommend(view, request_of(asker, size=100))}
+    # Nothing old of the best thousand: behind the new items come those that the formula has not seen.
+    assert not {item.item_id for item in pool} & plain - {"n1", "n2"}
+    assert all(np.isfinite(item.score) for item in pool)
+
+
+def test_an_index_finds_what_the_whole_catalogue_has(version):
+    asker = asker_of(version)
+    index, recall = ItemIndex.build(version.vectors, version.bias, asker.query.vector[None], recall=1.0)
+    assert recall == 1.0
+    indexed = object.__new__(type(version))
+    indexed.__dict__.update(version.__dict__ | {"index": index})
+    exact, approximate = view_of(version), view_of(indexed)
+    for options in ({}, {"offset": 30}, {"boosts": {"Comedy": 1.0}}):
+        request = request_of(asker, size=20, **options)
+        wanted, found = (Engine().recommend(view, request) for view in (exact, approximate))
+        assert [item.item_id for item in found] == [item.item_id for item in wanted]
+        np.testing.assert_allclose([i.score for i in found], [i.score for i in wanted], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["item_knn", "item_knn=0", "model=5", "item_knn=x", "lda=3", "popular=1001"])
+def test_sources_that_cannot_be_read_are_named(text):
+    with pytest.raises(ValueError, match=f"candidates '{text}': say SOURCE=NUMBER"):
+        Sources.parse([text])
