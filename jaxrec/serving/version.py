@@ -133,7 +133,8 @@ class Version:
         return read_histories(self.bundle.directory)
 
     def warm_up(self) -> None:
-        """Compiles, and runs once, every size."""
+        """Compiles, and runs once, every size; makes what is made at the first use."""
+        _ = self.known_users
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
                 key = self.bundle.catalogue.vocabulary.key_of(1)
