@@ -11,6 +11,7 @@ who watch. docs/serving.md says the rest.
 
 import argparse
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -23,6 +24,7 @@ import uvicorn
 from jaxrec.core.log import start_logging
 from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
+from jaxrec.serving.connections import bounded_connections
 from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
@@ -64,21 +66,23 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     service = Service(open_store(given.state), engine, options, measures)
     watcher = Watcher(service, given.model, given.watch_seconds)
     await watcher.load_first(set(shares))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(service, limits, measures),
-            host=given.host,
-            port=given.port,
-            ssl_certfile=given.tls_certificate,
-            ssl_keyfile=given.tls_key,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=30,
-            limit_concurrency=given.most_connections,
-        )
+    config = uvicorn.Config(
+        make_app(service, limits, measures),
+        host=given.host,
+        port=given.port,
+        ssl_certfile=given.tls_certificate,
+        ssl_keyfile=given.tls_key,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,
+        http=bounded_connections(limits),
+        ws="none",
     )
+    config.load()
+    server = uvicorn.Server(config)
+    share_the_interpreter()
     watcher.start()
     scheme = "https" if given.tls_certificate else "http"
     print(f"version {service.newest.name} answers at {scheme}://{given.host}:{given.port}/", flush=True)
@@ -91,6 +95,19 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
 def formula_text(given: str) -> str:
     """A formula, or that of a file: @FILE."""
     return Path(given[1:]).read_text(encoding="utf-8").strip() if given.startswith("@") else given
+
+
+def share_the_interpreter() -> None:
+    """Keeps what else the process does from holding up requests; call it when everything is loaded.
+
+    A thread that loads a version lets others run every half a millisecond instead of every five. The garbage collector
+    passes over what is there to stay, and looks at the rest less often: a collection of everything stops all threads
+    for a tenth of a second.
+    """
+    sys.setswitchinterval(0.0005)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def open_store(where: str) -> Store:
@@ -112,7 +129,9 @@ def limits_of(given: argparse.Namespace, token: str) -> Limits:
             f"--host={given.host} can be reached by others: set a token in the variable {TOKEN_VARIABLE}, or use "
             "--host=127.0.0.1."
         )
-    return Limits(token=token, requests_per_second=given.requests_per_second)
+    return Limits(
+        token=token, requests_per_second=given.requests_per_second, connections=given.most_connections
+    )
 
 
 def is_loopback(host: str) -> bool:

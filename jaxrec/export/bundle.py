@@ -7,13 +7,16 @@ B = users, L = events of a history, D = item dim.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
-import safetensors.numpy
+import safetensors
 from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
@@ -21,6 +24,13 @@ from jaxrec.export.layout import CONFIG_FILE, METRICS_FILE, STABLEHLO, WEIGHT_FI
 from jaxrec.export.manifest import Manifest
 
 Arrays = Mapping[str, np.ndarray]
+
+PIECE_ENTRIES = 1 << 18  # of an array, read at once
+
+# By the SHA-256 of the program; gone with the last bundle that holds it.
+_JITTED: weakref.WeakValueDictionary[bytes, Callable[..., dict[str, jax.Array]]] = (
+    weakref.WeakValueDictionary()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +116,7 @@ class Bundle:
     @functools.cached_property
     def weights(self) -> Mapping[str, np.ndarray]:
         """By name, as stored."""
-        parts = [safetensors.numpy.load_file(self.directory / name) for name in WEIGHT_FILES]
-        return {name: array for part in parts for name, array in part.items()}
+        return dict(entry for name in WEIGHT_FILES for entry in _arrays(self.directory / name))
 
     @property
     def item_vectors(self) -> Float[np.ndarray, "n_plus_1 d"]:
@@ -138,9 +147,8 @@ class Bundle:
         programs = self.manifest.programs
         if name not in programs:
             raise ValueError(f"program {name!r}: the bundle has {', '.join(programs)}; name one of these.")
-        exported = jax.export.deserialize(bytearray((self.directory / STABLEHLO / name).read_bytes()))
+        call = _jitted((self.directory / STABLEHLO / name).read_bytes())
         weights = {key: self._placed(key) for key in programs[name]["weights"]}
-        call = jax.jit(exported.call)
         return lambda inputs: call(weights, dict(inputs))
 
     def recommend(
@@ -259,6 +267,35 @@ class Bundle:
             for index, score in zip(ids.tolist(), scores.tolist(), strict=True)
             if index
         ]
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a file of weights, by name.
+
+    Large ones are read a piece at a time: safetensors holds the interpreter's lock while it copies, and a server has
+    other threads that answer meanwhile.
+    """
+    with safetensors.safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            rows = file.get_slice(name)
+            size, *others = rows.get_shape() or [0]
+            step = max(1, PIECE_ENTRIES // max(1, math.prod(others)))
+            if size <= step:
+                yield name, file.get_tensor(name)
+            else:
+                yield name, np.concatenate([rows[at : min(at + step, size)] for at in range(0, size, step)])
+
+
+def _jitted(program: bytes) -> Callable[..., dict[str, jax.Array]]:
+    """A program that is compiled for each size once, however many bundles hold it: weights are its arguments.
+
+    A server that takes a version of the same model into use has nothing to compile.
+    """
+    digest = hashlib.sha256(program).digest()
+    call = _JITTED.get(digest)
+    if call is None:
+        call = _JITTED[digest] = jax.jit(jax.export.deserialize(bytearray(program)).call)
+    return call
 
 
 def _since_first(seconds: Int[np.ndarray, " l"]) -> Int[np.ndarray, " l"]:

@@ -2,13 +2,16 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
 from importlib import resources
 from typing import Any
 
+import redis
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from jaxrec.serving.batcher import Closed, Expired, Overloaded
 from jaxrec.serving.guard import App, Guard, Limits
@@ -18,6 +21,7 @@ from jaxrec.serving.schema import (
     AddItem,
     Answer,
     BundleRequest,
+    ErrorAnswer,
     ExplainRequest,
     FeedbackRequest,
     HideItem,
@@ -32,6 +36,7 @@ __all__ = ["make_app"]
 
 log = logging.getLogger(__name__)
 
+ERRORS = (400, 401, 404, 408, 413, 422, 429, 503, 504)  # that any request may be answered with
 PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
 
 
@@ -50,6 +55,7 @@ def make_app(service: Service, limits: Limits, measures: Measures) -> App:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        responses={status: {"model": ErrorAnswer} for status in ERRORS},
     )
     _add_errors(app)
     _add_lists(app, service)
@@ -146,29 +152,44 @@ def _add_page(app: FastAPI, service: Service, measures: Measures) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answer(status: int, headers: dict[str, str] | None = None) -> Callable[[Request, Exception], Any]:
-        async def handler(_: Request, error: Exception) -> JSONResponse:
-            return JSONResponse({"error": str(error)}, status, headers)
-
-        return handler
-
     again = {"Retry-After": "1"}
-    app.add_exception_handler(UnknownError, answer(404))
-    app.add_exception_handler(ValueError, answer(400))
-    app.add_exception_handler(Overloaded, answer(429, again))
-    app.add_exception_handler(Closed, answer(503, again))
-    app.add_exception_handler(Expired, answer(504))
+
+    def answer(
+        kind: type[Exception], status: int, headers: dict[str, str] | None = None, text: str = ""
+    ) -> None:
+        async def handler(_: Request, error: Exception) -> JSONResponse:
+            return _error(status, text or str(error), headers)
+
+        app.add_exception_handler(kind, handler)
+
+    answer(UnknownError, 404)
+    answer(ValueError, 400)
+    answer(Overloaded, 429, again)
+    answer(Closed, 503, again)
+    answer(Expired, 504)
+    for away in (redis.RedisError, sqlite3.OperationalError):
+        answer(away, 503, again, "the state cannot be reached; try again.")
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         found = error.errors()[0]
         where = ".".join(str(part) for part in found["loc"] if part != "body")
-        return JSONResponse({"error": f"{where or 'body'}: {found['msg']}"}, 422)
+        return _error(422, f"{where[:200] or 'body'}: {found['msg']}")
 
-    app.add_exception_handler(RequestValidationError, invalid)
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _error(error.status_code, error.detail, error.headers)
 
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         log.exception("a request failed", exc_info=error)
-        return JSONResponse({"error": "the server failed; its log says why."}, 500)
+        return _error(500, "the server failed; its log says why.")
 
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    # What a client sent may be no text that can be sent back: half a surrogate pair is JSON.
+    sayable = text.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": sayable}, status, headers)

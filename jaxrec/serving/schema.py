@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
 __all__ = [
-    "AddItem", "Answer", "BundleRequest", "ExplainRequest", "FeedbackEvent", "FeedbackRequest", "Filter", "HideItem",
-    "Key", "RankRequest", "RecommendRequest", "SearchRequest", "ShownItem", "SimilarRequest",
+    "AddItem", "Answer", "BundleRequest", "ErrorAnswer", "ExplainRequest", "FeedbackEvent", "FeedbackRequest", "Filter",
+    "HideItem", "Key", "RankRequest", "RecommendRequest", "SearchRequest", "ShownItem", "SimilarRequest",
 ]  # fmt: skip
 
 MOST_ITEMS, MOST_HISTORY, MOST_IDS, MOST_EVENTS = 100, 1_000, 1_000, 100
@@ -190,3 +190,9 @@ class Answer(BaseModel):
     known_user: bool = True
     notes: list[str] = Field(default_factory=list)
     request_id: str = ""
+
+
+class ErrorAnswer(BaseModel):
+    """What is wrong, and what to do."""
+
+    error: str

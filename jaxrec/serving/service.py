@@ -138,8 +138,13 @@ class Service:
 
     def install(self, version: Version, *, keep: int = 2) -> None:
         """Takes a version into use; of the older ones `keep - 1` stay, and those that have a share."""
-        self._live.pop(version.name, None)
-        self._live[version.name] = _Live(version, self.options, self.measures)
+        self._install(_Live(version, self.options, self.measures), keep)
+
+    def _install(self, live: _Live, keep: int = 2) -> None:
+        version = live.version
+        if (same := self._live.pop(version.name, None)) is not None:
+            self._retire(same)
+        self._live[version.name] = live
         others = [name for name in self._live if name not in self.options.shares]
         for name in others[:-keep]:
             self._retire(self._live.pop(name))
@@ -151,9 +156,15 @@ class Service:
         Raises:
           ValueError: it is damaged.
         """
-        version = await asyncio.to_thread(Version.open, directory)
-        self.install(version)
-        return version.name
+
+        def opened() -> _Live:
+            live = _Live(Version.open(directory), self.options, self.measures)
+            live.view(self.store)  # made here, the first request need not wait for it
+            return live
+
+        live = await asyncio.to_thread(opened)
+        self._install(live)
+        return live.version.name
 
     def drop(self, name: str) -> None:
         """Takes a version out of use: the one before it answers again.
@@ -258,8 +269,16 @@ class Service:
                 asked.live.batcher.submit(History(_without(events, at), request.user_id), deadline=deadline)
                 for at in latest
             ]
-            found = await asyncio.gather(*others)
-            without = [(int(events.item_ids[at]), other) for at, other in zip(latest, found, strict=True)]
+            found = await asyncio.gather(*others, return_exceptions=True)
+            for error in found:
+                if isinstance(error, BaseException) and not isinstance(error, Expired):
+                    raise error
+            # What was not computed in time is not told.
+            without = [
+                (int(events.item_ids[at]), other)
+                for at, other in zip(latest, found, strict=True)
+                if isinstance(other, Query)
+            ]
         return {
             "item_id": view.key_of(item),
             "title": view.titles[item],

@@ -151,7 +151,7 @@ class Version:
 
     def warm_up(self) -> None:
         """Compiles, and runs once, every size; reads what would be read at the first request that asks for it."""
-        _ = self.word_index, self._events
+        _ = self.word_index, self.known_users, self._events
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
                 ones = np.ones(length, np.int64)

@@ -318,7 +318,7 @@ def test_depth_is_counted_as_json_has_it(value):
         children = part.values() if isinstance(part, dict) else part
         return 1 + max(map(depth, children), default=0) if isinstance(part, (list, dict)) else 0
 
-    assert depth_of(json.dumps(value).encode(), 99) == depth(value)
+    assert depth_of(json.dumps(value).encode()) == depth(value)
 
 
 def test_versions_are_dealt_by_share_and_the_same_to_a_user(version, tmp_path):

@@ -1,0 +1,138 @@
+"""HTTP connections with bounds: what uvicorn's own leave to a proxy in front of it.
+
+A request's head must arrive within a time and a size, a client must read its answers, and nothing that comes after a
+refusal is read. Bodies are bounded by `guard`, which sees them.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from jaxrec.serving.guard import Limits
+
+__all__ = ["bounded_connections"]
+
+_FULL = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_RAW_BYTES = 8  # of a message for each byte of its body, at most: a chunk of one byte has six
+
+
+def bounded_connections(limits: Limits) -> type[HttpToolsProtocol]:
+    """Uvicorn's protocol (its option `http`) within limits."""
+
+    class Connection(_Connection):
+        bounds = limits
+
+    return Connection
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection; see `asyncio.Protocol` and, for `on_...`, httptools' parser."""
+
+    bounds: Limits
+
+    _timer: asyncio.TimerHandle | None = None
+    _in_head, _in_message = True, False
+    _num_bytes = _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for a head, or refuses the connection."""
+        super().connection_made(transport)
+        if len(self.connections) > self.bounds.connections:
+            transport.write(_FULL)
+            transport.close()
+        self._give_up_later()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets it."""
+        self._wait_no_longer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on, within the bounds."""
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        self._num_bytes += len(data)
+        most = self.bounds.head_bytes + (0 if self._in_head else _RAW_BYTES * self.bounds.body_bytes)
+        if self._num_bytes > most:
+            self.send_400_response("The request is too large.")
+        # Whoever sends empty lines has begun no message, and is waited for as long as others.
+        elif self._in_head and self._timer is None:
+            self._give_up_later()
+
+    def on_message_begin(self) -> None:
+        """A new request."""
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+        self._num_bytes = self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of it."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of the head, or of the trailer of a chunked body."""
+        self._count(len(name) + len(value))
+        if len(self.headers) >= self.bounds.headers:
+            raise ValueError("too many headers")  # the parser's caller answers 400
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._wait_no_longer()
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is, too."""
+        self._in_head, self._in_message = True, False
+        self._num_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer to a request of which more is to come is a refusal: the rest is not read."""
+        super().on_response_complete()
+        if self._in_message and not self._in_head and not self.pipeline:
+            self.transport.close()
+        if self.transport.is_closing():
+            self._give_up_later()
+
+    def pause_writing(self) -> None:
+        """The client does not read what it asked for."""
+        super().pause_writing()
+        self._give_up_later()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        self._wait_no_longer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Idle for too long; who has not read the last answer yet will not."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > self.bounds.head_bytes:
+            raise ValueError("too large a head")
+
+    def _give_up_later(self) -> None:
+        self._wait_no_longer()
+        self._timer = self.loop.call_later(self.bounds.read_seconds, self._give_up)
+
+    def _wait_no_longer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        """The client was waited for long enough, unless it is waiting itself."""
+        self._timer = None
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and not self.flow.write_paused and not self.transport.is_closing():
+            self._give_up_later()
+        else:
+            self.transport.abort()
