@@ -134,6 +134,12 @@ class Server:
         return int(_status(self.process.pid, "VmRSS")) * 1024
 
     @property
+    def processor_seconds(self) -> float:
+        """Of all its threads so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def num_threads(self) -> int:
         """Threads now."""
         return int(_status(self.process.pid, "Threads"))

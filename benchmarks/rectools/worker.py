@@ -5,6 +5,7 @@ from standard input and answers one JSON line on standard output:
 
     {"do": "train", "steps": 48}   ->  {"tokens": ..., "seconds": ..., "steps": ..., "loss": ...}
     {"do": "recommend"}            ->  {"users": ..., "seconds": ...}
+    {"do": "recommend", "one_by_one": 20}  ->  {"seconds_each": [...]}
 
 Everything runs through RecTools' public calls (`fit_partial`, `recommend`) at its defaults; the time of a
 training step is read by a Lightning callback, so that building the data set, Lightning's start-up and the
@@ -121,6 +122,15 @@ class Peer:
             "loss": sum(clock.losses) / len(clock.losses),
         }
 
+    def recommend_one_by_one(self, k: int, num_users: int) -> dict[str, Any]:
+        """Top-k for one user a call, the first `num_users` of them."""
+        seconds = []
+        for user in self.users[:num_users]:
+            before = time.perf_counter()
+            self.model.recommend([user], self.query_data, k=k, filter_viewed=True)
+            seconds.append(time.perf_counter() - before)
+        return {"seconds_each": seconds}
+
     def recommend(self, k: int) -> dict[str, Any]:
         """Top-k of the whole catalogue for every user, viewed items left out."""
         before, before_cpu = time.perf_counter(), time.process_time()
@@ -156,6 +166,8 @@ def main() -> None:
         request = json.loads(line)
         if request["do"] == "train":
             answer = peer.train(request["steps"])
+        elif request["do"] == "recommend" and "one_by_one" in request:
+            answer = peer.recommend_one_by_one(request["k"], request["one_by_one"])
         elif request["do"] == "recommend":
             answer = peer.recommend(request["k"])
         else:

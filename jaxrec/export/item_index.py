@@ -1,7 +1,11 @@
 """An approximate index of the items: the largest inner products without looking at all of them.
 
 By faiss (the extra `index`): items in cells around centroids, of which the nearest are searched; how many is chosen on
-the model's own queries, until the wanted share of the exact best is found.
+the model's own queries, until the wanted share of the exact best is found. Vectors get a further coordinate that makes
+them all equally long: the largest inner product is then the smallest distance, and cells by distance hold together what
+is found together. (On a trained table of 200,000 items cells by inner product found .77 in the time of .97.)
+
+Source: Bachrach et al., RecSys 2014 (the reduction).
 N = items, D = item dim, Q = queries, M = found items.
 """
 
@@ -52,13 +56,18 @@ class ItemIndex:
         import faiss
 
         rows = np.hstack([vectors[1:], bias[1:, None]]).astype(np.float32)
-        asked = np.hstack([queries, np.ones((len(queries), 1))]).astype(np.float32)
-        num_cells = max(1, int(4 * np.sqrt(len(rows))) if len(rows) < 1e5 else int(np.sqrt(len(rows))))
-        quantizer = faiss.IndexFlatIP(rows.shape[1])
-        index = faiss.IndexIVFFlat(quantizer, rows.shape[1], num_cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = seed
-        index.cp.max_points_per_centroid = TRAINED_ON
-        index.cp.min_points_per_centroid = 1
+        asked = np.hstack([queries, np.ones((len(queries), 1)), np.zeros((len(queries), 1))]).astype(
+            np.float32
+        )
+        squares = np.einsum("nd,nd->n", rows, rows)
+        longer = np.sqrt(np.maximum(squares.max() - squares, 0.0))
+        rows = np.hstack([rows, longer[:, None]]).astype(np.float32)
+        num_cells = max(1, min(int(4 * np.sqrt(len(rows))), len(rows)))
+        index = faiss.IndexIVFFlat(
+            faiss.IndexFlatL2(rows.shape[1]), rows.shape[1], num_cells, faiss.METRIC_L2
+        )
+        index.cp.seed, index.cp.niter = seed, 10
+        index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = TRAINED_ON, 1
         index.train(rows)
         index.add_with_ids(rows, np.arange(1, len(rows) + 1))
         most = min(RECALL_AT, len(rows))
@@ -100,7 +109,7 @@ class ItemIndex:
 
     def search(self, query: Float32[np.ndarray, " d"], most: int) -> Int[np.ndarray, " m"]:
         """At most `most` items with large `query . v + b`."""
-        asked = np.append(query, 1.0).astype(np.float32)[None]
+        asked = np.concatenate([query, [1.0, 0.0]]).astype(np.float32)[None]
         _, found = self._index.search(asked, min(most, self._index.ntotal))
         return found[0][found[0] > 0]
 
