@@ -26,7 +26,7 @@ from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
 from jaxrec.serving.connections import bounded_connections
 from jaxrec.serving.engine import Engine
-from jaxrec.serving.exploration import EpsilonGreedy
+from jaxrec.serving.exploration import exploration_of
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits
 from jaxrec.serving.measures import Measures
@@ -37,6 +37,7 @@ from jaxrec.serving.store import Store
 from jaxrec.serving.versions import Watcher
 
 TOKEN_VARIABLE = "JAXREC_TOKEN"
+NEVER = "0"
 log = logging.getLogger(__name__)
 
 
@@ -57,15 +58,17 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     """Loads, answers until it is told to stop, and finishes what waits."""
     measures = Measures()
     shares = dict(given.share)
-    options = ServiceOptions(deadline_ms=given.deadline_ms, explore=given.explore > 0, shares=shares)
+    options = ServiceOptions(
+        deadline_ms=given.deadline_ms, explore=given.explore != NEVER, shares=shares, shadow=given.shadow
+    )
     engine = Engine(
         sources=Sources.parse(given.candidates),
         formula=Formula.parse(formula_text(given.formula), COLUMNS),
-        exploration=EpsilonGreedy(epsilon=given.explore),
+        exploration=exploration_of(given.explore),
     )
     service = Service(open_store(given.state), engine, options, measures)
     watcher = Watcher(service, given.model, given.watch_seconds)
-    await watcher.load_first(set(shares))
+    await watcher.load_first({*shares, *filter(None, [given.shadow])})
     config = uvicorn.Config(
         make_app(service, limits, measures),
         host=given.host,
@@ -179,10 +182,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--explore",
-        metavar="E",
-        type=float,
-        default=0.0,
-        help="chance that a place of a list tries another item",
+        metavar="HOW",
+        default=NEVER,
+        help="a chance that a place of a list tries another item, or thompson:SCALE",
     )
     add(
         "--share",
@@ -192,6 +194,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default=[],
         help="a version's share of users",
     )
+    add("--shadow", metavar="VERSION", default="", help="a version that is asked too, and never heard")
     add("--deadline-ms", metavar="MS", type=int, default=2_000, help="of requests that name none")
     add("--watch-seconds", metavar="S", type=float, default=10.0, help="between looks for newer versions")
     add("--requests-per-second", metavar="R", type=float, default=0.0, help="of one client; 0 = no limit")

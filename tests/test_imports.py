@@ -18,7 +18,18 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "serve", "compress", "blend"}
+ENTRIES = {
+    "train",
+    "evaluate",
+    "recommend",
+    "prepare",
+    "plan",
+    "tune",
+    "interference",
+    "serve",
+    "compress",
+    "blend",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),

@@ -17,6 +17,7 @@ from jaxrec.evaluation.slates import LogDeterminant, Pool, Slate, choose, releva
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model
 from jaxrec.serving.exploration import Exploration
 from jaxrec.serving.formula import Formula
+from jaxrec.serving.reranking import calibrated, diverse
 from jaxrec.serving.rules import CategoryFilter, Prerequisites, Rules, capped
 from jaxrec.serving.schema import Filter, ShownItem
 from jaxrec.serving.version import Query
@@ -24,6 +25,7 @@ from jaxrec.serving.view import View
 
 __all__ = ["Engine", "ListRequest"]
 
+MOST_RERANKED = 250  # places that are chosen one by one
 MOST_RESCORED = 1_000  # the pool that a formula, diversity and exploration work on
 EXPLAINED_EVENTS = 20
 
@@ -41,6 +43,7 @@ class ListRequest(Asker):
     filter: Filter = Filter()
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     diversity: float = 0.0
+    calibration: float = 0.0
     size: int = 10
     offset: int = 0
     explore_key: str | None = None
@@ -194,7 +197,7 @@ class Engine:
     def _reorders(self, request: ListRequest) -> bool:
         """Whether lists have another order than that of the scores."""
         explores = self.exploration is not None and request.explore_key is not None
-        return self.formula.text != "score" or request.diversity > 0 or explores
+        return self.formula.text != "score" or request.diversity > 0 or request.calibration > 0 or explores
 
     def _ordered(
         self, view: View, request: ListRequest, rules: Rules, most: int
@@ -216,7 +219,14 @@ class Engine:
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]
         if request.diversity:
-            places = _diverse(values, view.unit[pool.item_ids], request.diversity, MOST_RESCORED // 4)
+            places = diverse(values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED)
+            pool, values = pool.at(places), values[places]
+        if request.calibration:
+            membership = view.facts.membership
+            taken = np.asarray(membership[request.history].sum(axis=0), np.float64).ravel()
+            of_pool = np.asarray(membership[pool.item_ids].toarray(), bool)
+            shares = taken / max(taken.sum(), 1.0)
+            places = calibrated(values, of_pool, shares, request.calibration, MOST_RERANKED)
             pool, values = pool.at(places), values[places]
         if self.exploration is not None and request.explore_key is not None:
             digest = hashlib.blake2b(request.explore_key.encode(), digest_size=8).digest()
@@ -277,29 +287,6 @@ def _rules(
         boosts=boosts,
         threshold=-np.inf if asked.min_score is None else asked.min_score,
     )
-
-
-def _diverse(
-    scores: Float[np.ndarray, " p"], unit: Float[np.ndarray, "p d"], diversity: float, most: int
-) -> Int[np.ndarray, " p"]:
-    """Maximal marginal relevance: places by `(1 - diversity) relevance - diversity * likeness to those before`.
-
-    The first `most` are chosen so, the rest follow by score. Relevance is the score between the worst and the best.
-
-    Source: Carbonell and Goldstein, SIGIR 1998.
-    """
-    span = float(np.ptp(scores)) if len(scores) else 0.0
-    relevance = (scores - scores.min()) / span if span else np.ones(len(scores))
-    left = np.ones(len(scores), bool)
-    likeness = np.zeros(len(scores))
-    places: list[int] = []
-    for _ in range(min(most, len(scores))):
-        worth = np.where(left, (1.0 - diversity) * relevance - diversity * likeness, -np.inf)
-        place = int(np.argmax(worth))
-        places.append(place)
-        left[place] = False
-        likeness = np.maximum(likeness, unit @ unit[place])
-    return np.append(np.array(places, np.int64), np.flatnonzero(left))
 
 
 def _name(view: View, item: int) -> str:

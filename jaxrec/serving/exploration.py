@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Drawn", "EpsilonGreedy", "Exploration", "LastLayer", "Thompson"]
+__all__ = ["Drawn", "EpsilonGreedy", "Exploration", "LastLayer", "Thompson", "exploration_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Exploration(Protocol):
           scores: of the model; -infinity = never.
           vectors: v(y) of the candidates.
         """
+        ...
+
+    def shown(self, vectors: Float[np.ndarray, "k d"]) -> None:
+        """A list of these has been shown."""
         ...
 
 
@@ -82,6 +86,9 @@ class EpsilonGreedy:
             del left[at]
         return Drawn(np.array(places, np.int64), np.array(propensities), np.array(explored, bool))
 
+    def shown(self, vectors: Float[np.ndarray, "k d"]) -> None:
+        """Nothing is learnt from it."""
+
 
 @dataclasses.dataclass
 class LastLayer:
@@ -116,16 +123,18 @@ class Thompson:
 
     Propensities are shares of `num_samples` further draws, each counted with one that was made: none is 0.
 
+    Lists change as it learns: pages of one request fit each other only while nothing else is shown.
+
     Attributes:
       scale: of the noise beside the scores; 0 = never explore.
-      last_layer: what has been shown.
+      last_layer: what has been shown; made at the first draw where there is none, or vectors have another dim.
 
     Source: Agrawal and Goyal, ICML 2013 (Thompson sampling with linear payoffs); Riquelme et al., ICLR 2018 (on a
     network's last layer).
     """
 
     scale: float
-    last_layer: LastLayer
+    last_layer: LastLayer | None = None
     num_samples: int = 200
 
     def __post_init__(self) -> None:
@@ -143,11 +152,12 @@ class Thompson:
     ) -> Drawn:
         """See `Exploration`."""
         size = min(size, int(np.count_nonzero(scores > -np.inf)))
+        layer = self._layer(vectors.shape[1])
         free = scores > -np.inf
         places: list[int] = []
         propensities, explored = [], []
         for _ in range(size):  # place by place: a longer list begins as a shorter one does
-            noise = self.last_layer.noise(rng, 1 + self.num_samples)
+            noise = layer.noise(rng, 1 + self.num_samples)
             drawn, *judged_by = scores + self.scale * (noise @ np.asarray(vectors, np.float64).T)
             place = int(np.argmax(np.where(free, drawn, -np.inf)))
             best = np.argmax(np.where(free, judged_by, -np.inf), axis=1)
@@ -156,3 +166,28 @@ class Thompson:
             places.append(place)
             free[place] = False
         return Drawn(np.array(places, np.int64), np.array(propensities), np.array(explored, bool))
+
+    def shown(self, vectors: Float[np.ndarray, "k d"]) -> None:
+        """Their directions are less in doubt."""
+        self._layer(vectors.shape[1]).add(np.asarray(vectors, np.float64))
+
+    def _layer(self, dim: int) -> LastLayer:
+        if self.last_layer is None or len(self.last_layer.precision) != dim:
+            self.last_layer = LastLayer.empty(dim)
+        return self.last_layer
+
+
+def exploration_of(text: str) -> Exploration:
+    """`0.05` = epsilon-greedy with that chance, `thompson:0.1` = Thompson sampling with that scale.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    name, _, value = text.rpartition(":")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if name not in ("", "epsilon", "thompson") or not 0.0 <= number < float("inf"):
+        raise ValueError(f"exploration {text!r}: say a chance such as 0.05, or thompson:SCALE.")
+    return Thompson(scale=number) if name == "thompson" else EpsilonGreedy(epsilon=number)

@@ -31,6 +31,18 @@ class Measures:
         self._reload_failures = Counter(
             "jaxrec_reload_failures", "Versions that could not be loaded.", registry=self._registry
         )
+        self._alike = Histogram(
+            "jaxrec_shadow_overlap",
+            "Share of a list that the shadow's list has, too.",
+            buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+            registry=self._registry,
+        )
+        self._shadow_seconds = Histogram(
+            "jaxrec_shadow_seconds", "Time of the shadow's list.", buckets=_SECONDS, registry=self._registry
+        )
+        self._shadow_failures = Counter(
+            "jaxrec_shadow_failures", "Lists that the shadow could not make.", registry=self._registry
+        )
         self._version = Gauge(
             "jaxrec_model_version", "1 = the newest version.", ["version"], registry=self._registry
         )
@@ -52,6 +64,15 @@ class Measures:
     def degraded(self, why: str) -> None:
         """An answer lacks the model."""
         self._degraded.labels(why).inc()
+
+    def shadow(self, alike: float, seconds: float) -> None:
+        """The shadow has answered: the share of the list that its list has, too, and its time."""
+        self._alike.observe(alike)
+        self._shadow_seconds.observe(seconds)
+
+    def shadow_failed(self) -> None:
+        """The shadow could not answer."""
+        self._shadow_failures.inc()
 
     def reload_failed(self) -> None:
         """A version could not be loaded."""

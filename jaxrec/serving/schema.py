@@ -54,6 +54,7 @@ class RecommendRequest(_Strict):
       history: items, oldest first, in the place of what is remembered of the user.
       exclude: items that are not to come.
       diversity: 0 = by score alone, 1 = as different as can be.
+      calibration: 0 = by score alone, 1 = categories in the shares that they have in the history.
       boosts: category -> what is added to the score.
       explore: whether the list may try what the model is unsure of; None = as the server is set.
       deadline_ms: after which nobody waits any more.
@@ -67,6 +68,7 @@ class RecommendRequest(_Strict):
     exclude: tuple[Key, ...] = Field(default=(), max_length=MOST_IDS)
     filter: Filter = Filter()
     diversity: float = Field(default=0.0, ge=0.0, le=1.0)
+    calibration: float = Field(default=0.0, ge=0.0, le=1.0)
     boosts: dict[Name, Finite] = Field(default_factory=dict, max_length=50)
     explore: bool | None = None
     deadline_ms: int | None = Field(default=None, ge=1, le=60_000)

@@ -7,9 +7,10 @@ answers others meanwhile.
 import asyncio
 import dataclasses
 import hashlib
+import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from jaxrec.serving.view import View
 
 __all__ = ["Service", "ServiceOptions", "UnknownError"]
 
+log = logging.getLogger(__name__)
+
+MOST_BEHIND = 16  # tasks that no answer waits for
 TRENDING_HOURS, TRENDING_ITEMS, TRENDING_SECONDS = 24, 100, 5.0
 
 
@@ -54,12 +58,14 @@ class ServiceOptions:
       deadline_ms: of requests that name none.
       explore: whether lists explore where a request says nothing.
       shares: version -> its share of the users; {} = the newest version has all.
+      shadow: a version that gets every request for a list, too; nobody sees its answers, `Measures` compares them.
       max_queue, max_batch: of the user tower.
     """
 
     deadline_ms: int = 2_000
     explore: bool = False
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    shadow: str = ""
     max_queue: int = 256
     max_batch: int = 16
 
@@ -113,7 +119,7 @@ class Service:
         self._live: dict[str, _Live] = {}
         self._trending: tuple[float, list[tuple[str, int]]] = (0.0, [])
         self._closing = False
-        self._retiring: set[asyncio.Future[None]] = set()
+        self._background: set[asyncio.Future[None]] = set()
 
     @property
     def ready(self) -> bool:
@@ -137,7 +143,7 @@ class Service:
         return next(reversed(self._live.values()))
 
     def install(self, version: Version, *, keep: int = 2) -> None:
-        """Takes a version into use; of the older ones `keep - 1` stay, and those that have a share."""
+        """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option."""
         self._install(_Live(version, self.options, self.measures), keep)
 
     def _install(self, live: _Live, keep: int = 2) -> None:
@@ -145,7 +151,8 @@ class Service:
         if (same := self._live.pop(version.name, None)) is not None:
             self._retire(same)
         self._live[version.name] = live
-        others = [name for name in self._live if name not in self.options.shares]
+        named = {*self.options.shares, self.options.shadow}
+        others = [name for name in self._live if name not in named]
         for name in others[:-keep]:
             self._retire(self._live.pop(name))
         self.measures.version(version.name)
@@ -181,18 +188,31 @@ class Service:
 
     def _retire(self, live: _Live) -> None:
         """Answers what waits for a version, and lets go of it."""
-        task = asyncio.ensure_future(live.batcher.close())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._behind(live.batcher.close())
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does something that no answer waits for."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def close(self) -> None:
         """Takes nothing more, answers what waits, lets go of the state."""
         self._closing = True
         await asyncio.gather(*(live.batcher.close() for live in self._live.values()))
+        await asyncio.gather(*self._background, return_exceptions=True)
         self.store.close()
 
     async def recommend(self, request: RecommendRequest) -> Answer:
         """A list for a user."""
+        answer = await self._recommend(request)
+        shadow = self.options.shadow
+        if shadow in self._live and shadow != answer.model_version and len(self._background) < MOST_BEHIND:
+            self._behind(self._compare(request, answer))
+        return answer
+
+    async def _recommend(self, request: RecommendRequest, *, noted: bool = True) -> Answer:
+        """A list; with `noted`, exploration learns from it."""
         deadline = self._deadline(request.deadline_ms)
         asked = await self._ask(request.user_id, request.history, deadline, version=request.version)
         view, name = asked.view, asked.live.version.name
@@ -204,12 +224,35 @@ class Service:
             filter=request.filter,
             boosts=request.boosts,
             diversity=request.diversity,
+            calibration=request.calibration,
             size=request.k,
             offset=request.offset,
             trending=self._trends(view),
             explore_key=f"{request.user_id} {asked.num_events} {name}" if explores else None,
         )
-        return self._answer(asked.live, self.engine.recommend(view, wanted), asked.query, asked.notes)
+        if explores or request.diversity or request.calibration:
+            # They look at the pool once for each place; others are answered meanwhile.
+            items = await asyncio.to_thread(self.engine.recommend, view, wanted)
+        else:
+            items = self.engine.recommend(view, wanted)
+        if explores and noted and self.engine.exploration is not None:
+            self.engine.exploration.shown(view.vectors[view.ids_of(item.item_id for item in items)])
+        return self._answer(asked.live, items, asked.query, asked.notes)
+
+    async def _compare(self, request: RecommendRequest, answer: Answer) -> None:
+        """Asks the shadow what was asked, and measures how alike the lists are."""
+        started = time.perf_counter()
+        try:
+            other = await self._recommend(
+                request.model_copy(update={"version": self.options.shadow}), noted=False
+            )
+        except Exception as error:  # whatever it is, nobody waits for the answer
+            self.measures.shadow_failed()
+            log.warning("the shadow %s failed: %s", self.options.shadow, error)
+            return
+        shown, shadows = ({item.item_id for item in found.items} for found in (answer, other))
+        alike = len(shown & shadows) / max(1, len(shown))
+        self.measures.shadow(alike, time.perf_counter() - started)
 
     async def rank(self, request: RankRequest) -> Answer:
         """Scores of given items, in their order; unknown ones have none."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.serving.exploration import EpsilonGreedy, LastLayer, Thompson
+from jaxrec.serving.exploration import EpsilonGreedy, LastLayer, Thompson, exploration_of
 
 SCORES = np.array([2.0, 1.0, 0.5, -np.inf, 1.5])
 VECTORS = np.random.default_rng(0).normal(size=(5, 3))
@@ -65,3 +65,23 @@ def test_settings_out_of_range_are_refused():
         EpsilonGreedy(epsilon=1.5)
     with pytest.raises(ValueError, match="exploration.scale=-1"):
         Thompson(scale=-1.0, last_layer=LastLayer.empty(2))
+
+
+def test_a_list_that_was_shown_moves_less():
+    policy = Thompson(scale=1.0)
+    policy.draw(np.random.default_rng(0), SCORES, VECTORS, 2)
+    before = policy.last_layer.precision.copy()
+    policy.shown(VECTORS[:2])
+    np.testing.assert_allclose(policy.last_layer.precision - before, VECTORS[:2].T @ VECTORS[:2])
+    policy.draw(np.random.default_rng(0), SCORES, np.ones((5, 7)), 2)
+    assert policy.last_layer.precision.shape == (7, 7), "a version of another dim starts anew"
+
+
+def test_what_the_command_line_says():
+    assert exploration_of("0.05") == exploration_of("epsilon:0.05") == EpsilonGreedy(epsilon=0.05)
+    assert exploration_of("thompson:0.2") == Thompson(scale=0.2)
+    for text in ("", "x", "ucb:1", "thompson:", "thompson:-1", "nan", "inf"):
+        with pytest.raises(ValueError, match="say a chance such as 0.05, or thompson:SCALE"):
+            exploration_of(text)
+    with pytest.raises(ValueError, match="must lie in"):
+        exploration_of("1.5")

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxrec.serving.app import make_app
-from jaxrec.serving.candidates import COLUMNS
+from jaxrec.serving.candidates import COLUMNS, Sources
 from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
@@ -150,6 +150,7 @@ def test_rules_hold_in_every_list(version, tmp_path, data):
         "exclude": [vocabulary.key_of(item) for item in excluded],
         "k": data.draw(st.integers(1, 50)),
         "diversity": data.draw(st.sampled_from([0.0, 0.7])),
+        "calibration": data.draw(st.sampled_from([0.0, 0.7])),
         "explore": data.draw(st.booleans()),
         "filter": {"any_of": any_of, "none_of": none_of, "max_per_category": cap},
     }
@@ -162,7 +163,13 @@ def test_rules_hold_in_every_list(version, tmp_path, data):
             await post(http, "/v1/items/hide", {"item_id": vocabulary.key_of(item), "hidden": False})
         return found
 
-    service = make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.5)))
+    sources = Sources(
+        sizes=data.draw(st.sampled_from([{}, {"item_knn": 50, "ials": 20, "popular": 20, "content": 20}]))
+    )
+    formula = Formula.parse(data.draw(st.sampled_from(["score", "ials + content"])), COLUMNS)
+    service = make_service(
+        version, tmp_path, Engine(sources=sources, formula=formula, exploration=EpsilonGreedy(epsilon=0.5))
+    )
     ids = [vocabulary.id_of(key) for key in keys_of(talk(service, work))]
     assert len(set(ids)) == len(ids) <= body["k"]
     assert not set(ids) & {*history, *excluded, *hidden}
@@ -321,13 +328,44 @@ def test_depth_is_counted_as_json_has_it(value):
     assert depth_of(json.dumps(value).encode()) == depth(value)
 
 
+def renamed(version, name):
+    other = object.__new__(type(version))
+    other.__dict__.update(version.__dict__ | {"name": name})
+    return other
+
+
+def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
+    service = make_service(None, tmp_path, shadow="next")
+    for name in ("next", "now"):
+        service.install(renamed(version, name))
+
+    async def work(http):
+        found = [await post(http, "/v1/recommend", {"history": [item], "k": 5}) for item in (1, 2, 3)]
+        assert {answer["model_version"] for answer in found} == {"now"}
+        for _ in range(100):
+            text = (await http.get("/metrics")).text
+            if "jaxrec_shadow_overlap_count 3.0" in text:
+                break
+            await asyncio.sleep(0.05)
+        assert "jaxrec_shadow_overlap_count 3.0" in text
+        assert "jaxrec_shadow_overlap_sum 3.0" in text, "the same model has the same lists"
+
+        async def fails(histories):
+            raise RuntimeError("broken")
+
+        service._live["next"].batcher.submit = fails
+        assert len((await post(http, "/v1/recommend", {"history": [4]}))["items"]) == 10
+        await asyncio.sleep(0.05)
+        assert "jaxrec_shadow_failures_total 1.0" in (await http.get("/metrics")).text
+
+    talk(service, work)
+
+
 def test_versions_are_dealt_by_share_and_the_same_to_a_user(version, tmp_path):
     async def main():
         service = make_service(None, tmp_path, shares={"a": 3.0, "b": 1.0})
         for name in ("a", "b"):
-            other = object.__new__(type(version))
-            other.__dict__.update(version.__dict__ | {"name": name})
-            service.install(other)
+            service.install(renamed(version, name))
         dealt = {}
         for user in range(400):
             first = (await service.recommend(RecommendRequest(user_id=user, k=1))).model_version
