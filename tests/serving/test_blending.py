@@ -35,9 +35,10 @@ def test_the_weights_of_a_chooser_are_found():
     users = choosers((1.0, 8.0, -1.5))
     formula = learn(users, NAMES)
     assert formula.names == frozenset(NAMES)
-    value = lambda *row: float(
-        formula({name: np.array([one]) for name, one in zip(NAMES, row, strict=True)})[0]
-    )  # noqa: E731
+
+    def value(*row):
+        return float(formula({name: np.array([one]) for name, one in zip(NAMES, row, strict=True)})[0])
+
     found = [value(*row) - value(0, 0, 0) for row in ((1, 0, 0), (0, 1, 0), (0, 0, np.e - 1))]
     assert found == pytest.approx([1.0, 8.0, -1.5], rel=0.1)
     plain = ndcg(users, Formula.parse("score", NAMES))
