@@ -5,6 +5,7 @@ refusal is read. Bodies are bounded by `guard`, which sees them.
 """
 
 import asyncio
+import json
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,7 +13,6 @@ from jaxrec.serving.guard import Limits
 
 __all__ = ["bounded_connections"]
 
-_FULL = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _RAW_BYTES = 8  # of a message for each byte of its body, at most: a chunk of one byte has six
 
 
@@ -31,15 +31,14 @@ class _Connection(HttpToolsProtocol):
     bounds: Limits
 
     _timer: asyncio.TimerHandle | None = None
-    _in_head, _in_message = True, False
+    _in_head, _in_message, _turned = True, False, False
     _num_bytes = _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a head, or refuses the connection."""
         super().connection_made(transport)
         if len(self.connections) > self.bounds.connections:
-            transport.write(_FULL)
-            transport.close()
+            self._refuse("429 Too Many Requests", "too many connections.", "retry-after: 1\r\n")
         self._give_up_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,10 +48,13 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Reads on, within the bounds."""
+        self._turned = False
         super().data_received(data)
         if self.transport.is_closing():
             return
-        self._num_bytes += len(data)
+        # Of data in which a message began or ended nobody knows how much is of the next one.
+        if not self._turned:
+            self._num_bytes += len(data)
         most = self.bounds.head_bytes + (0 if self._in_head else _RAW_BYTES * self.bounds.body_bytes)
         if self._num_bytes > most:
             self.send_400_response("The request is too large.")
@@ -60,10 +62,14 @@ class _Connection(HttpToolsProtocol):
         elif self._in_head and self._timer is None:
             self._give_up_later()
 
+    def send_400_response(self, msg: str) -> None:
+        """Says what is wrong as `app` does, and lets go."""
+        self._refuse("400 Bad Request", msg)
+
     def on_message_begin(self) -> None:
         """A new request."""
         super().on_message_begin()
-        self._in_head = self._in_message = True
+        self._turned = self._in_head = self._in_message = True
         self._num_bytes = self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -86,7 +92,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is, too."""
-        self._in_head, self._in_message = True, False
+        self._turned, self._in_head, self._in_message = True, True, False
         self._num_bytes = 0
         super().on_message_complete()
 
@@ -113,6 +119,13 @@ class _Connection(HttpToolsProtocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         super().timeout_keep_alive_handler()
+
+    def _refuse(self, status: str, why: str, also: str = "") -> None:
+        body = json.dumps({"error": why})
+        head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{also}"
+        self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
+        self.transport.close()
+        self._give_up_later()
 
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes

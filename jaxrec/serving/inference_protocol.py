@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from jaxrec import __version__
 from jaxrec.serving.schema import Key, RecommendRequest
@@ -24,7 +24,7 @@ class Tensor(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     name: Literal["history"]
-    shape: Annotated[list[int], Field(min_length=2, max_length=2)]
+    shape: Annotated[list[StrictInt], Field(min_length=2, max_length=2)]
     datatype: Literal["BYTES", "INT64", "INT32"]
     data: Annotated[list[Key | Literal[""]], Field(max_length=MOST_ROWS * MOST_EVENTS)]
 
@@ -33,7 +33,7 @@ class Parameters(BaseModel):
     """Of a request: `k`, the items of a list."""
 
     model_config = ConfigDict(extra="ignore")
-    k: Annotated[int, Field(ge=1, le=100)] = 10
+    k: Annotated[StrictInt, Field(ge=1, le=100)] = 10
 
 
 class InferRequest(BaseModel):

@@ -1,12 +1,12 @@
 """What goes over the wire: requests with their bounds, answers with their reasons.
 
-Ids are the users' and the catalogue's own: text or whole numbers. Everything that a client sends has a bound, and an
-unknown field is an error that names it.
+Ids are the users' and the catalogue's own: text or whole numbers. Everything that a client sends has a bound, an
+unknown field is an error that names it, and nothing is taken for what it is not: "1" and true are no numbers.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
 __all__ = [
     "AddItem", "Answer", "BundleRequest", "ErrorAnswer", "ExplainRequest", "FeedbackEvent", "FeedbackRequest", "Filter",
@@ -18,8 +18,8 @@ MOST_ITEMS, MOST_HISTORY, MOST_IDS, MOST_EVENTS = 100, 1_000, 1_000, 100
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Key = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Text
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Count = Annotated[int, Field(ge=1, le=MOST_ITEMS)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS)]
+Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -40,8 +40,8 @@ class Filter(_Strict):
     any_of: tuple[Name, ...] = Field(default=(), max_length=50)
     none_of: tuple[Name, ...] = Field(default=(), max_length=50)
     allow: tuple[Key, ...] | None = Field(default=None, max_length=MOST_IDS)
-    added_after: int = Field(default=0, ge=0, lt=2**40)
-    max_per_category: int = Field(default=0, ge=0, le=MOST_ITEMS)
+    added_after: StrictInt = Field(default=0, ge=0, lt=2**40)
+    max_per_category: StrictInt = Field(default=0, ge=0, le=MOST_ITEMS)
     min_score: Finite | None = None
 
 
@@ -63,15 +63,15 @@ class RecommendRequest(_Strict):
 
     user_id: Key | None = None
     k: Count = 10
-    offset: int = Field(default=0, ge=0, le=10_000)
+    offset: StrictInt = Field(default=0, ge=0, le=10_000)
     history: tuple[Key, ...] | None = Field(default=None, max_length=MOST_HISTORY)
     exclude: tuple[Key, ...] = Field(default=(), max_length=MOST_IDS)
     filter: Filter = Filter()
-    diversity: float = Field(default=0.0, ge=0.0, le=1.0)
-    calibration: float = Field(default=0.0, ge=0.0, le=1.0)
+    diversity: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
+    calibration: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
     boosts: dict[Name, Finite] = Field(default_factory=dict, max_length=50)
-    explore: bool | None = None
-    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
+    explore: StrictBool | None = None
+    deadline_ms: StrictInt | None = Field(default=None, ge=1, le=60_000)
     version: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
 
 
@@ -105,8 +105,8 @@ class BundleRequest(_Strict):
 
     user_id: Key | None = None
     history: tuple[Key, ...] | None = Field(default=None, max_length=MOST_HISTORY)
-    size: int = Field(default=5, ge=2, le=20)
-    diversity: float = Field(default=0.5, ge=0.0, le=1.0)
+    size: StrictInt = Field(default=5, ge=2, le=20)
+    diversity: StrictFloat = Field(default=0.5, ge=0.0, le=1.0)
     filter: Filter = Filter()
 
 
@@ -132,9 +132,9 @@ class FeedbackEvent(_Strict):
     behaviour: Annotated[str, StringConstraints(max_length=64)] = ""
     value: Finite | None = None
     event_id: Text | None = None
-    seconds: int | None = Field(default=None, ge=0, lt=2**40)
+    seconds: StrictInt | None = Field(default=None, ge=0, lt=2**40)
     version: str = Field(default="", max_length=64)
-    propensity: float | None = Field(default=None, gt=0.0, le=1.0)
+    propensity: StrictFloat | None = Field(default=None, gt=0.0, le=1.0)
 
 
 class FeedbackRequest(_Strict):
@@ -156,7 +156,7 @@ class HideItem(_Strict):
     """Hides an item, or shows it again."""
 
     item_id: Key
-    hidden: bool = True
+    hidden: StrictBool = True
 
 
 class ShownItem(BaseModel):
