@@ -215,7 +215,8 @@ class Engine:
                 np.random.default_rng(int.from_bytes(digest, "big")),
                 values[: len(pool)],
                 view.vectors[pool],
-                min(request.offset + request.size, len(pool)),
+                # A cap passes over places, and a longer list over more of them: all are drawn, so that pages fit.
+                len(pool) if capped_list else min(request.offset + request.size, len(pool)),
             )
             rest = np.setdiff1d(np.arange(len(pool)), drawn.places)
             places = np.append(drawn.places, rest)
