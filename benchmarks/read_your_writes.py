@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import http.client
 import itertools
 import sys
@@ -116,11 +117,16 @@ def trial(name: str, state: str, model: Path, base: Path, pairs: int) -> dict[st
     """All pairs on one kind of state, with two kills; what was seen."""
     shares = [pairs // WORKERS + (number < pairs % WORKERS) for number in range(WORKERS)]
     logs = [base / f"{name}-{number}.log" for number in range(2)]
-    with served.Server(model, state, logs[0]) as one, served.Server(model, state, logs[1]) as two:
-        servers = [one, two]
-        for server in servers:
-            server.wait_ready()
-        workers = [Worker(f"w{number}", [one.port, two.port], share) for number, share in enumerate(shares)]
+    compiled = base / "compiled"
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for log in logs:
+            servers.append(stack.enter_context(served.Server(model, state, log, compiled=compiled)))
+            servers[-1].wait_ready()
+        workers = [
+            Worker(f"w{number}", [server.port for server in servers], share)
+            for number, share in enumerate(shares)
+        ]
         started = time.monotonic()
         for worker in workers:
             worker.start()

@@ -87,11 +87,21 @@ def _label(manifest: Manifest, place: Path) -> None:
 
 
 class Server:
-    """`python -m jaxrec.serve`; use it as a context manager. Its log is `log`, one file for all its starts."""
+    """`python -m jaxrec.serve`; use it as a context manager.
 
-    def __init__(self, model: Path, state: str, log: Path, *options: str, port: int = 0):
-        self.port = port or free_port()
+    Its log is `log`, one file for all its starts. Servers with the same `compiled` share a directory of compiled
+    programs, so that a second start takes seconds.
+    """
+
+    def __init__(self, model: Path, state: str, log: Path, *options: str, compiled: Path | None = None):
+        self.port = free_port()
         self._log = log
+        self._environment = dict(os.environ)
+        if compiled is not None:
+            self._environment |= {
+                "JAX_COMPILATION_CACHE_DIR": str(compiled),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            }
         self._command = [
             *(sys.executable, "-m", "jaxrec.serve"),
             *(f"--model={model}", f"--state={state}", f"--port={self.port}", *options),
@@ -102,7 +112,9 @@ class Server:
     def start(self) -> None:
         """Starts it, again after a kill."""
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, cwd=ROOT, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log
+            )
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> float:
         """Seconds until it answered that it is ready.

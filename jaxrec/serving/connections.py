@@ -31,7 +31,7 @@ class _Connection(HttpToolsProtocol):
     bounds: Limits
 
     _timer: asyncio.TimerHandle | None = None
-    _in_head, _in_message, _turned = True, False, False
+    _in_head = _in_message = _turned = False  # in a message: its head, or its body
     _num_bytes = _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,11 +55,12 @@ class _Connection(HttpToolsProtocol):
         # Of data in which a message began or ended nobody knows how much is of the next one.
         if not self._turned:
             self._num_bytes += len(data)
-        most = self.bounds.head_bytes + (0 if self._in_head else _RAW_BYTES * self.bounds.body_bytes)
+        in_body = self._in_message and not self._in_head
+        most = self.bounds.head_bytes + (_RAW_BYTES * self.bounds.body_bytes if in_body else 0)
         if self._num_bytes > most:
             self.send_400_response("The request is too large.")
-        # Whoever sends empty lines has begun no message, and is waited for as long as others.
-        elif self._in_head and self._timer is None:
+        # Whoever sends empty lines has begun no message, and is waited for as long as who has begun one.
+        elif self._timer is None and (self._in_head or not (self._in_message or self._turned)):
             self._give_up_later()
 
     def send_400_response(self, msg: str) -> None:
@@ -92,14 +93,15 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is, too."""
-        self._turned, self._in_head, self._in_message = True, True, False
+        self._turned, self._in_message = True, False
         self._num_bytes = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer to a request of which more is to come is a refusal: the rest is not read."""
+        unread = self._in_message and not self._in_head and not self.pipeline
         super().on_response_complete()
-        if self._in_message and not self._in_head and not self.pipeline:
+        if unread:
             self.transport.close()
         if self.transport.is_closing():
             self._give_up_later()

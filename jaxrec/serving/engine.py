@@ -232,9 +232,10 @@ class Engine:
             digest = hashlib.blake2b(request.explore_key.encode(), digest_size=8).digest()
             drawn = self.exploration.draw(
                 np.random.default_rng(int.from_bytes(digest, "big")),
-                values,
-                view.vectors[pool.item_ids],
-                min(request.offset + request.size, len(pool)),
+                values[:MOST_RERANKED],
+                view.vectors[pool.item_ids[:MOST_RERANKED]],
+                # A cap passes over places, and a longer list over more of them: all are drawn, so that pages fit.
+                MOST_RERANKED if rules.max_per_category else request.offset + request.size,
             )
             places = np.append(drawn.places, np.setdiff1d(np.arange(len(pool)), drawn.places))
             pool, values = pool.at(places), values[places]

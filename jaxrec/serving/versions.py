@@ -34,6 +34,12 @@ def versions_in(directory: Path) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
+def _lying(directory: Path) -> tuple:
+    """Names, sizes and times of the files."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
 def _created(path: Path) -> str:
     """When the version was made; "" where its manifest does not say: such a version is the oldest."""
     try:
@@ -51,6 +57,7 @@ class Watcher:
     def __init__(self, service: Service, directory: Path, seconds: float):
         self._service, self._directory, self._seconds = service, directory, seconds
         self._known: set[str] = set()
+        self._refused: dict[str, tuple] = {}  # what lay there when it was refused
         self._task: asyncio.Task[None] | None = None
 
     async def load_first(self, also: set[str]) -> None:
@@ -81,19 +88,32 @@ class Watcher:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def look_once(self) -> list[str]:
-        """Takes what is new into use; returns the names."""
+        """Takes what is new and newer than the newest into use; returns the names.
+
+        One that was refused is tried again when its files have changed: it may have been copied meanwhile.
+        """
         loaded = []
-        for path in await asyncio.to_thread(versions_in, self._directory):
-            if path.name in self._known:
+        for path in await asyncio.to_thread(self._unknown):
+            lying = await asyncio.to_thread(_lying, path)
+            if self._refused.get(path.name) == lying:
                 continue
-            self._known.add(path.name)
             try:
                 loaded.append(await self._service.load(path))
+                self._known.add(path.name)
                 log.info("version %s answers now", path.name)
             except Exception as error:
+                self._refused[path.name] = lying
                 self._service.measures.reload_failed()
                 log.error("version %s is not taken into use: %s", path.name, error)
         return loaded
+
+    def _unknown(self) -> list[Path]:
+        """The versions that came after the newest of those that were taken into use."""
+        paths = versions_in(self._directory)
+        known = [number for number, path in enumerate(paths) if path.name in self._known]
+        self._known &= {path.name for path in paths}
+        self._refused = {path.name: self._refused[path.name] for path in paths if path.name in self._refused}
+        return paths[known[-1] + 1 :] if known else paths
 
     async def _look(self) -> None:
         while True:

@@ -1,7 +1,9 @@
 """Stores to test with: SQLite, and a real Redis server of this test's own."""
 
+import importlib.util
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -100,3 +102,13 @@ def bundles(workdir, tmp_path_factory):
 def version(bundles):
     """The version, opened and compiled."""
     return Version.open(bundles / "v1")
+
+
+@pytest.fixture(scope="session")
+def raw_requests(repository):
+    """The module of that name in `benchmarks/`, which is a directory of scripts and no package."""
+    name = "raw_requests"
+    spec = importlib.util.spec_from_file_location(name, repository / "benchmarks" / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

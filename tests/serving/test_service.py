@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxrec.export.bundle import Event, _jitted
 from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, Sources
 from jaxrec.serving.engine import Engine
@@ -19,6 +20,7 @@ from jaxrec.serving.measures import Measures
 from jaxrec.serving.schema import RecommendRequest
 from jaxrec.serving.service import Service, ServiceOptions
 from jaxrec.serving.sqlite_store import SqliteStore
+from jaxrec.serving.version import BATCH_SIZES, History, Version
 from jaxrec.serving.versions import Watcher, versions_in
 
 
@@ -398,11 +400,26 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_pa
         weights.write_bytes(damaged)
         assert await watcher.look_once() == []
         assert service.versions == ["v1"]
+        assert await watcher.look_once() == [], "it is not tried again as it is"
         assert b"jaxrec_reload_failures_total 1.0" in service.measures.text()
         assert (await service.recommend(RecommendRequest(history=(1,)))).model_version == "v1"
+        shutil.copyfile(bundles / "v1" / "weights.safetensors", weights)
+        assert await watcher.look_once() == ["v1"], "its manifest says so"
+        shutil.copytree(bundles / "v1", directory / "older")
+        assert await watcher.look_once() == [], "an older one that comes late is not the newest"
         await service.close()
 
     asyncio.run(main())
+
+
+def test_versions_of_one_model_share_what_is_compiled(bundles, version):
+    tower = _jitted((bundles / "v1" / "stablehlo" / "user_tower").read_bytes())
+    compiled = tower._cache_size()
+    assert compiled == len(BATCH_SIZES) * len(version.lengths)
+    again = Version.open(bundles / "v1")
+    assert tower._cache_size() == compiled
+    history = [History((Event(1), Event(2)))]
+    np.testing.assert_array_equal(again.encode(history)[0].vector, version.encode(history)[0].vector)
 
 
 def test_a_directory_without_versions_says_what_to_do(tmp_path):
