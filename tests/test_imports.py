@@ -18,7 +18,18 @@ TASKS_MAY = {"models", "losses"} | MODELS_MAY
 TRAINING_MAY = {"tasks", "data"} | TASKS_MAY
 EVALUATION_MAY = {"training", "metrics"} | TRAINING_MAY
 CONFIG_MAY = {"evaluation"} | EVALUATION_MAY
-ENTRIES = {"train", "evaluate", "recommend", "prepare", "plan", "tune", "interference", "serve", "compress"}
+ENTRIES = {
+    "train",
+    "evaluate",
+    "recommend",
+    "prepare",
+    "plan",
+    "tune",
+    "interference",
+    "serve",
+    "compress",
+    "update",
+}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -38,10 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"config"} | CONFIG_MAY,
     "export": {"config", "runs"} | CONFIG_MAY,
     "compression": {"config", "runs"} | CONFIG_MAY,
+    "updating": {"config", "runs", "export", "serving"} | CONFIG_MAY,
 } | {
-    entry: {"config", "runs", "planning", "tuning", "serving", "compression"} | CONFIG_MAY
+    entry: {"config", "runs", "planning", "tuning", "serving", "compression", "updating"} | CONFIG_MAY
     for entry in ENTRIES
 }
+MAY_IMPORT["update"].add("train")  # an update trains as that entry does
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {
