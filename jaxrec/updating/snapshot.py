@@ -8,6 +8,7 @@ E = events.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -168,6 +169,12 @@ def read_plan(directory: Path) -> Plan | None:
     """The plan of an update that has begun; None = none has."""
     path = directory / PLAN_FILE
     return Plan.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def discard(directory: Path) -> None:
+    """Removes an update that has begun; one without a plan has not, however much of it is left by a kill."""
+    (directory / PLAN_FILE).unlink()
+    shutil.rmtree(directory)
 
 
 def holds(directory: Path, log: Log) -> bool:

@@ -42,6 +42,7 @@ from jaxrec.updating.snapshot import (
     Mark,
     Plan,
     clocked_seconds,
+    discard,
     holds,
     plan_update,
     read_plan,
@@ -81,7 +82,7 @@ def update_once(options: UpdateOptions, store: Store, train: Train) -> Outcome |
                 logger.info(
                     "users were erased since update %s began: it begins anew without them", directory.name
                 )
-                shutil.rmtree(directory)
+                discard(directory)
             plan = read_plan(directory) or _begin(options, directory, outcomes, store, log)
             if plan is None:
                 return None
@@ -109,8 +110,7 @@ def _begin(
         return None
     run, mark = standing(outcomes, Mark(number=options.after))
     source = _source(options, run)
-    newest = versions_in(options.model)[-1]
-    _check_version(newest, source)
+    _check_version(options.model, source)
     base = PreparedDataset.open(_data_of(run_directory(options.workdir)))
     seconds = np.array([event.seconds for _, event in log], np.int64)
     timestamps = clocked_seconds(numbers, seconds, mark, _last_seconds(base))
@@ -213,8 +213,14 @@ def _promote(options: UpdateOptions, directory: Path, version: str) -> None:
     )
 
 
-def _check_version(newest: Path, source: Path) -> None:
+def _check_version(model: Path, source: Path) -> None:
     """Raises ValueError where the version that answers was not exported from the run that an update starts from."""
+    newest = versions_in(model)[-1]
+    if newest == model:
+        raise ValueError(
+            f"{model} is a version, and a new one would lie beside it; name the directory of versions, {model.parent}, "
+            "here and at the server."
+        )
     there = Manifest.read(newest).facts["data"]["fingerprint"]
     here = prepared_fingerprint(_data_of(source))
     if there != here:

@@ -227,6 +227,8 @@ def test_what_is_wrong_is_said(options, store, append, fakes, version):
     ):
         fcntl.flock(other, fcntl.LOCK_EX)
         update_once(options, store, fakes.train)
+    with pytest.raises(ValueError, match=r"v1 is a version, and a new one would lie beside it"):
+        update_once(dataclasses.replace(options, model=options.model / "v1"), store, fakes.train)
     version(options.model / "v2", "another", "2003")
     with pytest.raises(ValueError, match=r"v2 was trained on the data another, and .*run, which"):
         update_once(options, store, fakes.train)
