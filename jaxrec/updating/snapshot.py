@@ -27,6 +27,8 @@ __all__ = [
     "Mark",
     "Plan",
     "clocked_seconds",
+    "discard",
+    "holds",
     "plan_update",
     "read_plan",
     "write_snapshot",

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from jaxrec.config import TrainConfig, read_run_config, run_directory
+from jaxrec.config.run import CONFIG_FILE
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepare, prepared_fingerprint
 from jaxrec.data.vocabulary import known_ids
@@ -134,9 +135,8 @@ def _decide(
     base = read_run_config(first)
     data = directory / "data"
     prepare(grown_config(base.data, PreparedDataset.open(_data_of(first)), directory, plan.cut), data)
-    if (
-        directory / "config.json"
-    ).is_file():  # a run that has begun goes on as it is, whatever the options are now
+    if (directory / CONFIG_FILE).is_file():
+        # A run that has begun goes on as it is, whatever the options are now.
         config = read_run_config(directory)
         config = dataclasses.replace(config, init_from=str(directory / config.init_from))
     else:
