@@ -36,7 +36,8 @@ HELP = {
     "passes": "how often the new events are trained on",
     "replay_share": "share of the training rows that are histories as they were before",
     "tolerance": "share of the metric that the lower end of the paired interval may lie below 0",
-    "most_users": "users that the models are compared on",
+    "least_users": "users with held-out events, below which the old model stays",
+    "most_users": "users that the models are compared on, at most",
 }
 
 

@@ -1,4 +1,4 @@
-"""ML-1M replayed in ten windows of time: a model that is updated from the log against one that is left as it was.
+r"""ML-1M replayed in ten windows of time: a model that is updated from the log against one that is left as it was.
 
 The first half of the events, by time (`timestamp_est` of the data set, nearly half of which is estimated), trains a
 model. The second half comes in as a server's log, in ten windows of equally many events. Before a window is logged, the
@@ -11,7 +11,8 @@ users, and no update of those windows cost more than a fifth of the training fro
 whole processes. An update counts with its test and its export, the training without them.
 
     python benchmarks/quality/update.py                            # sized for an hour on 2 quiet cores
-    python benchmarks/quality/update.py --share=0.2 --windows=4 --results=runs/trial --base=runs/trial
+    python benchmarks/quality/update.py --share=0.2 --windows=4 --results=runs/trial --base=runs/trial \
+        --update=--least-users=5
 
 The second is a trial, in minutes. Everything is kept under --base; the same command goes on where it was stopped.
 """

@@ -35,27 +35,36 @@ class Verdict:
       targets: held-out events with a past.
       comparison: B = the next model, A = the one that answers; None = there was nothing to compare on.
       least: what the lower end of the interval has to reach, at most 0.
+      least_users: that an interval is believed of.
     """
 
     metric: str
     targets: int
     comparison: Comparison | None
     least: float
+    least_users: int = 1
 
     @property
     def not_worse(self) -> bool:
         """Whether the next model may answer."""
-        return self.comparison is not None and self.comparison.low >= self.least
+        found = self.comparison
+        return found is not None and found.num_users >= self.least_users and found.low >= self.least
 
     def __str__(self) -> str:
         """The numbers."""
         found = self.comparison
         if found is None:
             return "no held-out event has a past to predict it from"
-        relation = "is at least" if self.not_worse else "is below"
+        relation = "is at least" if found.low >= self.least else "is below"
+        few = (
+            f", of the {self.least_users} users that are asked for"
+            if found.num_users < self.least_users
+            else ""
+        )
+        interval = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         return (
             f"{self.metric} {found.mean_a:.4f} -> {found.mean_b:.4f} over {self.targets:,} held-out events of "
-            f"{found.num_users:,} users; difference {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}], "
+            f"{found.num_users:,} users{few}; difference {interval}, "
             f"whose lower end {relation} {self.least:+.4f}"
         )
 
@@ -95,11 +104,14 @@ def rank_held_out(
     return ranks
 
 
-def compare_ranks(config: TrainConfig, old: UserRanks, new: UserRanks, tolerance: float) -> Verdict:
+def compare_ranks(
+    config: TrainConfig, old: UserRanks, new: UserRanks, *, tolerance: float, least_users: int
+) -> Verdict:
     """The paired test over users, each with the sum over the own targets.
 
     Args:
       tolerance: share of the old model's metric that the new one may lose, by the lower end of the interval.
+      least_users: a bootstrap of a handful of users is too sure of itself.
     """
     evaluation = config.evaluation
     assert np.array_equal(old.targets, new.targets), "both are asked for the same"
@@ -112,7 +124,13 @@ def compare_ranks(config: TrainConfig, old: UserRanks, new: UserRanks, tolerance
         values_old, values_new, confidence=evaluation.confidence, seed=evaluation.seed
     )
     least = -tolerance * comparison.mean_a
-    return Verdict(metric=evaluation.metric, targets=len(old), comparison=comparison, least=least)
+    return Verdict(
+        metric=evaluation.metric,
+        targets=len(old),
+        comparison=comparison,
+        least=least,
+        least_users=least_users,
+    )
 
 
 def _metrics(ranks: UserRanks, ks: tuple[int, ...]) -> Mapping[str, np.ndarray]:

@@ -23,7 +23,7 @@ class UpdateOptions:
       passes: how often the new events are trained on.
       replay_share: share of the training rows that are histories as they were before.
       tolerance: share of the metric that the new model may lose, by the lower end of the interval.
-      most_users: users that the models are compared on.
+      least_users, most_users: users that the models are compared on; with fewer the old one stays.
       overrides: `--config.FIELD=VALUE` of the training.
     """
 
@@ -35,6 +35,7 @@ class UpdateOptions:
     passes: float = 2.0
     replay_share: float = 0.5
     tolerance: float = 0.02
+    least_users: int = 20
     most_users: int = 5_000
     overrides: Sequence[str] = ()
 
@@ -50,7 +51,8 @@ class UpdateOptions:
             ("passes", 0 < self.passes < math.inf, "above 0"),
             ("replay_share", 0 <= self.replay_share < 1, "at least 0 and below 1"),
             ("tolerance", 0 <= self.tolerance < 1, "at least 0 and below 1"),
-            ("most_users", self.most_users >= 1, "at least 1"),
+            ("least_users", self.least_users >= 1, "at least 1"),
+            ("most_users", self.most_users >= self.least_users, f"at least --least-users={self.least_users}"),
         ):
             if not valid:
                 raise ValueError(f"--{name.replace('_', '-')}={getattr(self, name)} must be {constraint}.")

@@ -188,7 +188,7 @@ def _compare(options: UpdateOptions, directory: Path, source: Path) -> Verdict:
         new = rank_held_out(config, dataset, setup, state, most_users=options.most_users)
         old_state = answering_state(source, config, dataset, setup)
         old = rank_held_out(config, dataset, setup, old_state, most_users=options.most_users)
-    return compare_ranks(config, old, new, options.tolerance)
+    return compare_ranks(config, old, new, tolerance=options.tolerance, least_users=options.least_users)
 
 
 def _promote(options: UpdateOptions, directory: Path, version: str) -> None:

@@ -92,6 +92,7 @@ def options(trained, tmp_path):
         least_events=10,
         holdout=0.3,
         tolerance=0.99,
+        least_users=2,
         overrides=SMALL,
     )
 

@@ -237,6 +237,12 @@ def test_what_is_wrong_is_said(options, store, append, fakes, version):
         update_once(options, store, fakes.train)
 
 
+def test_a_handful_of_users_decides_nothing():
+    few = dataclasses.replace(verdict(0.1), least_users=31)
+    assert verdict(0.1).not_worse and not few.not_worse
+    assert "of 30 users, of the 31 users that are asked for; difference" in str(few)
+
+
 def test_nothing_to_compare_on_is_not_better():
     none = Verdict(metric="ndcg@10", targets=0, comparison=None, least=0.0)
     assert not none.not_worse and str(none) == "no held-out event has a past to predict it from"
