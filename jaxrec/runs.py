@@ -230,6 +230,11 @@ def start_of(config: TrainConfig, dataset: PreparedDataset, setup: Setup, workdi
     with Checkpoints(str(workdir / "checkpoints"), keep=1, save_every_steps=1) as own:
         if own.latest_step() is not None:
             return None
+    return start_from(source, config, dataset, setup)
+
+
+def start_from(source: Path, config: TrainConfig, dataset: PreparedDataset, setup: Setup) -> Start:
+    """What a fresh state of `config` takes over from the run in `source`; raises as `start_of` does."""
     other = open_dataset(read_run_config(source), source)
     keys = {
         ITEM: lambda dataset: dataset.item_keys,

@@ -30,10 +30,8 @@ from jaxrec.serving.exploration import exploration_of
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits
 from jaxrec.serving.measures import Measures
-from jaxrec.serving.redis_store import RedisStore
 from jaxrec.serving.service import Service, ServiceOptions
-from jaxrec.serving.sqlite_store import SqliteStore
-from jaxrec.serving.store import Store
+from jaxrec.serving.stores import open_store
 from jaxrec.serving.versions import Watcher
 
 TOKEN_VARIABLE = "JAXREC_TOKEN"
@@ -111,18 +109,6 @@ def share_the_interpreter() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-
-
-def open_store(where: str) -> Store:
-    """The state of users: a Redis server by its URL, or an SQLite file.
-
-    Raises:
-      ConnectionError: the Redis server does not answer.
-      ValueError: the file is of another format.
-    """
-    if where.split("://")[0] in ("redis", "rediss", "unix"):
-        return RedisStore(where)
-    return SqliteStore(where)
 
 
 def limits_of(given: argparse.Namespace, token: str) -> Limits:

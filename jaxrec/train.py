@@ -83,6 +83,8 @@ def train_run(config: TrainConfig, workdir: Path) -> bool:
             global_batch_size=config.global_batch_size,
             history_length=config.data.history_length,
             user_share=config.data.train_users,
+            train_since=config.data.train_since,
+            replay_share=config.data.replay_share,
             domain_temperature=config.data.domain_temperature,
             windows=config.data.windows,
             log_every_steps=config.log_every_steps,

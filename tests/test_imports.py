@@ -29,6 +29,7 @@ ENTRIES = {
     "serve",
     "compress",
     "blend",
+    "update",
 }
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -49,10 +50,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"config"} | CONFIG_MAY,
     "export": {"config", "runs"} | CONFIG_MAY,
     "compression": {"config", "runs"} | CONFIG_MAY,
+    "updating": {"config", "runs", "export", "serving"} | CONFIG_MAY,
 } | {
-    entry: {"config", "runs", "planning", "tuning", "serving", "compression"} | CONFIG_MAY
+    entry: {"config", "runs", "planning", "tuning", "serving", "compression", "updating"} | CONFIG_MAY
     for entry in ENTRIES
 }
+MAY_IMPORT["update"].add("train")  # an update trains as that entry does
 
 # Library -> the only places that may import it.
 LIBRARY_DOORS = {

@@ -2,7 +2,8 @@
 
 Prepare reads `path`, `columns`, `split`, `cold_items`, `noisy_events`, `filter_seen`, `duplicates`, `text` and
 `queries`; a change of one of these makes another prepared dataset (its fingerprint differs). The pipeline reads
-`history_length`, `windows`, `train_users` and `domain_temperature`, which change batches and not files.
+`history_length`, `windows`, `train_users`, `train_since`, `replay_share` and `domain_temperature`, which change batches
+and not files.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class GlobalTime:
     Attributes:
       validation_quantile: share of all events, by time, before the validation part
       test_quantile: share of all events before the test part
-      moments: the times in seconds from which on events are of the validation and of the test part, in place of shares
+      moments: the times in seconds from which on events are of the validation and of the test part, in place of shares;
+        the same time twice = no validation part. An event of unknown time is of the part that its order puts it in
     """
 
     validation_quantile: float = 0.8
@@ -50,9 +52,9 @@ class GlobalTime:
     moments: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.moments is not None and not self.moments[0] < self.moments[1]:
+        if self.moments is not None and not self.moments[0] <= self.moments[1]:
             raise ValueError(
-                f"split.moments={self.moments} must be two times, the validation part's before the test part's."
+                f"split.moments={self.moments} must be two times, the validation part's not after the test part's."
             )
         if not 0.0 < self.validation_quantile < self.test_quantile < 1.0:
             raise ValueError(
@@ -172,6 +174,9 @@ class DataConfig:
       history_length: events of a user that a training row holds
       windows: last = the last `history_length` events of each user, all = every such window
       train_users: share of the users whose histories are trained on; the others are evaluated alone
+      train_since: a time in seconds: histories with no training event from then on are left out, for a run that goes on
+        from another one (docs/updating.md); none = all are trained on
+      replay_share: with `train_since`, share of the rows that are histories as they were before that time
       domain_temperature: how the rows of several domains are mixed: 1 = by their numbers, large = evenly
     """
 
@@ -191,6 +196,8 @@ class DataConfig:
     history_length: int = 200
     windows: Literal["last", "all"] = "last"
     train_users: float = 1.0
+    train_since: int | None = None
+    replay_share: float = 0.0
     domain_temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -198,6 +205,13 @@ class DataConfig:
             raise ValueError(f"data.history_length={self.history_length} must be at least 1.")
         if not 0.0 < self.train_users <= 1.0:
             raise ValueError(f"data.train_users={self.train_users} must lie above 0 and at most at 1.")
+        if not 0.0 <= self.replay_share < 1.0:
+            raise ValueError(f"data.replay_share={self.replay_share} must be at least 0 and below 1.")
+        if self.replay_share and self.train_since is None:
+            raise ValueError(
+                f"data.replay_share={self.replay_share} is of what was before data.train_since, which is none; "
+                "set both."
+            )
         if not self.domain_temperature >= 1.0:
             raise ValueError(
                 f"data.domain_temperature={self.domain_temperature} must be at least 1: domains by their sizes."

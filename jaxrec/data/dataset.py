@@ -22,7 +22,7 @@ from jaxrec.data.domain_keys import domains_of
 from jaxrec.data.histories import UNKNOWN_TIME, Histories, HistoryFiles, blocks
 from jaxrec.data.packing import Windows
 from jaxrec.data.queries import QueryTable, load_queries
-from jaxrec.data.split import leave_one_out_cuts
+from jaxrec.data.split import first_at_or_after, leave_one_out_cuts
 
 __all__ = ["UNKNOWN_TIME", "DatasetMetadata", "Histories", "PreparedDataset"]
 
@@ -268,6 +268,13 @@ class PreparedDataset:
         """All users, in blocks of consecutive indices: one pass in bounded memory."""
         for users in blocks(len(self.lengths), users_per_block):
             yield users, self.histories(users)
+
+    def events_before(self, seconds: int) -> Int64[np.ndarray, " u"]:
+        """How many events each user has before the first one at or after a time; one pass over the histories."""
+        counts = [
+            first_at_or_after(part.offsets, part.timestamps, seconds) for _, part in self.history_blocks()
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *counts])
 
     @functools.cached_property
     def user_domains(self) -> Int32[np.ndarray, " u"]:

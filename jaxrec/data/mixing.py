@@ -48,6 +48,15 @@ class Mixing:
         turns = np.maximum(np.round(sizes.sum() * weights / weights.sum()), 1).astype(np.int64)
         return cls(sizes=tuple(sizes.tolist()), turns=tuple(turns.tolist()), seed=seed)
 
+    def followed_by(self, other: "Mixing", share: float) -> "Mixing":
+        """Both streams in one, whose rows lie behind this one's: `other` has a share of the places, and one at least.
+
+        A cycle holds what a cycle of this one holds.
+        """
+        places = sum(self.turns) * share / (1.0 - share)
+        turns = [max(round(places * turn / sum(other.turns)), 1) for turn in other.turns]
+        return Mixing(sizes=self.sizes + other.sizes, turns=(*self.turns, *turns), seed=self.seed)
+
     def rows_at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """The rows at these positions of the stream."""
         if len(self.sizes) == 1:

@@ -16,7 +16,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-__all__ = ["PackingPlan", "Windows", "joined_plans", "pack", "random_stream", "training_windows"]
+__all__ = [
+    "PackingPlan",
+    "Windows",
+    "joined_plans",
+    "joined_windows",
+    "new_windows",
+    "pack",
+    "random_stream",
+    "training_windows",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,24 @@ def training_windows(train_end: Int[np.ndarray, " u"], history_length: int, wind
     else:
         raise ValueError(f'windows={windows!r} is unknown; say "last" or "all".')
     return Windows(users=users, starts=starts, lengths=ends - starts)
+
+
+def new_windows(
+    train_end: Int[np.ndarray, " u"], before: Int[np.ndarray, " u"], history_length: int
+) -> Windows:
+    """The stretches of each user's training part that hold an event after the first `before`.
+
+    Every such event is in one of them: consecutive chunks of `history_length` events counted from the end, of which the
+    oldest reaches back into what was there before.
+    """
+    chunks = training_windows(train_end, history_length, "all")
+    return chunks.take(np.flatnonzero(chunks.starts + chunks.lengths > before[chunks.users]))
+
+
+def joined_windows(parts: Sequence[Windows]) -> Windows:
+    """The windows of all parts, one part after another."""
+    fields = ("users", "starts", "lengths")
+    return Windows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
 
 
 def pack(

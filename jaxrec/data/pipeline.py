@@ -20,7 +20,16 @@ from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch, evaluation_batches
 from jaxrec.data.mixing import Mixing
-from jaxrec.data.packing import PackingPlan, Windows, joined_plans, pack, random_stream, training_windows
+from jaxrec.data.packing import (
+    PackingPlan,
+    Windows,
+    joined_plans,
+    joined_windows,
+    new_windows,
+    pack,
+    random_stream,
+    training_windows,
+)
 from jaxrec.data.rows import fill_rows, row_segments
 from jaxrec.data.tensorflow_import import import_tensorflow
 
@@ -52,33 +61,56 @@ class TrainingRows:
         history_length: int,
         windows: str = "last",
         user_share: float = 1.0,
+        train_since: int | None = None,
+        replay_share: float = 0.0,
         domain_temperature: float = 1.0,
         seed: int = 0,
     ) -> "TrainingRows":
         """Packs the dataset's training events, or those of a share of its users; no row holds two domains.
 
         The users are the same for every `seed`, and those of a smaller share are among those of a larger one.
-        `domain_temperature` mixes the domains; see `Mixing.make`.
+        `train_since` (seconds) leaves out histories without a training event from then on; a `replay_share` of the rows
+        are histories as they were before. `domain_temperature` mixes the domains; see `Mixing.make`.
 
         Raises:
             ValueError: no user has a training event, or a setting is out of range.
         """
-        ends, share = dataset.train_end, ""
+        ends, share = dataset.train_end, "in "
         if user_share < 1.0:
             chosen = random_stream(0, 0).permutation(len(ends))[: round(user_share * len(ends))]
-            ends, share = np.where(np.isin(np.arange(len(ends)), chosen), ends, 0), f"{user_share:g} of its "
-        stretches = training_windows(ends, history_length, windows)
-        if not len(stretches):
-            raise ValueError(
-                f"dataset {dataset.metadata.name!r} has no training event in {share}{dataset.metadata.num_users} "
-                "users; prepare it with an earlier split or more data."
+            ends, share = (
+                np.where(np.isin(np.arange(len(ends)), chosen), ends, 0),
+                f"in {user_share:g} of its ",
             )
-        plans = [
-            pack(np.where(own, stretches.lengths, 0), history_length, seed)
-            for own in _by_domain(dataset, stretches.users)
-        ]
-        plans = [plan for plan in plans if plan.num_rows]
-        mixing = Mixing.make(np.array([plan.num_rows for plan in plans]), domain_temperature, seed)
+        if train_since is None:
+            parts = [training_windows(ends, history_length, windows)]
+        else:
+            before = np.minimum(dataset.events_before(train_since), ends)
+            parts = [new_windows(ends, before, history_length)]
+            if replay_share:
+                parts.append(training_windows(before, history_length, windows))
+            share = f"from data.train_since={train_since} on {share}"
+        if not len(parts[0]):
+            raise ValueError(
+                f"dataset {dataset.metadata.name!r} has no training event {share}"
+                f"{dataset.metadata.num_users} users; prepare it with an earlier split or more data."
+            )
+        stretches = joined_windows(parts)
+        part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        mixing, plans = None, []
+        for part in range(len(parts)):
+            of_part = [
+                pack(np.where(own & (part_of == part), stretches.lengths, 0), history_length, seed)
+                for own in _by_domain(dataset, stretches.users)
+            ]
+            of_part = [plan for plan in of_part if plan.num_rows]
+            if not of_part:
+                continue  # nothing is older
+            sizes = np.array([plan.num_rows for plan in of_part])
+            rows = Mixing.make(sizes, domain_temperature, seed)
+            mixing = rows if mixing is None else mixing.followed_by(rows, replay_share)
+            plans += of_part
+        assert mixing is not None, "there is a training event"
         return cls(dataset=dataset, windows=stretches, plan=joined_plans(plans), mixing=mixing)
 
     @property
@@ -135,6 +167,8 @@ def train_batches(
     history_length: int,
     windows: str = "last",
     user_share: float = 1.0,
+    train_since: int | None = None,
+    replay_share: float = 0.0,
     domain_temperature: float = 1.0,
     seed: int = 0,
     start_step: int = 0,
@@ -148,6 +182,8 @@ def train_batches(
         history_length=history_length,
         windows=windows,
         user_share=user_share,
+        train_since=train_since,
+        replay_share=replay_share,
         domain_temperature=domain_temperature,
         seed=seed,
     )

@@ -284,11 +284,11 @@ def _check_times(config: DataConfig, source: Source, state: Ingested) -> tuple[b
     if isinstance(config.split, GlobalTime):
         if ranks:
             raise ValueError(_ranks_refused(source.name, columns.timestamp))
-        if state.null_times:
+        if state.null_times and config.split.moments is None:
             raise ValueError(
                 f"{source.name}: {state.null_times} of {state.rows_kept} events have a null {columns.timestamp}, so "
-                "they lie neither before nor after a moment; use data.split=LeaveOneOut, or a complete column with "
-                "--data.columns.timestamp."
+                "they have no place among the times that a share is taken of; name the "
+                "moments, use data.split=LeaveOneOut, or a complete column with --data.columns.timestamp."
             )
     if state.max_time is not None and state.max_time // state.ticks_per_second > 10**11:
         log.warning(

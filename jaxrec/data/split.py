@@ -33,14 +33,15 @@ def global_time_cuts(
     Where `order` contradicts the clock, an early event after a late one goes with the late one: no event at or
     after a cut ever falls into the part before it.
     """
-    return _first_at_or_after(offsets, seconds, validation_from), _first_at_or_after(
+    return first_at_or_after(offsets, seconds, validation_from), first_at_or_after(
         offsets, seconds, test_from
     )
 
 
-def _first_at_or_after(
+def first_at_or_after(
     offsets: Int64[np.ndarray, " u_plus_1"], seconds: Times, cut: int
 ) -> Int64[np.ndarray, " u"]:
+    """How many events each history has before its first one at or after a time."""
     late = np.flatnonzero(seconds >= cut)
     first = np.searchsorted(late, offsets[:-1])
     position = np.append(late, np.iinfo(np.int64).max)[first]

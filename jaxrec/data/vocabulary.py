@@ -81,12 +81,12 @@ def known_ids(keys: np.ndarray, known: np.ndarray) -> Int64[np.ndarray, " w_plus
 
     Args:
       keys: of the ids 1 .. W; numbers or strings.
-      known: the other data set's; where one has numbers and the other strings, no two are the same.
+      known: the other data set's; where one has numbers and the other strings, numbers count as they are written.
     """
     wanted, others = pa.array(keys), pa.array(known)
     ids = np.zeros(len(keys) + 1, np.int64)
     if pa.types.is_integer(wanted.type) != pa.types.is_integer(others.type):
-        return ids
+        wanted, others = (one.cast(pa.string()) for one in (wanted, others))
     if wanted.type != others.type:  # int64 and uint64: no integer type holds both
         wanted, others = (one.cast(pa.decimal128(20)) for one in (wanted, others))
     ids[1:] = pc.fill_null(pc.index_in(wanted, value_set=others), -1).to_numpy() + 1

@@ -101,14 +101,17 @@ def export_run(
     options: ExportOptions,
     *,
     mesh_shape: tuple[int, int] | None = None,
+    histories: PreparedDataset | None = None,
     say: Say = lambda text: None,
 ) -> Export:
-    """Exports the run in `workdir` as a new version in `out`; raises as `export_state` does."""
+    """Exports the run in `workdir` as a new version in `out`; see `export_state`."""
     say(f"loading {workdir}")
     config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
     with jax.set_mesh(setup.mesh):
         run = run_of_state(config, dataset, setup, state, int(state.step))
-    return export_state(run, state, out, options, evaluation=_evaluation(workdir), say=say)
+    return export_state(
+        run, state, out, options, evaluation=_evaluation(workdir), histories=histories, say=say
+    )
 
 
 def export_state(
@@ -118,12 +121,14 @@ def export_state(
     options: ExportOptions,
     *,
     evaluation: Mapping[str, Any] = MappingProxyType({}),
+    histories: PreparedDataset | None = None,
     say: Say = lambda text: None,
 ) -> Export:
     """Exports a state of a run as a new version in `out`.
 
     Args:
       evaluation: what `evaluation.json` holds; {} = the run was not evaluated.
+      histories: whose events `options.histories` means, where a server has the later ones; None = the run's own.
 
     Raises:
       ValueError: the run cannot be exported, the version is there, or an artifact does not do what the model does.
@@ -142,7 +147,7 @@ def export_state(
         say(f"writing {', '.join(programs)}")
         write_data(place, run, model, weights, evaluation)
         if options.histories:
-            write_histories(histories_of(dataset, model.max_events), place)
+            write_histories(histories_of(histories or dataset, model.max_events), place)
         if options.candidates:
             say(f"fitting {', '.join(options.candidates)}")
             write_candidates(dataset, options.candidates, place)

@@ -38,7 +38,7 @@ class LoopConfig:
 
     Attributes:
       validate_every_steps: 0 = never; the best state by `metric` is then kept in `workdir/best`.
-      user_share, domain_temperature: see `TrainingRows.make`.
+      user_share, train_since, replay_share, domain_temperature: see `TrainingRows.make`.
     """
 
     num_train_steps: int
@@ -51,6 +51,8 @@ class LoopConfig:
     validate_every_steps: int
     metric: str
     user_share: float = 1.0
+    train_since: int | None = None
+    replay_share: float = 0.0
     domain_temperature: float = 1.0
 
 
@@ -85,7 +87,7 @@ def train(
         if start:
             logger.info("resuming from step %d of %s", start, workdir)
         else:
-            state = _first_state(setup, state, dataset, initialize)
+            state = first_state(setup, state, dataset, initialize)
         best_value = _best_value(best, config.metric)
         cached = CachedTables(setup.cache_rows, state, setup.mesh)
         state = cached.enter(state)
@@ -140,7 +142,7 @@ def train(
         return cached.whole(state)
 
 
-def _first_state(
+def first_state(
     setup: Setup,
     fresh: TrainState,
     dataset: PreparedDataset,
@@ -198,6 +200,8 @@ class Prefetch:
             history_length=config.history_length,
             windows=config.windows,
             user_share=config.user_share,
+            train_since=config.train_since,
+            replay_share=config.replay_share,
             domain_temperature=config.domain_temperature,
             seed=setup.step.seed,
             start_step=start,

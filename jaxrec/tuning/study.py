@@ -77,7 +77,10 @@ class Search:
     def shares_data(self) -> bool:
         """Whether all trials train on the same prepared data."""
         fields = (field.removeprefix("data.") for field in self.space if field.startswith("data."))
-        return all(field in ("history_length", "windows", "train_users") for field in fields)
+        return all(
+            field in ("history_length", "windows", "train_users", "train_since", "replay_share")
+            for field in fields
+        )
 
 
 def run_search(search: Search) -> Study:

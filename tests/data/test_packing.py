@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.data.packing import pack, training_windows
+from jaxrec.data.packing import new_windows, pack, training_windows
 
 ROW_LENGTH = 12
 lengths_of_windows = st.lists(st.integers(0, ROW_LENGTH), max_size=60).map(lambda x: np.array(x, np.int64))
@@ -100,6 +100,24 @@ def test_all_windows_cover_every_training_event_once(ends, history_length):
     newest = windows.starts + windows.lengths == np.asarray(ends, int)[windows.users]
     full = np.minimum(np.asarray(ends, int)[windows.users], history_length)
     assert (windows.lengths[newest] == full[newest]).all(), "the remainder is the oldest chunk"
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=20),
+    history_length=st.integers(1, 15),
+)
+def test_new_windows_cover_every_new_event_once(sizes, history_length):
+    before, ends = (np.array([f(size) for size in sizes], int) for f in (min, max))
+    windows = new_windows(ends, before, history_length)
+    covered = [
+        (user, event)
+        for user, start, length in zip(windows.users, windows.starts, windows.lengths, strict=True)
+        for event in range(start, start + length)
+    ]
+    assert len(covered) == len(set(covered))
+    new = {(user, event) for user, end in enumerate(ends) for event in range(before[user], end)}
+    assert new <= set(covered)
+    assert (windows.starts + windows.lengths > before[windows.users]).all(), "none without a new event"
 
 
 def test_settings_of_windows_are_checked():

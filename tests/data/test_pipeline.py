@@ -157,6 +157,33 @@ def test_users_of_a_smaller_share_are_among_those_of_a_larger_one(one, other):
     assert users[0] <= users[1]
 
 
+@given(since=st.integers(0, 120), share=st.floats(0.1, 0.8), seed=st.integers(0, 100))
+def test_news_are_mixed_with_histories_as_they_were(since, share, seed):
+    dataset = make_dataset([9, 3, 30, 12, 1, 25, 25])
+    plain = {"history_length": 8, "windows": "all", "seed": seed}
+    if not (dataset.events_before(since) < dataset.train_end).any():
+        with pytest.raises(
+            ValueError, match=f"no training event from data.train_since={since} on in 7 users"
+        ):
+            TrainingRows.make(dataset, train_since=since, **plain)
+        return
+    news = TrainingRows.make(dataset, train_since=since, **plain)
+    mixed = TrainingRows.make(dataset, train_since=since, replay_share=share, **plain)
+    of_news = mixed.windows.take(np.arange(len(news.windows)))
+    for name in ("users", "starts", "lengths"):
+        np.testing.assert_array_equal(getattr(of_news, name), getattr(news.windows, name))
+    replayed = mixed.windows.take(np.arange(len(news.windows), len(mixed.windows)))
+    before = np.minimum(dataset.events_before(since), dataset.train_end)
+    assert (replayed.starts + replayed.lengths <= before[replayed.users]).all()
+    cycle = sum(mixed.mixing.turns)
+    rows = mixed.rows_at(np.arange(cycle))
+    assert sorted(rows[rows < news.num_rows]) == list(range(news.num_rows)), "each news once a cycle"
+    if len(replayed):
+        assert abs((rows >= news.num_rows).sum() - share * cycle) <= 1
+    else:
+        assert cycle == news.num_rows
+
+
 def test_tf_data_yields_the_built_batches_with_their_types():
     rows = TrainingRows.make(make_dataset(range(1, 30)), history_length=8, seed=3)
     for step, batch in enumerate(stream_batches(rows, global_batch_size=4, stop_step=10), start=0):

@@ -133,6 +133,16 @@ def test_global_time_refuses_what_has_no_time(tmp_path, events, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_named_moments_leave_events_of_unknown_time_to_their_order(tmp_path):
+    events = {"user_id": [1] * 5, "item_id": [1, 2, 3, 4, 5], "order": [0, 1, 2, 3, 4]}
+    events["timestamp"] = [None, 5, None, 9, None]
+    source = write_source(tmp_path / "set", events)
+    dataset = run(source, tmp_path / "out", split=GlobalTime(moments=(9, 9)))
+    assert (dataset.train_end.tolist(), dataset.validation_end.tolist()) == ([3], [3])
+    assert dataset.events_before(5).tolist() == [1]
+    assert dataset.events_before(10).tolist() == [5]
+
+
 def test_ranks_can_be_declared_and_are_never_times(tmp_path):
     source = write_source(tmp_path / "set", {"user_id": [1, 1], "item_id": [1, 2], "timestamp": [0, 1]})
     with pytest.raises(ValueError, match="holds ranks"):

@@ -152,5 +152,5 @@ def test_moments_cut_where_they_say(tmp_path):
     prepare(DataConfig(path=str(tmp_path), split=GlobalTime(moments=(20, 40))), tmp_path / "out")
     dataset = PreparedDataset.open(tmp_path / "out")
     assert (dataset.train_end.tolist(), dataset.validation_end.tolist()) == ([1], [3])
-    with pytest.raises(ValueError, match=r"moments=\(5, 5\) must be two times"):
-        GlobalTime(moments=(5, 5))
+    with pytest.raises(ValueError, match=r"moments=\(5, 4\) must be two times"):
+        GlobalTime(moments=(5, 4))
