@@ -210,7 +210,8 @@ class Client:
         try:
             if self._connection.sock is None:
                 self._connection.connect()
-                self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                opened: Any = self._connection.sock
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connection.request(method, path, body, headers)
             answer = self._connection.getresponse()
             content = answer.read()

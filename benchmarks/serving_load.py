@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import sys
 import time
@@ -74,8 +75,7 @@ async def run(host: str, port: int, requests: Iterator[bytes], clients: int, sec
     made, ends = [], []
     for _ in range(clients):
         done: asyncio.Future[None] = loop.create_future()
-        client = Client(requests, until, done)
-        await loop.create_connection(lambda client=client: client, host, port)
+        _, client = await loop.create_connection(functools.partial(Client, requests, until, done), host, port)
         made.append(client)
         ends.append(done)
     await asyncio.gather(*ends)

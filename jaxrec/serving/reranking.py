@@ -53,12 +53,13 @@ def calibrated(
     asked = wanted > 0  # no other category is in the divergence
     target = wanted[asked]
     parts = membership / np.maximum(membership.sum(axis=1, keepdims=True), 1)
-    own, sizes = parts[:, asked], membership.any(axis=1).astype(np.float64)
+    own = parts[:, asked]
+    sizes = np.asarray(np.any(membership, axis=1), np.float64)
     sums, size = np.zeros(len(target)), 0.0
     left = np.ones(len(scores), bool)
     places: list[int] = []
     for _ in range(min(most, len(scores))):
-        shares = (sums + own) / np.maximum(size + sizes, 1.0)[:, None]
+        shares = (sums + own) / np.asarray(np.maximum(size + sizes, 1.0))[:, None]
         smooth = (1.0 - SMOOTHING) * shares + SMOOTHING * target
         divergence = np.log(target / smooth) @ target if len(target) else np.zeros(len(scores))
         worth = np.where(left, (1.0 - weight) * relevance - weight * divergence, -np.inf)
