@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float32, Int
 
-__all__ = ["ItemIndex"]
+__all__ = ["INDEX_FILE", "ItemIndex"]
 
-FILE = "items.faiss"
+INDEX_FILE = "items.faiss"
 RECALL_AT = 100
 TRAINED_ON = 64  # vectors a cell, of which the centroids are learnt
 
@@ -89,7 +89,7 @@ class ItemIndex:
         Raises:
           ModuleNotFoundError: faiss is not installed.
         """
-        if not (directory / FILE).is_file():
+        if not (directory / INDEX_FILE).is_file():
             return None
         try:
             import faiss
@@ -97,7 +97,7 @@ class ItemIndex:
             raise ModuleNotFoundError(
                 f"{directory} has an index, which needs faiss: pip install 'jaxrec[index]'."
             ) from error
-        index: Any = faiss.read_index(str(directory / FILE))
+        index: Any = faiss.read_index(str(directory / INDEX_FILE))
         index.nprobe = int(facts["index"]["num_probes"])
         return cls(index, index.nprobe)
 
@@ -105,7 +105,7 @@ class ItemIndex:
         """Writes the file."""
         import faiss
 
-        faiss.write_index(self._index, str(directory / FILE))
+        faiss.write_index(self._index, str(directory / INDEX_FILE))
 
     def search(self, query: Float32[np.ndarray, " d"], most: int) -> Int[np.ndarray, " m"]:
         """At most `most` items with large `query . v + b`."""

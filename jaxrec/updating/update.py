@@ -27,8 +27,10 @@ from jaxrec.config.run import CONFIG_FILE
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepare, prepared_fingerprint
 from jaxrec.data.vocabulary import known_ids
+from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import HISTORIES_FILE
 from jaxrec.export.exporter import ExportOptions, export_run
+from jaxrec.export.item_index import INDEX_FILE
 from jaxrec.export.manifest import Manifest
 from jaxrec.runs import load_state
 from jaxrec.serving.store import Store, read_log
@@ -206,6 +208,8 @@ def _promote(options: UpdateOptions, directory: Path, version: str) -> None:
         saved_model=(newest / "saved_model").is_dir(),
         onnx=(newest / "onnx").is_dir(),
         histories=(newest / HISTORIES_FILE).is_file(),
+        candidates=tuple(read_candidates(newest)),
+        index=(newest / INDEX_FILE).is_file(),
     )
     base = PreparedDataset.open(_data_of(first))
     export_run(
