@@ -30,7 +30,8 @@ class _Connection(HttpToolsProtocol):
 
     bounds: Limits
 
-    _timer: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
     _in_head = _in_message = _turned = False  # in a message: its head, or its body
     _num_bytes = _head_bytes = 0
 
@@ -39,11 +40,12 @@ class _Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self.bounds.connections:
             self._refuse("429 Too Many Requests", "too many connections.", "retry-after: 1\r\n")
-        self._give_up_later()
+        self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets it."""
-        self._wait_no_longer()
+        self._head_is_there()
+        self._answer_is_read()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -60,8 +62,8 @@ class _Connection(HttpToolsProtocol):
         if self._num_bytes > most:
             self.send_400_response("The request is too large.")
         # Whoever sends empty lines has begun no message, and is waited for as long as who has begun one.
-        elif self._timer is None and (self._in_head or not (self._in_message or self._turned)):
-            self._give_up_later()
+        elif self._head_timer is None and (self._in_head or not (self._in_message or self._turned)):
+            self._wait_for_head()
 
     def send_400_response(self, msg: str) -> None:
         """Says what is wrong as `app` does, and lets go."""
@@ -87,7 +89,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._wait_no_longer()
+        self._head_is_there()
         self._in_head = False
         super().on_headers_complete()
 
@@ -104,17 +106,18 @@ class _Connection(HttpToolsProtocol):
         if unread:
             self.transport.close()
         if self.transport.is_closing():
-            self._give_up_later()
+            self._wait_for_reader()
 
     def pause_writing(self) -> None:
         """The client does not read what it asked for."""
         super().pause_writing()
-        self._give_up_later()
+        self._wait_for_reader()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """It does again; of one that is to be closed the rest must be read in time, too."""
         super().resume_writing()
-        self._wait_no_longer()
+        if not self.transport.is_closing():
+            self._answer_is_read()
 
     def timeout_keep_alive_handler(self) -> None:
         """Idle for too long; who has not read the last answer yet will not."""
@@ -127,27 +130,34 @@ class _Connection(HttpToolsProtocol):
         head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{also}"
         self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
         self.transport.close()
-        self._give_up_later()
+        self._wait_for_reader()
 
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
         if self._head_bytes > self.bounds.head_bytes:
             raise ValueError("too large a head")
 
-    def _give_up_later(self) -> None:
-        self._wait_no_longer()
-        self._timer = self.loop.call_later(self.bounds.read_seconds, self._give_up)
+    def _wait_for_head(self) -> None:
+        self._head_is_there()
+        self._head_timer = self.loop.call_later(self.bounds.read_seconds, self._head_is_late)
 
-    def _wait_no_longer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _give_up(self) -> None:
-        """The client was waited for long enough, unless it is waiting itself."""
-        self._timer = None
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and not self.flow.write_paused and not self.transport.is_closing():
-            self._give_up_later()
+    def _head_is_late(self) -> None:
+        """The client was waited for long enough, unless it is waiting itself for the answer before."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_for_head()
         else:
             self.transport.abort()
+
+    def _wait_for_reader(self) -> None:
+        if self._answer_timer is None:
+            self._answer_timer = self.loop.call_later(self.bounds.read_seconds, self.transport.abort)
+
+    def _answer_is_read(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None

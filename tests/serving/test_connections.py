@@ -260,6 +260,8 @@ def test_sigterm_finishes_what_was_asked(bundles, tmp_path):
     assert ask(port, "/v2/health/live")[0] == 200
     server.send_signal(signal.SIGTERM)
     assert [connection.getresponse().status for connection in connections] == [200] * 6
+    for connection in connections:
+        connection.close()
     _, errors = server.communicate(timeout=60)
     assert server.returncode in (0, -signal.SIGTERM)
     assert "Traceback" not in errors

@@ -114,7 +114,7 @@ def test_ten_pages_of_ten_for_a_user_who_is_remembered(version, tmp_path):
 
 
 def test_a_full_queue_says_when_to_come_back(version, tmp_path):
-    let = threading.Event()
+    begun, let = threading.Event(), threading.Event()
 
     async def main():
         service = Service(
@@ -123,12 +123,16 @@ def test_a_full_queue_says_when_to_come_back(version, tmp_path):
         service.install(version)
         live = service._newest
         compute = live.batcher._compute
-        live.batcher._compute = lambda histories: (let.wait(20), compute(histories))[1]
+        live.batcher._compute = lambda histories: (begun.set(), let.wait(20), compute(histories))[-1]
         app = make_app(service, Limits(), service.measures)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
             ask = lambda: http.post("/v1/recommend", json={"history": [1], "k": 1, "deadline_ms": 60_000})  # noqa: E731
-            first = [asyncio.create_task(ask()) for _ in range(3)]
-            while live.batcher.waiting < 2:
+            first = [asyncio.create_task(ask())]
+            assert await asyncio.to_thread(begun.wait, 20)
+            first += [asyncio.create_task(ask()) for _ in range(2)]
+            for _ in range(500):
+                if live.batcher.waiting == 2:
+                    break
                 await asyncio.sleep(0.01)
             refused = await ask()
             let.set()
