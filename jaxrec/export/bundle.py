@@ -19,6 +19,8 @@ import numpy as np
 import safetensors
 from jaxtyping import Float, Int
 
+from jaxrec.data.config import TextConfig
+from jaxrec.data.text import WordPieces
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
 from jaxrec.export.layout import CONFIG_FILE, METRICS_FILE, STABLEHLO, WEIGHT_FILES
 from jaxrec.export.manifest import Manifest
@@ -237,6 +239,36 @@ class Bundle:
             known = [0 if key is None else self.users.id_of(key) for key in given]
             inputs["user_ids"] = np.pad(np.asarray(known, np.int32), (0, num_rows - len(known)))
         return inputs
+
+    def vectors_of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """v(y) of new items, which are what is written about them; zeros for a text without a known word.
+
+        Args:
+          texts: as the data put them, e.g. "title. genre, genre. abstract".
+
+        Raises:
+          ValueError: the model reads no text.
+        """
+        if not self.facts["reads"]["text_tokens"]:
+            raise ValueError(
+                "the model of this bundle reads no text: an item that it does not know has no vector."
+            )
+        tokens = np.concatenate(
+            [np.zeros((0, self._word_pieces.max_tokens), np.int32), *self._word_pieces.tokens(texts)]
+        )
+        padded = np.pad(tokens, ((0, _power_of_two(len(tokens)) - len(tokens)), (0, 0)))
+        found = self._item_tower({"item_ids": np.zeros(len(padded), np.int32), "token_ids": padded})
+        return np.asarray(found["vectors"])[: len(tokens)]
+
+    @functools.cached_property
+    def _word_pieces(self) -> WordPieces:
+        return WordPieces(
+            TextConfig(vocabulary=str(self.directory), max_tokens=self.facts["reads"]["text_tokens"])
+        )
+
+    @functools.cached_property
+    def _item_tower(self) -> Callable[[Arrays], dict[str, jax.Array]]:
+        return self.program("item_tower")
 
     @functools.cached_property
     def _recommend(self) -> Callable[[Arrays], dict[str, jax.Array]]:

@@ -77,6 +77,7 @@ class Version:
         self.facts = ItemFacts.of(self.categories)
         self.others = read_candidates(bundle.directory)
         self.index = ItemIndex.read(bundle.directory, bundle.facts)
+        self._of_texts: dict[str, np.ndarray] = {}
         self._tower = bundle.program("user_tower")
         self._wanted = {array["name"] for array in bundle.manifest.programs["user_tower"]["inputs"]}
 
@@ -103,6 +104,17 @@ class Version:
         return TfIdf().fit(
             [" ".join((title, *names)) for title, names in zip(titles, self.categories, strict=True)]
         )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a new item's text says what its vector is."""
+        return bool(self.bundle.facts["reads"]["text_tokens"])
+
+    def vector_of(self, text: str) -> Float[np.ndarray, " d"]:
+        """v(y) of a new item; each text is encoded once."""
+        if text not in self._of_texts:
+            self._of_texts[text] = self.bundle.vectors_of_texts([text])[0]
+        return self._of_texts[text]
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -152,6 +164,8 @@ class Version:
     def warm_up(self) -> None:
         """Compiles, and runs once, every size; reads what would be read at the first request that asks for it."""
         _ = self.word_index, self.known_users, self._events
+        if self.reads_text:
+            self.bundle.vectors_of_texts([""])
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
                 ones = np.ones(length, np.int64)

@@ -1,7 +1,7 @@
 """The catalogue as it is now: a version's items, those that came in since, and what is hidden.
 
-A new item has no vector of its own yet: it gets the mean of those of the items that its words and categories are like,
-and no score of its popularity. M = items of the view, D = item dim, C = candidates.
+A new item's vector is that of its text where the model reads text. Else it gets the mean of those of the items that its
+words and categories are like. It has no score of its popularity. M = items of the view, D = item dim, C = candidates.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class View:
         """A version with what the store says."""
         vocabulary = version.bundle.catalogue.vocabulary
         new = [item for key, item in items.items() if not vocabulary.id_of(_own_key(version, key))]
-        vectors = np.vstack([version.vectors, *(_of_words(version, item)[None] for item in new)])
+        vectors = np.vstack([version.vectors, *(_vector(version, item)[None] for item in new)])
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         ids = {item.item_id: version.num_items + 1 + number for number, item in enumerate(new)}
         view = cls(
@@ -129,6 +129,16 @@ def _own_key(version: Version, key: Key) -> Key:
     if isinstance(key, str) and key.removeprefix("-").isdecimal() and len(key) < 20:
         return int(key)
     return key
+
+
+def _vector(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:
+    """Of its text; of its words where the model reads none, or knows none of it."""
+    if version.reads_text:
+        parts = (item.title, ", ".join(item.categories), item.text)
+        vector = version.vector_of(". ".join(part for part in parts if part))
+        if vector.any():
+            return vector
+    return _of_words(version, item)
 
 
 def _of_words(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:

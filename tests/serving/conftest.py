@@ -1,5 +1,6 @@
 """Stores to test with: SQLite, and a real Redis server of this test's own."""
 
+import dataclasses
 import importlib.util
 import shutil
 import subprocess
@@ -11,11 +12,16 @@ from pathlib import Path
 import pytest
 import redis
 
-from jaxrec import train
+from jaxrec.config import load_config
+from jaxrec.data.config import TextConfig
 from jaxrec.export.exporter import ExportOptions, export_run
+from jaxrec.models.item_text import TextTower
+from jaxrec.models.memory import TransitionMemory
+from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.serving.redis_store import RedisStore
 from jaxrec.serving.sqlite_store import SqliteStore
 from jaxrec.serving.version import Version
+from jaxrec.train import train_run
 
 
 @pytest.fixture(scope="session")
@@ -66,23 +72,27 @@ def open_store(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, repository):
-    """A few steps of a small model on the embedded data, which have titles and categories."""
+    """Two steps of a small model on the embedded data, which have titles and categories; it reads them."""
     path = tmp_path_factory.mktemp("run")
-    sizes = {"embed_dim": 8, "num_layers": 2, "num_heads": 2, "mlp_dim": 8, "max_positions": 32}
-    status = train.main(
-        [
-            f"--config={repository}/configs/quickstart.py",
-            f"--workdir={path}",
-            "--config.num_train_steps=2",
-            "--config.checkpoint_every_steps=2",
-            "--config.evaluation.every_steps=0",
-            "--config.data.history_length=32",
-            "--config.model.item_dim=8",
-            "--config.model.memory.num_successors=8",
-            *(f"--config.model.encoder.{name}={value}" for name, value in sizes.items()),
-        ]
+    sizes = {"embed_dim": 8, "num_heads": 2, "mlp_dim": 8}
+    text = EncoderConfig(**sizes, num_layers=1, max_positions=16, vocab_size=30_522, type_vocab_size=1)
+    base = load_config(repository / "configs" / "quickstart.py")
+    model = dataclasses.replace(
+        base.model,
+        encoder=dataclasses.replace(base.model.encoder, **sizes, max_positions=32),
+        item_dim=8,
+        memory=TransitionMemory(num_successors=8),
+        text=TextTower(encoder=text, trained_items=8),
     )
-    assert status == 0
+    config = dataclasses.replace(
+        base,
+        model=model,
+        data=dataclasses.replace(base.data, history_length=32, text=TextConfig(max_tokens=16)),
+        num_train_steps=2,
+        checkpoint_every_steps=2,
+        evaluation=dataclasses.replace(base.evaluation, every_steps=0),
+    )
+    assert train_run(config, path)
     return path
 
 

@@ -114,6 +114,22 @@ def test_an_index_finds_what_the_whole_catalogue_has(version):
         np.testing.assert_allclose([i.score for i in found], [i.score for i in wanted], rtol=1e-4, atol=1e-5)
 
 
+def test_a_new_item_is_encoded_by_what_is_written_about_it(version):
+    item = AddedItem(item_id="n", title="Toy Story 9", text="Toys again.", categories=("Children", "Comedy"))
+    wanted = version.bundle.vectors_of_texts(["Toy Story 9. Children, Comedy. Toys again.", "Heat", ""])
+    assert len({tuple(row) for row in wanted.round(5).tolist()}) == 3
+    assert not wanted[2].any()
+    found = View.of(version, {"n": item}, [], 1)
+    np.testing.assert_allclose(found.vectors[-1], wanted[0], rtol=1e-5, atol=1e-6)
+
+    blind = object.__new__(type("Blind", (type(version),), {"reads_text": False}))
+    blind.__dict__.update(version.__dict__)
+    likeness = version.word_index.cosines("Toy Story 9 Toys again. Children Comedy")
+    nearest = np.argsort(-likeness, kind="stable")[:20]
+    mean = likeness[nearest] @ version.vectors[nearest] / likeness[nearest].sum()
+    np.testing.assert_allclose(View.of(blind, {"n": item}, [], 1).vectors[-1], mean, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("text", ["item_knn", "item_knn=0", "model=5", "item_knn=x", "lda=3", "popular=1001"])
 def test_sources_that_cannot_be_read_are_named(text):
     with pytest.raises(ValueError, match=f"candidates '{text}': say SOURCE=NUMBER"):

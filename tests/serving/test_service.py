@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxrec.export.bundle import Event, _jitted
+from jaxrec.export.bundle import _jitted
 from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, Sources
 from jaxrec.serving.engine import Engine
@@ -418,7 +418,7 @@ def test_versions_of_one_model_share_what_is_compiled(bundles, version):
     assert compiled == len(BATCH_SIZES) * len(version.lengths)
     again = Version.open(bundles / "v1")
     assert tower._cache_size() == compiled
-    history = [History((Event(1), Event(2)))]
+    history = [History(version.bundle.events_of([1, 2]))]
     np.testing.assert_array_equal(again.encode(history)[0].vector, version.encode(history)[0].vector)
 
 
