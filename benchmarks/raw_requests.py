@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PATHS = ("recommend", "rank", "similar", "search", "bundle", "explain", "feedback", "items", "items/hide")
 VALID: dict[str, dict[str, Any]] = {
     "/v1/recommend": {"user_id": "fuzz", "k": 5, "exclude": [1], "filter": {"any_of": ["Drama"]},
                       "boosts": {"Drama": 1.0}},

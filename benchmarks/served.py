@@ -208,10 +208,6 @@ class Client:
         if time.monotonic() - self._used > IDLE_SECONDS:
             self._connection.close()
         try:
-            if self._connection.sock is None:
-                self._connection.connect()
-                opened: Any = self._connection.sock
-                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connection.request(method, path, body, headers)
             answer = self._connection.getresponse()
             content = answer.read()

@@ -232,7 +232,8 @@ class Engine:
             digest = hashlib.blake2b(request.explore_key.encode(), digest_size=8).digest()
             drawn = self.exploration.draw(
                 np.random.default_rng(int.from_bytes(digest, "big")),
-                values[:MOST_RERANKED],
+                # Whoever stands at a place is worth what the place is: another order is kept while nothing is tried.
+                np.sort(values[:MOST_RERANKED])[::-1],
                 view.vectors[pool.item_ids[:MOST_RERANKED]],
                 # A cap passes over places, and a longer list over more of them: all are drawn, so that pages fit.
                 MOST_RERANKED if rules.max_per_category else request.offset + request.size,

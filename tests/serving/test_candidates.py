@@ -8,6 +8,7 @@ import pytest
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Sources
 from jaxrec.serving.engine import Engine, ListRequest
+from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.rules import Rules
 from jaxrec.serving.store import AddedItem
@@ -79,6 +80,15 @@ def test_a_formula_reads_what_sources_know_and_pages_fit(version, text):
     assert scores == sorted(scores, reverse=True)
     plain = Engine().recommend(view, request_of(asker, size=60))
     assert [item.item_id for item in plain] != [item.item_id for item in whole]
+
+
+def test_an_order_by_diversity_is_kept_where_nothing_is_tried(version):
+    view, asker = view_of(version), asker_of(version)
+    plain = Engine().recommend(view, request_of(asker, size=30, diversity=0.8))
+    engine = Engine(exploration=EpsilonGreedy(epsilon=0.0))
+    explored = engine.recommend(view, request_of(asker, size=30, diversity=0.8, explore_key="u"))
+    assert [item.item_id for item in explored] == [item.item_id for item in plain]
+    assert {item.propensity for item in explored} == {1.0}
 
 
 def test_pages_go_on_behind_the_pool(version):
