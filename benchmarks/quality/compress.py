@@ -1,13 +1,14 @@
 """Smaller models of ML-1M: what codes, pruning and distillation cost, and whether a small dense model does as well.
 
-`configs/ml1m_sasrec.py` is trained, seed by seed, and compressed by every method; for each method the dense model of
-equal bytes is trained as well, and so is a student of half the layers, from scratch and taught by the seed's own run.
+`configs/ml1m_sasrec.py` is trained, seed by seed, and compressed by every method; a student of half the layers is
+trained from scratch and taught by the seed's own run; and for each method with codes a dense model of equal bytes is
+trained, in one seed unless --dense-seeds says more: what it loses is larger than what seeds differ by.
 
 The bars: int8 loses at most 1 % of NDCG@10 at 30 % of the bytes or less; 4 bits or product codes lose at most 2 % at
 15 % or less; the taught student is above the same student from scratch, in pairs over users and seeds; and each method
 with codes is above the dense model of equal bytes. Every method's figures are printed and kept, whichever way it went.
 
-    python benchmarks/quality/compress.py            # seven trainings a seed, of half an hour each on 2 quiet cores
+    python benchmarks/quality/compress.py            # thirteen trainings, of half an hour or less each on 2 quiet cores
     python benchmarks/quality/compress.py --seeds=1
 """
 
@@ -118,7 +119,9 @@ def main() -> int:
     """Trains what is missing, compresses, compares, checks."""
     parser = suite.argument_parser(__doc__)
     suite.add_trial_arguments(parser)
+    parser.add_argument("--dense-seeds", type=int, default=1, help="of the dense models (default: 1)")
     given = parser.parse_args()
+    few = argparse.Namespace(**vars(given) | {"seeds": min(given.dense_seeds, given.seeds)})
     teachers = suite.run_variant(TEACHER, given)
     summaries = [compress(seed, given) for seed in range(given.seeds)]
     table = {name: means(name, summaries) for name in summaries[0]["systems"]}
@@ -138,8 +141,8 @@ def main() -> int:
         if dense is None:
             print(f"{method}: no dense model is as small")
             continue
-        rivals = suite.run_variant(dense, given)
-        comparison = suite.compare_variants(rivals, seeds_of(method, summaries, given))
+        rivals = suite.run_variant(dense, few)
+        comparison = suite.compare_variants(rivals, seeds_of(method, summaries[: few.seeds], few))
         bars.append(suite.paired_bar(f"{method} above the dense model of equal bytes", comparison))
         figures["paired"][method] = dataclasses.asdict(comparison)
         figures[dense.name] = suite.summary(rivals)
