@@ -12,18 +12,19 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
 import safetensors
 from jaxtyping import Float, Int
 
-from jaxrec.data.config import TextConfig
-from jaxrec.data.text import WordPieces
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
 from jaxrec.export.layout import CONFIG_FILE, METRICS_FILE, STABLEHLO, WEIGHT_FILES
 from jaxrec.export.manifest import Manifest
+
+if TYPE_CHECKING:
+    from jaxrec.data.text import WordPieces
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -261,7 +262,11 @@ class Bundle:
         return np.asarray(found["vectors"])[: len(tokens)]
 
     @functools.cached_property
-    def _word_pieces(self) -> WordPieces:
+    def _word_pieces(self) -> "WordPieces":
+        # Here alone: who asks for no new text loads nothing of the data.
+        from jaxrec.data.config import TextConfig
+        from jaxrec.data.text import WordPieces
+
         return WordPieces(
             TextConfig(vocabulary=str(self.directory), max_tokens=self.facts["reads"]["text_tokens"])
         )

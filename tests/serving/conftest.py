@@ -76,7 +76,7 @@ def workdir(tmp_path_factory, repository):
     path = tmp_path_factory.mktemp("run")
     sizes = {"embed_dim": 8, "num_heads": 2, "mlp_dim": 8}
     text = EncoderConfig(**sizes, num_layers=1, max_positions=16, vocab_size=30_522, type_vocab_size=1)
-    base = load_config(repository / "configs" / "quickstart.py")
+    base = load_config(str(repository / "configs" / "quickstart.py"))
     model = dataclasses.replace(
         base.model,
         encoder=dataclasses.replace(base.model.encoder, **sizes, max_positions=32),
