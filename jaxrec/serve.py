@@ -19,6 +19,7 @@ import socket
 import sys
 from pathlib import Path
 
+import threadpoolctl
 import uvicorn
 
 from jaxrec.core.log import start_logging
@@ -103,8 +104,9 @@ def share_the_interpreter() -> None:
 
     A thread that loads a version lets others run every half a millisecond instead of every five. The garbage collector
     passes over what is there to stay, and looks at the rest less often: a collection of everything stops all threads
-    for a tenth of a second.
+    for a tenth of a second. Products of small matrices are not dealt to threads, which would wait for each other.
     """
+    threadpoolctl.threadpool_limits(1, user_api="blas")
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()

@@ -48,11 +48,13 @@ class Query:
     Attributes:
       vector: M(x) W.
       extra_ids, extra_values: what the memory adds to the scores of a few items; 0 = none.
+      scores: of all items of the version; None = an index is asked instead.
     """
 
     vector: Float[np.ndarray, " d"]
     extra_ids: Int[np.ndarray, " m"]
     extra_values: Float[np.ndarray, " m"]
+    scores: Float[np.ndarray, " n_plus_1"] | None = None
 
 
 class Version:
@@ -199,10 +201,18 @@ class Version:
             inputs["domain_ids"] = np.zeros(num_rows, np.int32)
         outputs = self._tower({name: inputs[name] for name in self._wanted})
         found = jax.device_get(outputs)
-        vectors = found["query"]
-        ids = found.get("memory_item_ids", np.zeros((len(vectors), 0), np.int32))
-        values = found.get("memory_values", np.zeros((len(vectors), 0), np.float32))
-        return [Query(vectors[row], ids[row], values[row]) for row in range(len(histories))]
+        count = len(histories)
+        vectors = found["query"][:count]
+        ids = found.get("memory_item_ids", np.zeros((count, 0), np.int32))
+        values = found.get("memory_values", np.zeros((count, 0), np.float32))
+        if self.index is not None:
+            return [Query(vectors[row], ids[row], values[row]) for row in range(count)]
+        # Here, and not where lists are made: this thread leaves the interpreter to the others while it multiplies.
+        scores = vectors @ self.vectors.T
+        scores += self.bias
+        for row in range(count):
+            np.add.at(scores[row], ids[row], values[row])
+        return [Query(vectors[row], ids[row], values[row], scores[row]) for row in range(count)]
 
 
 def _batch_size(num_histories: int) -> int:

@@ -108,6 +108,8 @@ class View:
 
     def scores_of(self, query: Query, item_ids: Int[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
         """The scores of some items, rising ids."""
+        if query.scores is not None and not self.added:
+            return query.scores[item_ids]
         scores = self.vectors[item_ids] @ query.vector + self.bias[item_ids]
         places = np.minimum(np.searchsorted(item_ids, query.extra_ids), len(item_ids) - 1)
         there = item_ids[places] == query.extra_ids if len(item_ids) else np.zeros(len(places), bool)
@@ -116,9 +118,12 @@ class View:
 
     def scores(self, query: Query) -> Float[np.ndarray, " m_plus_1"]:
         """The score of every item; id 0 gets one that means nothing."""
-        scores = self.vectors @ query.vector + self.bias
-        np.add.at(scores, query.extra_ids, query.extra_values)
-        return scores
+        if query.scores is None:
+            return self.scores_of(query, np.arange(self.num_items + 1))
+        first = self.version.num_items + 1
+        if not self.added:
+            return query.scores
+        return np.append(query.scores, self.vectors[first:] @ query.vector + self.bias[first:])
 
 
 def _own_key(version: Version, key: Key) -> Key:
