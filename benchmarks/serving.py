@@ -50,6 +50,7 @@ DIM, TASTES, USERS, EVENTS_A_USER = 64, 1_000, 200_000, 50
 def main() -> int:
     """Measures, and holds it against the bars."""
     given = parse_arguments()
+    speeds = [machine_speed()]
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         version = export(given, place)
@@ -60,6 +61,7 @@ def main() -> int:
             one = load(server, bodies, clients=1, seconds=given.seconds)
             many = load(server, bodies, clients=CLIENTS, seconds=given.seconds)
             turns = beside_rectools(given, server, bodies) if given.turns else []
+    speeds.append(machine_speed())
     million = index_of(given.items, given.seed)
     bars = [
         record.Bar(name="one client, p50 ms", value=one["p50_ms"], limit=P50_ONE, at_most=True),
@@ -78,8 +80,31 @@ def main() -> int:
         bars.append(
             record.Bar(name="times RecTools' recommend for one user", value=ratio, limit=OVER_RECTOOLS)
         )
-    figures = {"one_client": one, f"{CLIENTS}_clients": many, "rectools": turns, "index": million}
+    figures = {
+        "speed_before_and_after": speeds,
+        "one_client": one,
+        f"{CLIENTS}_clients": many,
+        "rectools": turns,
+        "index": million,
+    }
     return record.finish("serving", figures, bars)
+
+
+def machine_speed() -> dict[str, float]:
+    """What this machine does in a fixed time now: shared machines differ by more than programs do."""
+    matrix = np.ones((1024, 1024), np.float32)
+    loops, products = [], []
+    for _ in range(5):
+        started = time.perf_counter()
+        sum(range(2_000_000))
+        middle = time.perf_counter()
+        matrix @ matrix
+        loops.append(middle - started)
+        products.append(time.perf_counter() - middle)
+    return {
+        "loop_ms": 1e3 * statistics.median(loops),
+        "gemm_gflops": 2 * 1.024**3 / statistics.median(products),
+    }
 
 
 def export(given: argparse.Namespace, place: Path) -> Path:
