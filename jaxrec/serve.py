@@ -27,7 +27,7 @@ from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
 from jaxrec.serving.connections import bounded_connections
 from jaxrec.serving.engine import Engine
-from jaxrec.serving.exploration import exploration_of
+from jaxrec.serving.exploration import EpsilonGreedy, exploration_of
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits
 from jaxrec.serving.measures import Measures
@@ -36,7 +36,6 @@ from jaxrec.serving.stores import open_store
 from jaxrec.serving.versions import Watcher
 
 TOKEN_VARIABLE = "JAXREC_TOKEN"
-NEVER = "0"
 log = logging.getLogger(__name__)
 
 
@@ -57,13 +56,17 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     """Loads, answers until it is told to stop, and finishes what waits."""
     measures = Measures()
     shares = dict(given.share)
+    exploration = exploration_of(given.explore)
     options = ServiceOptions(
-        deadline_ms=given.deadline_ms, explore=given.explore != NEVER, shares=shares, shadow=given.shadow
+        deadline_ms=given.deadline_ms,
+        explore=exploration != EpsilonGreedy(epsilon=0.0),
+        shares=shares,
+        shadow=given.shadow,
     )
     engine = Engine(
         sources=Sources.parse(given.candidates),
         formula=Formula.parse(formula_text(given.formula), COLUMNS),
-        exploration=exploration_of(given.explore),
+        exploration=exploration,
     )
     service = Service(open_store(given.state), engine, options, measures)
     watcher = Watcher(service, given.model, given.watch_seconds)
@@ -171,7 +174,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--explore",
         metavar="HOW",
-        default=NEVER,
+        default="0",
         help="a chance that a place of a list tries another item, or thompson:SCALE",
     )
     add(

@@ -132,10 +132,8 @@ class Sources:
         columns = {"score": found.scores}
         for name in names.intersection(METHODS):
             columns[name] = np.zeros(len(ids), np.float32)
-            method = view.version.others.get(name)
-            history = asker.history[asker.history <= view.version.num_items]
-            if method is not None and len(history):
-                known, scores = method.scores(history)
+            known, scores = _scored_by(name, view, asker)
+            if len(known):
                 places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
                 columns[name] = np.where(known[places] == ids, scores[places], 0.0)
         if "likeness" in names:
@@ -197,9 +195,14 @@ def _listed(name: str, view: View, asker: Asker, size: int) -> Int[np.ndarray, "
     if name == "content":
         items = np.arange(1, view.num_items + 1)
         return items[best(view.words.likeness(asker.recent, items), most)]
+    known, scores = _scored_by(name, view, asker)
+    return known[best(scores, most)]
+
+
+def _scored_by(name: str, view: View, asker: Asker) -> tuple[Int[np.ndarray, " s"], Float[np.ndarray, " s"]]:
+    """What a method says after the history: items, rising, and their scores; none where it has nothing to say."""
     method = view.version.others.get(name)
     history = asker.history[asker.history <= view.version.num_items]
     if method is None or not len(history):
-        return np.zeros(0, np.int64)
-    known, scores = method.scores(history)
-    return known[best(scores, most)]
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return method.scores(history)

@@ -471,7 +471,13 @@ class Service:
         events, num_events = self._events(live, view, user_id, history)
         has_vector = events.item_ids <= live.version.num_items
         known = UserEvents(events.item_ids[has_vector], events.seconds[has_vector])
-        query, notes = await self._query(live, History(known, user_id), deadline)
+        try:
+            query, notes = await self._query(live, History(known, user_id), deadline)
+        except Closed:
+            if live is self._newest:
+                raise
+            # The version went out of use meanwhile, and its ids with it.
+            return await self._ask(user_id, history, deadline)
         return _Asked(
             live=live,
             view=view,
@@ -491,9 +497,6 @@ class Service:
         except Expired:
             self.measures.degraded("deadline")
             return None, ["The model was not in time; popular items are listed."]
-        except Closed:
-            # The version went out of use while the request waited for its turn.
-            return await self._newest.batcher.submit(history, deadline=deadline), []
 
     def _deadline(self, milliseconds: int | None) -> float:
         return time.monotonic() + (milliseconds or self.options.deadline_ms) / 1000

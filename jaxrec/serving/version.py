@@ -134,7 +134,8 @@ class Version:
             return UserEvents(np.zeros(0, np.int64), np.zeros(0, np.int64))
         offsets, item_ids, seconds = self._events
         its = slice(offsets[row], offsets[row + 1])
-        return UserEvents(item_ids[its], seconds[its])
+        known = item_ids[its] > 0
+        return UserEvents(item_ids[its][known], seconds[its][known])
 
     @property
     def known_users(self) -> list[str]:
@@ -152,7 +153,9 @@ class Version:
         table = self._histories
         lists = {name: table[name].combine_chunks() for name in ("item_ids", "seconds")}
         keys = lists["item_ids"].values
-        ids = pc.index_in(keys, value_set=self.bundle.catalogue.vocabulary.keys.cast(keys.type))
+        ids = pc.fill_null(
+            pc.index_in(keys, value_set=self.bundle.catalogue.vocabulary.keys.cast(keys.type)), -1
+        )
         return (
             lists["item_ids"].offsets.to_numpy(),
             ids.to_numpy(zero_copy_only=False).astype(np.int64) + 1,

@@ -119,7 +119,9 @@ class View:
     def scores(self, query: Query) -> Float[np.ndarray, " m_plus_1"]:
         """The score of every item; id 0 gets one that means nothing."""
         if query.scores is None:
-            return self.scores_of(query, np.arange(self.num_items + 1))
+            scores = self.vectors @ query.vector + self.bias
+            np.add.at(scores, query.extra_ids, query.extra_values)
+            return scores
         first = self.version.num_items + 1
         if not self.added:
             return query.scores

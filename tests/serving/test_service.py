@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxrec.export.bundle import _jitted
 from jaxrec.serving.app import make_app
+from jaxrec.serving.batcher import Closed
 from jaxrec.serving.candidates import COLUMNS, Sources
 from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
@@ -359,6 +360,22 @@ def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
         assert len((await post(http, "/v1/recommend", {"history": [4]}))["items"]) == 10
         await asyncio.sleep(0.05)
         assert "jaxrec_shadow_failures_total 1.0" in (await http.get("/metrics")).text
+
+    talk(service, work)
+
+
+def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(version, tmp_path):
+    service = make_service(None, tmp_path)
+    for name in ("old", "new"):
+        service.install(renamed(version, name))
+
+    async def work(http):
+        async def gone(*_, **__):
+            raise Closed("the version went out of use")
+
+        service._live["old"].batcher.submit = gone
+        found = await post(http, "/v1/recommend", {"history": [1, 2], "k": 5, "version": "old"})
+        assert (found["model_version"], found["known_user"], len(found["items"])) == ("new", True, 5)
 
     talk(service, work)
 
