@@ -10,7 +10,6 @@ who watch. docs/serving.md says the rest.
 """
 
 import argparse
-import asyncio
 import gc
 import ipaddress
 import logging
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import threadpoolctl
 import uvicorn
+import uvloop
 
 from jaxrec.core.log import start_logging
 from jaxrec.serving.app import make_app
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     start_logging()
     try:
         limits = limits_of(given, os.environ.get(TOKEN_VARIABLE, ""))
-        asyncio.run(serve(given, limits))
+        uvloop.run(serve(given, limits))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from jaxrec.serving.batcher import Closed, Expired, Overloaded
 from jaxrec.serving.guard import App, Guard, Limits
 from jaxrec.serving.inference_protocol import add_inference_protocol
+from jaxrec.serving.json_route import JsonRoute
 from jaxrec.serving.measures import Measures
 from jaxrec.serving.schema import (
     AddItem,
@@ -57,6 +58,7 @@ def make_app(service: Service, limits: Limits, measures: Measures) -> App:
         openapi_url="/openapi.json",
         responses={status: {"model": ErrorAnswer} for status in ERRORS},
     )
+    app.router.route_class = JsonRoute
     _add_errors(app)
     _add_lists(app, service)
     _add_state(app, service)
@@ -66,12 +68,10 @@ def make_app(service: Service, limits: Limits, measures: Measures) -> App:
 
 
 def _add_lists(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/recommend", response_model=Answer)
-    async def recommend(request: RecommendRequest) -> Response:
+    @app.post("/v1/recommend")
+    async def recommend(request: RecommendRequest) -> Answer:
         """A list for a user, a guest or a given history."""
-        # Written here: the framework would check the answer field by field first.
-        answer = await service.recommend(request)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return await service.recommend(request)
 
     @app.post("/v1/rank")
     async def rank(request: RankRequest) -> Answer:

@@ -5,16 +5,17 @@ queue is bounded, and a request whose deadline has passed is not computed.
 """
 
 import asyncio
-import collections
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 __all__ = ["Batcher", "Closed", "Expired", "Overloaded"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_Waiting = tuple[Item, float, "asyncio.Future[Result]"]
 
 
 class Overloaded(Exception):
@@ -57,15 +58,14 @@ class Batcher(Generic[Item, Result]):
             raise ValueError(f"max_batch={max_batch} and max_queue={max_queue} must be at least 1.")
         self._compute, self._observe = compute, observe
         self._max_batch, self._max_queue = max_batch, max_queue
-        self._waiting: collections.deque[tuple[Item, float, asyncio.Future[Result]]] = collections.deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._worker: asyncio.Task[None] | None = None
+        self._waiting: queue.SimpleQueue[_Waiting[Item, Result] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._closed = False
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting)
+        return self._waiting.qsize()
 
     async def submit(self, item: Item, *, deadline: float | None = None) -> Result:
         """The result for a request.
@@ -80,60 +80,76 @@ class Batcher(Generic[Item, Result]):
         """
         if self._closed:
             raise Closed("the server is shutting down.")
-        if len(self._waiting) >= self._max_queue:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting already.")
+        if self.waiting >= self._max_queue:
+            raise Overloaded(f"{self.waiting} requests are waiting already.")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, args=(loop,), name="batch", daemon=True)
+            self._thread.start()
         until = float("inf") if deadline is None else deadline
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, until, future))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        self._waiting.put((item, until, future))
+        if deadline is None:
+            return await future
         try:
-            if deadline is None:
+            async with asyncio.timeout(deadline - time.monotonic()):
                 return await future
-            return await asyncio.wait_for(future, max(0.0, deadline - time.monotonic()))
         except TimeoutError as error:
             raise Expired("the deadline passed.") from error
 
     async def close(self) -> None:
         """Takes nothing more, computes what waits, and returns then."""
         self._closed = True
-        if self._worker is not None:
-            await self._worker
-        self._thread.shutdown(wait=True)
+        self._waiting.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
 
-    async def _work(self) -> None:
-        """Computes batch after batch while anything waits."""
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch = self._next_batch()
-            if not batch:
-                continue
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Computes batch after batch until `close`; futures belong to the loop, so that it is told what came out."""
+        while batch := self._next_batch():
+            items, futures = [item for item, _ in batch], [future for _, future in batch]
             started = time.perf_counter()
-            items = [item for item, _ in batch]
+            found: Sequence[Result] | Exception
             try:
-                results = await loop.run_in_executor(self._thread, self._compute, items)
-                if len(results) != len(items):
-                    raise RuntimeError(f"{len(results)} results for {len(items)} requests")
+                found = self._compute(items)
+                if len(found) != len(items):
+                    found = RuntimeError(f"{len(found)} results for {len(items)} requests")
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            self._observe(len(batch), time.perf_counter() - started)
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+                found = error
+            try:
+                loop.call_soon_threadsafe(self._tell, futures, found, time.perf_counter() - started)
+            except RuntimeError:  # the loop is closed: nobody waits
+                return
 
-    def _next_batch(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
-        """The oldest requests that somebody waits for still."""
+    def _tell(
+        self,
+        futures: "Sequence[asyncio.Future[Result]]",
+        found: Sequence[Result] | Exception,
+        seconds: float,
+    ) -> None:
+        """Hands out the results of a batch."""
+        if isinstance(found, Exception):
+            for future in futures:
+                if not future.done():
+                    future.set_exception(found)
+            return
+        self._observe(len(futures), seconds)
+        for future, result in zip(futures, found, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+    def _next_batch(self) -> "list[tuple[Item, asyncio.Future[Result]]]":
+        """The oldest requests that somebody waits for still, as soon as there are any; none after `close`."""
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        now = time.monotonic()
-        while self._waiting and len(batch) < self._max_batch:
-            item, until, future = self._waiting.popleft()
-            if future.done():
-                continue
-            if until <= now:
-                future.set_exception(Expired("the deadline passed."))
-                continue
-            batch.append((item, future))
+        while len(batch) < self._max_batch:
+            if batch and self._waiting.empty():
+                break
+            waiting = self._waiting.get()
+            if waiting is None:
+                self._waiting.put(None)  # for the next look, when this batch is done
+                break
+            item, until, future = waiting
+            # Who waits for an expired one is told by `submit`.
+            if not future.done() and until > time.monotonic():
+                batch.append((item, future))
         return batch

@@ -25,6 +25,7 @@ from jaxrec.serving.view import View
 
 __all__ = ["Engine", "ListRequest"]
 
+PASSED_OVER = 5  # candidates for each place of a list with a cap, at first
 MOST_RERANKED = 250  # places that are chosen one by one
 MOST_RESCORED = 1_000  # the pool that a formula, diversity and exploration work on
 EXPLAINED_EVENTS = 20
@@ -73,13 +74,13 @@ class Engine:
         """
         rules = self._rules(view, request)
         wanted = request.offset + request.size
-        most = wanted
+        # A cap passes over any number of items: most often over few.
+        most = PASSED_OVER * wanted if rules.max_per_category else wanted
         while True:
             found, values, explored = self._ordered(view, request, rules, most)
             places = capped(found.item_ids, view.facts, rules.max_per_category, wanted)
             if len(places) == wanted or most > view.num_items:
                 break
-            # A cap passes over any number of items.
             most = MOST_RESCORED if most < MOST_RESCORED else view.num_items + 1
         listed = found.at(places[request.offset :])
         reasons = self.reasons(view, request, listed.item_ids.tolist())

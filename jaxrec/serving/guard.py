@@ -144,26 +144,28 @@ class Guard:
         if length.isdigit() and int(length) > most:
             return too_long
         parts: list[bytes] = []
-        size, until = 0, time.monotonic() + self._limits.read_seconds
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
-            except TimeoutError:
-                return 408, f"the body did not arrive within {self._limits.read_seconds:g} s.", 0.0
-            if message["type"] == "http.disconnect":
-                return 400, "the client went away.", 0.0
-            part = message.get("body", b"")
-            size += len(part)
-            if size > most:
-                return too_long
-            parts.append(part)
-            if not message.get("more_body", False):
-                break
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.read_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return 400, "the client went away.", 0.0
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > most:
+                        return too_long
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            return 408, f"the body did not arrive within {self._limits.read_seconds:g} s.", 0.0
         body = b"".join(parts)
         if not _is_text(body):
             return 400, "a body is text in UTF-8.", 0.0
-        if depth_of(body) > self._limits.depth:
-            return 400, f"JSON of more than {self._limits.depth} levels is not read.", 0.0
+        most = self._limits.depth
+        if body.count(b"[") + body.count(b"{") > most and depth_of(body) > most:
+            return 400, f"JSON of more than {most} levels is not read.", 0.0
         return body
 
 

@@ -8,6 +8,8 @@ a graph.
 """
 
 import dataclasses
+import functools
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Self
 
@@ -71,10 +73,16 @@ class ItemFacts:
         if unknown:
             some = ", ".join(self.categories[:20]) or "none"
             raise ValueError(f"category {unknown[0]!r}: the catalogue has {some}.")
-        asked = np.zeros(len(self.categories), bool)
-        asked[[number[name] for name in names]] = True
-        rows = self.membership if isinstance(item_ids, slice) else self.membership[item_ids]
-        return np.asarray(rows @ asked.astype(np.float32)) > 0
+        found = np.zeros_like(self.available)
+        starts, rows = self._items_of.indptr, self._items_of.indices
+        for name in names:
+            found[rows[starts[number[name]] : starts[number[name] + 1]]] = True
+        return found[item_ids]
+
+    @functools.cached_property
+    def _items_of(self) -> sparse.csc_array:
+        """The membership, by category."""
+        return self.membership.tocsc()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,14 +201,14 @@ def capped(
     """The first `size` places of a ranked list at which no category has more than `max_per_category`; 0 = no limit."""
     if not max_per_category:
         return np.arange(min(size, len(item_ids)))
-    counts = np.zeros(len(facts.categories), np.int64)
+    counts: Counter[int] = Counter()
     kept: list[int] = []
     indptr, indices = facts.membership.indptr, facts.membership.indices
     for place, item in enumerate(item_ids.tolist()):
         if len(kept) == size:
             break
-        own = indices[indptr[item] : indptr[item + 1]]
-        if not (counts[own] >= max_per_category).any():
-            counts[own] += 1
+        own = indices[indptr[item] : indptr[item + 1]].tolist()
+        if all(counts[category] < max_per_category for category in own):
+            counts.update(own)
             kept.append(place)
     return np.array(kept, np.int64)
