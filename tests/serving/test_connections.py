@@ -120,7 +120,7 @@ def test_whatever_comes_is_refused_and_the_next_request_is_answered(port, raw_re
         (r'{"k": "10"}', 422),
         (r'{"diversity": NaN}', 422),
         (r'{"boosts": {"Drama": 1e308}, "history": [1]}', 200),
-        ('{"k": ' + "9" * 5_000 + "}", 400),
+        ('{"k": ' + "9" * 5_000 + "}", 422),
         ('{"exclude": [' + "1," * 999 + "1" + " " * 200_000 + "]}", 200),
         (json.dumps({"k": 1}).encode("utf-16"), 400),
         (json.dumps({"k": 1}).encode("utf-32"), 400),
