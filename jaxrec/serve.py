@@ -90,7 +90,10 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     share_the_interpreter()
     watcher.start()
     scheme = "https" if given.tls_certificate else "http"
-    print(f"version {service.newest.name} answers at {scheme}://{given.host}:{given.port}/", flush=True)
+    print(
+        f"version {service.live.newest.version.name} answers at {scheme}://{given.host}:{given.port}/",
+        flush=True,
+    )
     try:
         await server.serve()
     finally:

@@ -17,6 +17,7 @@ from jaxrec.serving.batcher import Closed, Expired, Overloaded
 from jaxrec.serving.guard import App, Guard, Limits
 from jaxrec.serving.inference_protocol import add_inference_protocol
 from jaxrec.serving.json_route import JsonRoute
+from jaxrec.serving.live import UnknownError
 from jaxrec.serving.measures import Measures
 from jaxrec.serving.schema import (
     AddItem,
@@ -31,7 +32,7 @@ from jaxrec.serving.schema import (
     SearchRequest,
     SimilarRequest,
 )  # fmt: skip
-from jaxrec.serving.service import Service, UnknownError
+from jaxrec.serving.service import Service
 
 __all__ = ["make_app"]
 

@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from jaxrec import __version__
+from jaxrec.serving.live import UnknownError
 from jaxrec.serving.schema import Key, RecommendRequest
-from jaxrec.serving.service import Service, UnknownError
+from jaxrec.serving.service import Service
 
 __all__ = ["add_inference_protocol"]
 
@@ -68,11 +69,11 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
     async def model(name: str, version: str = "") -> dict[str, Any]:
         """The model's inputs and outputs."""
         _check(service, name, version)
-        text = service.newest.bundle.catalogue.vocabulary.is_text
+        text = service.live.newest.version.bundle.catalogue.vocabulary.is_text
         kind = "BYTES" if text else "INT64"
         return {
             "name": NAME,
-            "versions": service.versions,
+            "versions": service.live.names,
             "platform": "jax",
             "inputs": [{"name": "history", "datatype": kind, "shape": [-1, -1]}],
             "outputs": [
@@ -124,7 +125,9 @@ async def _inferred(service: Service, request: InferRequest, version: str) -> di
         "outputs": [
             {
                 "name": "item_ids",
-                "datatype": "BYTES" if service.newest.bundle.catalogue.vocabulary.is_text else "INT64",
+                "datatype": "BYTES"
+                if service.live.newest.version.bundle.catalogue.vocabulary.is_text
+                else "INT64",
                 "shape": [rows, width],
                 "data": [item.item_id for items in kept for item in items],
             },
@@ -141,5 +144,5 @@ async def _inferred(service: Service, request: InferRequest, version: str) -> di
 def _check(service: Service, name: str, version: str) -> None:
     if name != NAME:
         raise UnknownError(f"model {name!r} is not here; there is {NAME!r}.")
-    if version and version not in service.versions:
-        raise UnknownError(f"version {version!r} is not loaded; there are {', '.join(service.versions)}.")
+    if version:
+        service.live.named(version)

@@ -6,12 +6,10 @@ answers others meanwhile.
 
 import asyncio
 import dataclasses
-import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from jaxrec.export.bundle import UserEvents
 from jaxrec.export.catalogue import Key
 from jaxrec.serving.batcher import Batcher, Closed, Expired
 from jaxrec.serving.engine import EXPLAINED_EVENTS, Engine, ListRequest
+from jaxrec.serving.live import Live, LiveVersions, UnknownError
 from jaxrec.serving.measures import Measures
 from jaxrec.serving.schema import (
     AddItem,
@@ -38,16 +37,12 @@ from jaxrec.serving.store import HOUR, AddedItem, Feedback, Store
 from jaxrec.serving.version import History, Query, Version
 from jaxrec.serving.view import View
 
-__all__ = ["Service", "ServiceOptions", "UnknownError"]
+__all__ = ["Service", "ServiceOptions"]
 
 log = logging.getLogger(__name__)
 
 MOST_BEHIND = 16  # tasks that no answer waits for
 TRENDING_HOURS, TRENDING_ITEMS, TRENDING_SECONDS = 24, 100, 5.0
-
-
-class UnknownError(LookupError):
-    """Something that a request names is not there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,27 +65,6 @@ class ServiceOptions:
     max_batch: int = 16
 
 
-class _Live:
-    """A version with its batches and the latest view of its catalogue."""
-
-    def __init__(self, version: Version, options: ServiceOptions, measures: Measures):
-        self.version = version
-        self.batcher: Batcher[History, Query] = Batcher(
-            version.encode,
-            max_batch=options.max_batch,
-            max_queue=options.max_queue,
-            observe=measures.batch,
-        )
-        self._view: View | None = None
-
-    def view(self, store: Store) -> View:
-        """The catalogue as the store has it now."""
-        revision = store.revision()
-        if self._view is None or self._view.revision != revision:
-            self._view = View.of(self.version, store.items(), store.hidden(), revision)
-        return self._view
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Asked:
     """A user's side of a request.
@@ -102,7 +76,7 @@ class _Asked:
       query: None = the tower was not asked, or not in time; `notes` say so.
     """
 
-    live: _Live
+    live: Live
     view: View
     known: UserEvents
     history: np.ndarray
@@ -116,90 +90,22 @@ class Service:
 
     def __init__(self, store: Store, engine: Engine, options: ServiceOptions, measures: Measures):
         self.store, self.engine, self.options, self.measures = store, engine, options, measures
-        self._live: dict[str, _Live] = {}
+        self.live = LiveVersions(
+            self._batcher_of, store, measures, shares=options.shares, kept=[options.shadow]
+        )
         self._trending: tuple[float, list[tuple[str, int]]] = (0.0, [])
         self._closing = False
-        self._background: set[asyncio.Future[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered."""
-        return bool(self._live) and not self._closing
-
-    @property
-    def versions(self) -> list[str]:
-        """Names, the newest last."""
-        return list(self._live)
-
-    @property
-    def newest(self) -> Version:
-        """The version that is asked where nothing else is said."""
-        return self._newest.version
-
-    @property
-    def _newest(self) -> _Live:
-        if not self._live:
-            raise UnknownError("no model is loaded.")
-        return next(reversed(self._live.values()))
-
-    def install(self, version: Version, *, keep: int = 2) -> None:
-        """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option."""
-        self._install(_Live(version, self.options, self.measures), keep)
-
-    def _install(self, live: _Live, keep: int = 2) -> None:
-        version = live.version
-        if (same := self._live.pop(version.name, None)) is not None:
-            self._retire(same)
-        self._live[version.name] = live
-        named = {*self.options.shares, self.options.shadow}
-        others = [name for name in self._live if name not in named]
-        for name in others[:-keep]:
-            self._retire(self._live.pop(name))
-        self.measures.version(version.name)
-
-    async def load(self, directory: str | Path) -> str:
-        """Opens a version beside those in use, and takes it into use; a damaged one changes nothing.
-
-        Raises:
-          ValueError: it is damaged.
-        """
-
-        def opened() -> _Live:
-            live = _Live(Version.open(directory), self.options, self.measures)
-            live.view(self.store)  # made here, the first request need not wait for it
-            return live
-
-        live = await asyncio.to_thread(opened)
-        self._install(live)
-        return live.version.name
-
-    def drop(self, name: str) -> None:
-        """Takes a version out of use: the one before it answers again.
-
-        Raises:
-          UnknownError: there is no such version.
-          ValueError: it is the only one.
-        """
-        if name not in self._live:
-            raise UnknownError(f"version {name!r} is not loaded; there are {', '.join(self._live)}.")
-        if len(self._live) == 1:
-            raise ValueError(f"version {name!r} is the only one.")
-        self._retire(self._live.pop(name))
-
-    def _retire(self, live: _Live) -> None:
-        """Answers what waits for a version, and lets go of it."""
-        self._behind(live.batcher.close())
-
-    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does something that no answer waits for."""
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        return len(self.live) > 0 and not self._closing
 
     async def close(self) -> None:
         """Takes nothing more, answers what waits, lets go of the state."""
         self._closing = True
-        await asyncio.gather(*(live.batcher.close() for live in self._live.values()))
+        await self.live.close()
         await asyncio.gather(*self._background, return_exceptions=True)
         self.store.close()
 
@@ -207,8 +113,10 @@ class Service:
         """A list for a user."""
         answer = await self._recommend(request)
         shadow = self.options.shadow
-        if shadow in self._live and shadow != answer.model_version and len(self._background) < MOST_BEHIND:
-            self._behind(self._compare(request, answer))
+        if shadow in self.live and shadow != answer.model_version and len(self._background) < MOST_BEHIND:
+            task = asyncio.create_task(self._compare(request, answer))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
         return answer
 
     async def _recommend(self, request: RecommendRequest, *, noted: bool = True) -> Answer:
@@ -268,14 +176,14 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> Answer:
         """Items like one."""
-        live = self._newest
+        live = self.live.newest
         view = live.view(self.store)
         items = self.engine.similar(view, self._item(view, request.item_id), request.k, request.filter)
         return self._answer(live, items, None, [])
 
     async def search(self, request: SearchRequest) -> Answer:
         """Items by text."""
-        live = self._version_of(request.user_id, "")
+        live = self.live.of_user(request.user_id)
         view = live.view(self.store)
         items = await asyncio.to_thread(self.engine.search, view, request.query, request.k, request.filter)
         return self._answer(live, items, None, [])
@@ -335,7 +243,7 @@ class Service:
         Raises:
           UnknownError: an item is not in the catalogue.
         """
-        view = self._newest.view(self.store)
+        view = self.live.newest.view(self.store)
         now = int(time.time())
         events = []
         for event in request.events:
@@ -358,7 +266,7 @@ class Service:
 
     async def user(self, user_id: str) -> dict[str, Any]:
         """What is remembered of a user."""
-        live = self._newest
+        live = self.live.newest
         view = live.view(self.store)
         before = live.version.history(user_id)
         events = [
@@ -384,7 +292,7 @@ class Service:
         Raises:
           ValueError: the model has it already.
         """
-        view = self._newest.view(self.store)
+        view = self.live.newest.view(self.store)
         known = view.id_of(request.item_id)
         if known and known <= view.version.num_items:
             raise ValueError(f"item {request.item_id!r} is in the catalogue already.")
@@ -400,43 +308,26 @@ class Service:
 
     async def hide_item(self, request: HideItem) -> dict[str, Any]:
         """Hides an item, or shows it again."""
-        view = self._newest.view(self.store)
+        view = self.live.newest.view(self.store)
         key = view.key_of(self._item(view, request.item_id))
         self.store.hide(str(key), request.hidden)
         return {"item_id": key, "hidden": request.hidden}
 
     async def about(self) -> dict[str, Any]:
         """What a page wants to know first."""
-        live = self._newest
+        live = self.live.newest
         view = live.view(self.store)
         return {
             "version": live.version.name,
-            "versions": self.versions,
+            "versions": self.live.names,
             "dataset": live.version.bundle.facts["data"]["name"],
             "num_items": view.num_items,
             "categories": list(view.facts.categories),
             "example_users": live.version.known_users[:20],
         }
 
-    def _version_of(self, user_id: Key | None, name: str) -> _Live:
-        """The version that is named, or the one that the user has been dealt, the same each time."""
-        if name:
-            if name not in self._live:
-                raise UnknownError(f"version {name!r} is not loaded; there are {', '.join(self._live)}.")
-            return self._live[name]
-        shares = {key: share for key, share in self.options.shares.items() if key in self._live}
-        if not shares or user_id is None:
-            return self._newest
-        digest = hashlib.blake2b(str(user_id).encode(), digest_size=8).digest()
-        drawn = int.from_bytes(digest, "big") / 2**64 * sum(shares.values())
-        for key, share in shares.items():
-            if drawn < share:
-                return self._live[key]
-            drawn -= share
-        return self._newest
-
     def _events(
-        self, live: _Live, view: View, user_id: Key | None, history: Sequence[Key] | None
+        self, live: Live, view: View, user_id: Key | None, history: Sequence[Key] | None
     ) -> tuple[UserEvents, int]:
         """Of the request, or what the version was exported with and the state has had since; in ids of the view.
 
@@ -466,7 +357,7 @@ class Service:
         self, user_id: Key | None, history: Sequence[Key] | None, deadline: float, *, version: str = ""
     ) -> _Asked:
         """The user's events and the query made of them."""
-        live = self._version_of(user_id, version)
+        live = self.live.named(version) if version else self.live.of_user(user_id)
         view = live.view(self.store)
         events, num_events = self._events(live, view, user_id, history)
         has_vector = events.item_ids <= live.version.num_items
@@ -474,7 +365,7 @@ class Service:
         try:
             query, notes = await self._query(live, History(known, user_id), deadline)
         except Closed:
-            if live is self._newest:
+            if live is self.live.newest:
                 raise
             # The version went out of use meanwhile, and its ids with it.
             return await self._ask(user_id, history, deadline)
@@ -488,7 +379,7 @@ class Service:
             notes=notes,
         )
 
-    async def _query(self, live: _Live, history: History, deadline: float) -> tuple[Query | None, list[str]]:
+    async def _query(self, live: Live, history: History, deadline: float) -> tuple[Query | None, list[str]]:
         """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""
         if not len(history.events):
             return None, []
@@ -497,6 +388,14 @@ class Service:
         except Expired:
             self.measures.degraded("deadline")
             return None, ["The model was not in time; popular items are listed."]
+
+    def _batcher_of(self, version: Version) -> Batcher[History, Query]:
+        return Batcher(
+            version.encode,
+            max_batch=self.options.max_batch,
+            max_queue=self.options.max_queue,
+            observe=self.measures.batch,
+        )
 
     def _deadline(self, milliseconds: int | None) -> float:
         return time.monotonic() + (milliseconds or self.options.deadline_ms) / 1000
@@ -516,7 +415,7 @@ class Service:
         return item
 
     def _answer(
-        self, live: _Live, items: Sequence[ShownItem], query: Query | None, notes: list[str]
+        self, live: Live, items: Sequence[ShownItem], query: Query | None, notes: list[str]
     ) -> Answer:
         return Answer(
             items=list(items),

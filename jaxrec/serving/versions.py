@@ -69,7 +69,7 @@ class Watcher:
         paths = versions_in(self._directory)
         for path in paths:
             if path == paths[-1] or path.name in also:
-                await self._service.load(path)
+                await self._service.live.load(path)
         self._known = {path.name for path in paths}
         missing = also - self._known
         if missing:
@@ -98,7 +98,7 @@ class Watcher:
             if self._refused.get(path.name) == lying:
                 continue
             try:
-                loaded.append(await self._service.load(path))
+                loaded.append(await self._service.live.load(path))
                 self._known.add(path.name)
                 log.info("version %s answers now", path.name)
             except Exception as error:

@@ -32,7 +32,7 @@ def port(version, tmp_path_factory):
     measures = Measures()
     state = tmp_path_factory.mktemp("state") / "state.db"
     service = Service(SqliteStore(state), Engine(), ServiceOptions(), measures)
-    service.install(version)
+    service.live.install(version)
     config = uvicorn.Config(
         make_app(service, LIMITS, measures),
         log_config=None,

@@ -33,7 +33,7 @@ def address(version, tmp_path_factory):
 
     async def run():
         for one in (version, other):
-            service.install(one)
+            service.live.install(one)
         await server.serve()
 
     config = uvicorn.Config(

@@ -59,7 +59,7 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
 
     async def main():
         service = Service(SqliteStore(tmp_path / "state.db"), engine, ServiceOptions(), Measures())
-        service.install(version)
+        service.live.install(version)
         await service.erase("u")
         for item in await asyncio.to_thread(service.store.hidden):
             await service.hide_item(HideItem(item_id=item, hidden=False))
@@ -97,7 +97,7 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
 def test_ten_pages_of_ten_for_a_user_who_is_remembered(version, tmp_path):
     async def main():
         service = Service(SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(), Measures())
-        service.install(version)
+        service.live.install(version)
         user = version.known_users[0]
         seen = {event["item_id"] for event in (await service.user(user))["history"]}
         pages = [
@@ -120,8 +120,8 @@ def test_a_full_queue_says_when_to_come_back(version, tmp_path):
         service = Service(
             SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(max_queue=2, max_batch=1), Measures()
         )
-        service.install(version)
-        live = service._newest
+        service.live.install(version)
+        live = service.live.newest
         compute = live.batcher._compute
         live.batcher._compute = lambda histories: (begun.set(), let.wait(20), compute(histories))[-1]
         app = make_app(service, Limits(), service.measures)

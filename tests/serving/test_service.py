@@ -28,7 +28,7 @@ from jaxrec.serving.versions import Watcher, versions_in
 def make_service(version, tmp_path, engine=Engine(), **options):
     service = Service(SqliteStore(tmp_path / "state.db"), engine, ServiceOptions(**options), Measures())
     if version is not None:
-        service.install(version)
+        service.live.install(version)
     return service
 
 
@@ -340,7 +340,7 @@ def renamed(version, name):
 def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
     service = make_service(None, tmp_path, shadow="next")
     for name in ("next", "now"):
-        service.install(renamed(version, name))
+        service.live.install(renamed(version, name))
 
     async def work(http):
         found = [await post(http, "/v1/recommend", {"history": [item], "k": 5}) for item in (1, 2, 3)]
@@ -356,7 +356,7 @@ def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
         async def fails(histories):
             raise RuntimeError("broken")
 
-        service._live["next"].batcher.submit = fails
+        service.live.named("next").batcher.submit = fails
         assert len((await post(http, "/v1/recommend", {"history": [4]}))["items"]) == 10
         await asyncio.sleep(0.05)
         assert "jaxrec_shadow_failures_total 1.0" in (await http.get("/metrics")).text
@@ -367,13 +367,13 @@ def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
 def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(version, tmp_path):
     service = make_service(None, tmp_path)
     for name in ("old", "new"):
-        service.install(renamed(version, name))
+        service.live.install(renamed(version, name))
 
     async def work(http):
         async def gone(*_, **__):
             raise Closed("the version went out of use")
 
-        service._live["old"].batcher.submit = gone
+        service.live.named("old").batcher.submit = gone
         found = await post(http, "/v1/recommend", {"history": [1, 2], "k": 5, "version": "old"})
         assert (found["model_version"], found["known_user"], len(found["items"])) == ("new", True, 5)
 
@@ -384,7 +384,7 @@ def test_versions_are_dealt_by_share_and_the_same_to_a_user(version, tmp_path):
     async def main():
         service = make_service(None, tmp_path, shares={"a": 3.0, "b": 1.0})
         for name in ("a", "b"):
-            service.install(renamed(version, name))
+            service.live.install(renamed(version, name))
         dealt = {}
         for user in range(400):
             first = (await service.recommend(RecommendRequest(user_id=user, k=1))).model_version
@@ -393,7 +393,7 @@ def test_versions_are_dealt_by_share_and_the_same_to_a_user(version, tmp_path):
         assert 60 < dealt["b"] < 140
         named = await service.recommend(RecommendRequest(user_id=1, k=1, version="b"))
         assert named.model_version == "b"
-        service.drop("b")
+        service.live.drop("b")
         assert (await service.recommend(RecommendRequest(user_id=1, k=1))).model_version == "a"
         await service.close()
 
@@ -409,14 +409,14 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_pa
         service = make_service(None, tmp_path)
         watcher = Watcher(service, directory, 60)
         await watcher.load_first(set())
-        assert service.versions == ["v1"]
+        assert service.live.names == ["v1"]
         shutil.copytree(bundles / "v1", directory / "v2")
         weights = directory / "v2" / "weights.safetensors"
         damaged = bytearray(weights.read_bytes())
         damaged[-1] ^= 1
         weights.write_bytes(damaged)
         assert await watcher.look_once() == []
-        assert service.versions == ["v1"]
+        assert service.live.names == ["v1"]
         assert await watcher.look_once() == [], "it is not tried again as it is"
         assert b"jaxrec_reload_failures_total 1.0" in service.measures.text()
         assert (await service.recommend(RecommendRequest(history=(1,)))).model_version == "v1"

@@ -1,0 +1,156 @@
+"""The versions in use: each with its batches and its catalogue, and which of them answers whom.
+
+Use it on one event loop.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from jaxrec.export.catalogue import Key
+from jaxrec.serving.batcher import Batcher
+from jaxrec.serving.measures import Measures
+from jaxrec.serving.store import Store
+from jaxrec.serving.version import History, Query, Version
+from jaxrec.serving.view import View
+
+__all__ = ["Live", "LiveVersions", "UnknownError"]
+
+
+class UnknownError(LookupError):
+    """Something that a request names is not there."""
+
+
+class Live:
+    """A version with its batches and the latest view of its catalogue."""
+
+    def __init__(self, version: Version, batcher: Batcher[History, Query]):
+        self.version, self.batcher = version, batcher
+        self._view: View | None = None
+
+    def view(self, store: Store) -> View:
+        """The catalogue as the store has it now."""
+        revision = store.revision()
+        if self._view is None or self._view.revision != revision:
+            self._view = View.of(self.version, store.items(), store.hidden(), revision)
+        return self._view
+
+
+class LiveVersions:
+    """The versions in use, the newest last."""
+
+    def __init__(
+        self,
+        batcher_of: Callable[[Version], Batcher[History, Query]],
+        store: Store,
+        measures: Measures,
+        *,
+        shares: Mapping[str, float],
+        kept: Collection[str],
+    ):
+        """Empty.
+
+        Args:
+          shares: version -> its share of the users; {} = the newest version has all.
+          kept: versions that stay when newer ones come, beside those with a share.
+        """
+        self._batcher_of, self._store, self._measures = batcher_of, store, measures
+        self._shares, self._kept = shares, {*shares, *kept}
+        self._live: dict[str, Live] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._live
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def names(self) -> list[str]:
+        """The newest last."""
+        return list(self._live)
+
+    @property
+    def newest(self) -> Live:
+        """The one that is asked where nothing else is said.
+
+        Raises:
+          UnknownError: there is none yet.
+        """
+        if not self._live:
+            raise UnknownError("no model is loaded.")
+        return next(reversed(self._live.values()))
+
+    def named(self, name: str) -> Live:
+        """Raises UnknownError where there is none of this name."""
+        if name not in self._live:
+            raise UnknownError(f"version {name!r} is not loaded; there are {', '.join(self._live)}.")
+        return self._live[name]
+
+    def of_user(self, user_id: Key | None) -> Live:
+        """The version that the user has been dealt, the same each time."""
+        shares = {key: share for key, share in self._shares.items() if key in self._live}
+        if not shares or user_id is None:
+            return self.newest
+        digest = hashlib.blake2b(str(user_id).encode(), digest_size=8).digest()
+        drawn = int.from_bytes(digest, "big") / 2**64 * sum(shares.values())
+        for key, share in shares.items():
+            if drawn < share:
+                return self._live[key]
+            drawn -= share
+        return self.newest
+
+    def install(self, version: Version, *, keep: int = 2) -> None:
+        """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option."""
+        self._install(Live(version, self._batcher_of(version)), keep)
+
+    async def load(self, directory: str | Path) -> str:
+        """Opens a version beside those in use, and takes it into use; a damaged one changes nothing.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+
+        def opened() -> Live:
+            version = Version.open(directory)
+            live = Live(version, self._batcher_of(version))
+            live.view(self._store)  # made here, the first request need not wait for it
+            return live
+
+        live = await asyncio.to_thread(opened)
+        self._install(live)
+        return live.version.name
+
+    def drop(self, name: str) -> None:
+        """Takes a version out of use: the one before it answers again.
+
+        Raises:
+          UnknownError: there is no such version.
+          ValueError: it is the only one.
+        """
+        live = self.named(name)
+        if len(self._live) == 1:
+            raise ValueError(f"version {name!r} is the only one.")
+        del self._live[name]
+        self._retire(live)
+
+    async def close(self) -> None:
+        """Takes nothing more, and answers what waits."""
+        await asyncio.gather(*(live.batcher.close() for live in self._live.values()), *self._retiring)
+
+    def _install(self, live: Live, keep: int = 2) -> None:
+        version = live.version
+        if (same := self._live.pop(version.name, None)) is not None:
+            self._retire(same)
+        self._live[version.name] = live
+        others = [name for name in self._live if name not in self._kept]
+        for name in others[:-keep]:
+            self._retire(self._live.pop(name))
+        self._measures.version(version.name)
+
+    def _retire(self, live: Live) -> None:
+        """Answers what waits for a version, and lets go of it."""
+        task = asyncio.ensure_future(live.batcher.close())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
