@@ -379,7 +379,11 @@ def test_every_layout_gives_the_same(options, layout, shape):
         )
         got = step(jax.device_put(state, where), *data)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(twin), strict=True):
-        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-4, atol=1e-4)
+        # Gradients are sums of terms that cancel: what is exact is the largest of them.
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(
+            np.asarray(one), np.asarray(other), rtol=1e-4, atol=max(1e-4, 3e-5 * largest)
+        )
     kernel = jax.tree.leaves(got[1]["blocks"][0]["attention"]["out_kernel"])[0].sharding.spec
     wanted = {
         "replicated": P(None, None, None),

@@ -486,6 +486,8 @@ from jaxrec.training.checkpoint import Checkpoints, abstract_like
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 rows = NamedSharding(mesh, PartitionSpec(("data", "model"), None))
 everywhere = NamedSharding(mesh, PartitionSpec())
+def say(line):
+    os.write(1, ("\\n" + line + "\\n").encode())  # at once: the transport's threads print, too
 def make(step):
     return jax.jit(
         lambda: {"step": jnp.int32(step), "x": jnp.arange(64 * 8, dtype=jnp.float32).reshape(64, 8) + step},
@@ -498,7 +500,7 @@ with jax.set_mesh(mesh), Checkpoints(directory, keep=2, save_every_steps=2) as c
         local = found[1]["x"].addressable_shards[0]
         expected = (np.arange(64 * 8, dtype=np.float32).reshape(64, 8) + start)[local.index]
         np.testing.assert_array_equal(np.asarray(local.data), expected)
-    print("START", start, flush=True)
+    say(f"START {start}")
     for step in range(start + 1, start + 400):
         state = make(step)
         checkpoints.save(step, state)
@@ -513,7 +515,7 @@ with jax.set_mesh(mesh), Checkpoints(directory, keep=2, save_every_steps=2) as c
             break
         time.sleep(0.05 if mode == "preempt" else 0)
     checkpoints.wait()
-    print("STEP", step, "LATEST", checkpoints.latest_step(), "BEST", best.latest_metadata()["metric"], flush=True)
+    say(f"STEP {step} LATEST {checkpoints.latest_step()} BEST {best.latest_metadata()['metric']}")
 jax.distributed.shutdown()
 """
 
