@@ -104,8 +104,8 @@ def test_the_kinds_are_all_tried(raw_requests):
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_comes_is_refused_and_the_next_request_is_answered(port, raw_requests, kind):
     draw = random.Random(kind)
-    for _ in range(6):
-        answer = raw_requests.talk(port, raw_requests.KINDS[kind](draw), patience_seconds=1.0)
+    for _ in range(4):  # benchmarks/fuzzing.py sends thousands
+        answer = raw_requests.talk(port, raw_requests.KINDS[kind](draw), patience_seconds=0.7)
         assert max(answer.statuses, default=0) < 500
     assert answers(port)
 

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.data.pipeline import train_batches
@@ -26,7 +27,12 @@ def losses(mesh, make, dataset):
         return found
 
 
-def test_every_mesh_learns_the_same(mesh, make, dataset):
-    alone = losses(make_mesh((1, 1), jax.devices()[:1]), make, dataset)
+@pytest.fixture(scope="module")
+def alone(make, dataset):
+    """On one device."""
+    return losses(make_mesh((1, 1), jax.devices()[:1]), make, dataset)
+
+
+def test_every_mesh_learns_the_same(mesh, make, dataset, alone):
     assert min(alone) > 0
     np.testing.assert_allclose(losses(mesh, make, dataset), alone, rtol=1e-4)
