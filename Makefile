@@ -15,6 +15,7 @@ TEST_INSTALLED := $(VENV)/.installed-test
 WORKDIR := runs/quickstart
 EXPORTS := exports/quickstart
 PORT := 8000
+DEMO_EXPORT := --histories --no-saved-model
 # Two workers: the suite is measured on two cores. `make test WORKERS=8 TESTS=tests/nn` narrows or widens.
 WORKERS := 2
 TESTS := tests
@@ -41,11 +42,16 @@ quickstart: $(INSTALLED)  ## Train, evaluate and recommend on the embedded data,
 	$(PYTHON) -m jaxrec.evaluate --workdir=$(WORKDIR)
 	$(PYTHON) -m jaxrec.recommend --workdir=$(WORKDIR) --split=test --k=10 --out=$(WORKDIR)/recommendations.parquet
 
+# Two versions to compare, the second trained for a quarter of the steps; the newest answers.
 demo: $(INSTALLED)  ## Train the quickstart where there is none, export it, and serve it with a page to try it on
 	test -f $(WORKDIR)/evaluation.json || $(MAKE) quickstart
-	test -d $(EXPORTS)/quickstart || $(PYTHON) -m jaxrec.export --workdir=$(WORKDIR) --out=$(EXPORTS) \
-	  --version=quickstart --histories --no-saved-model
-	$(PYTHON) -m jaxrec.serve --model=$(EXPORTS) --port=$(PORT) --state=$(WORKDIR)/state.db
+	test -d $(EXPORTS)/brief || { \
+	  $(PYTHON) -m jaxrec.train --config=configs/quickstart.py --workdir=$(WORKDIR)-brief --config.num_train_steps=100; \
+	  $(PYTHON) -m jaxrec.export --workdir=$(WORKDIR)-brief --out=$(EXPORTS) --version=brief $(DEMO_EXPORT); }
+	test -d $(EXPORTS)/quickstart \
+	  || $(PYTHON) -m jaxrec.export --workdir=$(WORKDIR) --out=$(EXPORTS) --version=quickstart $(DEMO_EXPORT)
+	$(PYTHON) -m jaxrec.serve --model=$(EXPORTS) --port=$(PORT) --state=$(WORKDIR)/state.db \
+	  --share=quickstart=0.9 --share=brief=0.1
 
 test: $(TEST_INSTALLED)  ## Run every test on eight virtual devices
 	JAXREC_CHECK_SHAPES=$(SHAPES) $(PYTHON) -m pytest $(PYTEST)
