@@ -207,7 +207,7 @@ def main() -> int:
             raw = raw_fuzz(server, arguments.seconds, arguments.seed)
             metrics = served.Client(server.port).get("/metrics")[1] if server.alive else ""
             lives, files = server.alive, server.num_files
-            errors = server.log_lines("Traceback", "a request failed", "Exception in")
+            errors = server.log_lines("Traceback", "a request failed", "Exception in", "Error: ")
     rss = raw["rss_mib"]
     half = len(rss) // 2
     then = statistics.median(rss[half : half + max(1, half // 4)])

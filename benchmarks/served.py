@@ -48,7 +48,7 @@ def version_at(place: Path, given: Path | None, overrides: Sequence[str] = ()) -
 
 def export(place: Path, overrides: Sequence[str] = ()) -> Path:
     """Trains a few steps on the embedded data and exports them, with histories, as the version `place`."""
-    workdir = place.parent.with_name(f"run-{place.name}")
+    workdir = place.parent.with_name(f"run-{place.parent.name}-{place.name}")
     run = training_runs.Run(config=CONFIG, workdir=workdir, overrides=(*FEW_STEPS, *overrides))
     run.finish()
     to = f"--out={place.parent}"

@@ -7,7 +7,7 @@ refusal is read. Bodies are bounded by `guard`, which sees them.
 import asyncio
 import json
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from jaxrec.serving.guard import Limits
 
@@ -34,6 +34,7 @@ class _Connection(HttpToolsProtocol):
     _answer_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
     _in_head = _in_message = _turned = False  # in a message: its head, or its body
     _num_bytes = _head_bytes = 0
+    _unanswered: tuple[RequestResponseCycle, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a head, or refuses the connection."""
@@ -46,6 +47,7 @@ class _Connection(HttpToolsProtocol):
         """Forgets it."""
         self._head_is_there()
         self._answer_is_read()
+        self._drop_answers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -92,6 +94,8 @@ class _Connection(HttpToolsProtocol):
         self._head_is_there()
         self._in_head = False
         super().on_headers_complete()
+        waiting = (cycle for cycle in self._unanswered if not cycle.response_complete)
+        self._unanswered = (*waiting, self.cycle)
 
     def on_message_complete(self) -> None:
         """The body is, too."""
@@ -122,7 +126,7 @@ class _Connection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Idle for too long; who has not read the last answer yet will not."""
         if self.transport.get_write_buffer_size():
-            self.transport.abort()
+            self._abort()
         super().timeout_keep_alive_handler()
 
     def _refuse(self, status: str, why: str, also: str = "") -> None:
@@ -130,7 +134,18 @@ class _Connection(HttpToolsProtocol):
         head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{also}"
         self.transport.write(f"{head}connection: close\r\n\r\n{body}".encode())
         self.transport.close()
+        self._drop_answers()
         self._wait_for_reader()
+
+    def _abort(self) -> None:
+        self.transport.abort()
+        self._drop_answers()
+
+    def _drop_answers(self) -> None:
+        """What is being answered comes too late: to write to a connection that is closed is an error."""
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
@@ -151,11 +166,11 @@ class _Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_for_head()
         else:
-            self.transport.abort()
+            self._abort()
 
     def _wait_for_reader(self) -> None:
         if self._answer_timer is None:
-            self._answer_timer = self.loop.call_later(self.bounds.read_seconds, self.transport.abort)
+            self._answer_timer = self.loop.call_later(self.bounds.read_seconds, self._abort)
 
     def _answer_is_read(self) -> None:
         if self._answer_timer is not None:

@@ -1,9 +1,9 @@
 """The server over real sockets: what no request can do to it, whom it lets go, how it ends."""
 
-import asyncio
 import http.client
 import itertools
 import json
+import logging
 import random
 import signal
 import socket
@@ -14,6 +14,7 @@ import time
 
 import pytest
 import uvicorn
+import uvloop
 
 from jaxrec.serving.app import make_app
 from jaxrec.serving.connections import bounded_connections
@@ -48,15 +49,30 @@ def port(version, tmp_path_factory):
         socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
     )  # so that an answer that is not read is noticed soon
     listener.bind(("127.0.0.1", 0))
-    thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),))
+    thread = threading.Thread(target=uvloop.run, args=(server.serve([listener]),))
     thread.start()
     while not server.started:
         time.sleep(0.01)
+    errors = Errors()
+    logging.getLogger().addHandler(errors)
     yield listener.getsockname()[1]
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive()
+    logging.getLogger().removeHandler(errors)
     assert b'status="5' not in measures.text()
+    assert not errors.seen
+
+
+class Errors(logging.Handler):
+    """What a server's log says of failures."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.seen = []
+
+    def emit(self, record):
+        self.seen.append(record.getMessage())
 
 
 def ask(port, path, body=None, method=None, **headers):
