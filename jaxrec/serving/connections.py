@@ -5,7 +5,9 @@ refusal is read. Bodies are bounded by `guard`, which sees them.
 """
 
 import asyncio
+import collections
 import json
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -34,7 +36,10 @@ class _Connection(HttpToolsProtocol):
     _answer_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
     _in_head = _in_message = _turned = False  # in a message: its head, or its body
     _num_bytes = _head_bytes = 0
-    _unanswered: tuple[RequestResponseCycle, ...] = ()
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._unanswered: collections.deque[RequestResponseCycle] = collections.deque()  # in their order
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a head, or refuses the connection."""
@@ -94,8 +99,9 @@ class _Connection(HttpToolsProtocol):
         self._head_is_there()
         self._in_head = False
         super().on_headers_complete()
-        waiting = (cycle for cycle in self._unanswered if not cycle.response_complete)
-        self._unanswered = (*waiting, self.cycle)
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        self._unanswered.append(self.cycle)
 
     def on_message_complete(self) -> None:
         """The body is, too."""
