@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import plots
 import scipy.optimize
 import suite
-from suite import METRIC, Seed, Variant, record
+from suite import METRIC, Seed, Variant, plots, record
 
 from jaxrec.evaluation.user_ranking import evaluation_rows
 from jaxrec.runs import load_run

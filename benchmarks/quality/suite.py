@@ -26,8 +26,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # where record.py and training_runs.py are
+sys.path.append(
+    str(Path(__file__).resolve().parent.parent)
+)  # where plots.py, record.py, training_runs.py are
 
+import plots as plots
 import record
 import training_runs
 

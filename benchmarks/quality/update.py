@@ -10,7 +10,7 @@ The bars: over windows 6 to 10 the updated model's NDCG@10 is above the frozen o
 users, and no update of those windows cost more than a fifth of the training from scratch, in processor time of the
 whole processes. An update counts with its test and its export, the training without them.
 
-    python benchmarks/quality/update.py                            # sized for an hour on 2 quiet cores
+    python benchmarks/quality/update.py                            # an hour on 2 quiet cores
     python benchmarks/quality/update.py --share=0.2 --windows=4 --results=runs/trial --base=runs/trial \
         --update=--least-users=5
 
@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import suite
-from suite import METRIC, record, training_runs
+from suite import METRIC, plots, record, training_runs
 
 from jaxrec.config import read_run_config
 from jaxrec.core.mesh import initialize_platform, make_mesh
@@ -283,6 +283,16 @@ def main() -> int:
         "updates": [dataclasses.asdict(one) for one in read_outcomes(bench.first.workdir / UPDATES)],
         "metric": METRIC,
     }
+    names = ("frozen", "updated")
+    plots.draw_lines(
+        given.results / "quality_update.svg",
+        "ML-1M in windows of time: a model that is updated, and one that is not",
+        {name: [(line["window"], line[name]) for line in lines] for name in names}
+        | {"trained from scratch": [(lines[-1]["window"], lines[-1]["scratch"])]},
+        xlabel="window",
+        ylabel="NDCG@10 of the window's events",
+        ylim=(0, None),
+    )
     bars = [
         suite.paired_bar(f"updated above frozen, the last {later} windows", gain),
         record.Bar(

@@ -32,7 +32,7 @@ class UpdateOptions:
     after: int = 0
     least_events: int = 100
     holdout: float = 0.1
-    passes: float = 2.0
+    passes: float = 8.0
     replay_share: float = 0.5
     tolerance: float = 0.02
     least_users: int = 20
