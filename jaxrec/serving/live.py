@@ -5,7 +5,11 @@ Use it on one event loop.
 
 import asyncio
 import hashlib
+import os
+import sys
+import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxrec.export.catalogue import Key
@@ -16,6 +20,8 @@ from jaxrec.serving.version import History, Query, Version
 from jaxrec.serving.view import View
 
 __all__ = ["Live", "LiveVersions", "UnknownError"]
+
+LOADER_NICENESS = 10  # not the most: on a full machine it would hold the interpreter and not be let on
 
 
 class UnknownError(LookupError):
@@ -59,6 +65,7 @@ class LiveVersions:
         self._shares, self._kept = shares, {*shares, *kept}
         self._live: dict[str, Live] = {}
         self._retiring: set[asyncio.Task[None]] = set()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_stand_back)
 
     def __contains__(self, name: str) -> bool:
         return name in self._live
@@ -118,7 +125,7 @@ class LiveVersions:
             live.view(self._store)  # made here, the first request need not wait for it
             return live
 
-        live = await asyncio.to_thread(opened)
+        live = await asyncio.get_running_loop().run_in_executor(self._loader, opened)
         self._install(live)
         return live.version.name
 
@@ -137,6 +144,7 @@ class LiveVersions:
 
     async def close(self) -> None:
         """Takes nothing more, and answers what waits."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(live.batcher.close() for live in self._live.values()), *self._retiring)
 
     def _install(self, live: Live, keep: int = 2) -> None:
@@ -154,3 +162,9 @@ class LiveVersions:
         task = asyncio.ensure_future(live.batcher.close())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+def _stand_back() -> None:
+    """Lets the threads that answer go first, where the system has priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)

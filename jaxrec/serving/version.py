@@ -6,9 +6,11 @@ N = items, D = item dim, B = users, L = events.
 
 import dataclasses
 import functools
+import hashlib
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ from jaxtyping import Float, Int
 from jaxrec.evaluation.word_index import TfIdf, WordIndex
 from jaxrec.export.bundle import Bundle, UserEvents
 from jaxrec.export.candidates import read_candidates
-from jaxrec.export.catalogue import Key, read_histories
+from jaxrec.export.catalogue import Catalogue, Key, read_histories
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.serving.rules import ItemFacts
 
@@ -57,6 +59,32 @@ class Query:
     scores: Float[np.ndarray, " n_plus_1"] | None = None
 
 
+class _Words:
+    """What titles and categories say of items: made once for all versions whose items have the same ones."""
+
+    by_digest: ClassVar[weakref.WeakValueDictionary[bytes, "_Words"]] = weakref.WeakValueDictionary()
+
+    def __init__(self, table: pa.Table):
+        titles = [title or "" for title in table["title"].to_pylist()]
+        categories: list[list[str]] = table["categories"].to_pylist()
+        self.facts = ItemFacts.of(categories)
+        self.index = TfIdf().fit(
+            [" ".join((title, *names)) for title, names in zip(titles, categories, strict=True)]
+        )
+
+    @classmethod
+    def of(cls, catalogue: Catalogue) -> "_Words":
+        table = catalogue.table.select(["title", "categories"])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        digest = hashlib.sha256(sink.getvalue()).digest()
+        found = cls.by_digest.get(digest)
+        if found is None:
+            found = cls.by_digest[digest] = cls(table)
+        return found
+
+
 class Version:
     """A bundle in use; made by `open`.
 
@@ -74,9 +102,8 @@ class Version:
         self.vectors = np.ascontiguousarray(bundle.item_vectors)
         self.bias = np.asarray(bundle.item_bias, np.float32)
         table = bundle.catalogue.table
-        self.categories: list[list[str]] = table["categories"].to_pylist()
         self.popularity = np.append(0, table["train_count"].to_numpy()).astype(np.int64)
-        self.facts = ItemFacts.of(self.categories)
+        self._words = _Words.of(bundle.catalogue)
         self.others = read_candidates(bundle.directory)
         self.index = ItemIndex.read(bundle.directory, bundle.facts)
         self._of_texts: dict[str, np.ndarray] = {}
@@ -99,13 +126,15 @@ class Version:
         """N."""
         return len(self.bundle.catalogue.vocabulary)
 
-    @functools.cached_property
+    @property
+    def facts(self) -> ItemFacts:
+        """What rules know of the items."""
+        return self._words.facts
+
+    @property
     def word_index(self) -> WordIndex:
         """Of titles and categories."""
-        titles = self.bundle.catalogue.titles[1:]
-        return TfIdf().fit(
-            [" ".join((title, *names)) for title, names in zip(titles, self.categories, strict=True)]
-        )
+        return self._words.index
 
     @property
     def reads_text(self) -> bool:
@@ -167,14 +196,15 @@ class Version:
         return read_histories(self.bundle.directory)
 
     def warm_up(self) -> None:
-        """Compiles, and runs once, every size; reads what would be read at the first request that asks for it."""
-        _ = self.word_index, self.known_users, self._events
+        """Compiles every size that no version has had; reads what would be read at the first request that asks."""
+        _ = self.known_users, self._events
         if self.reads_text:
             self.bundle.vectors_of_texts([""])
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
                 ones = np.ones(length, np.int64)
-                self._run([History(UserEvents(ones, -ones))] * batch_size, batch_size, length)
+                histories = [History(UserEvents(ones, -ones))] * batch_size
+                self._tower.warm_up(self._inputs(histories, batch_size, length))
 
     def encode(self, histories: Sequence[History]) -> list[Query]:
         """The queries of users, each with its own history; those of about the same length are computed together."""
@@ -193,7 +223,7 @@ class Version:
         """The smallest compiled size that holds it; of longer ones the latest events are read."""
         return next((size for size in self.lengths if size >= len(history.events)), self.lengths[-1])
 
-    def _run(self, histories: Sequence[History], num_rows: int, length: int) -> list[Query]:
+    def _inputs(self, histories: Sequence[History], num_rows: int, length: int) -> dict[str, np.ndarray]:
         inputs = self.bundle.history_inputs(
             [history.events for history in histories],
             num_rows=num_rows,
@@ -202,8 +232,10 @@ class Version:
         )
         if "domain_ids" in self._wanted:
             inputs["domain_ids"] = np.zeros(num_rows, np.int32)
-        outputs = self._tower({name: inputs[name] for name in self._wanted})
-        found = jax.device_get(outputs)
+        return {name: inputs[name] for name in self._wanted}
+
+    def _run(self, histories: Sequence[History], num_rows: int, length: int) -> list[Query]:
+        found = jax.device_get(self._tower(self._inputs(histories, num_rows, length)))
         count = len(histories)
         vectors = found["query"][:count]
         ids = found.get("memory_item_ids", np.zeros((count, 0), np.int32))

@@ -85,7 +85,8 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
     assert not set(found) & {*seen, *excluded, *hidden}
     assert allowed is None or set(found) <= set(allowed)
     assert not set(found) & {second for first, second in SECOND_PARTS.items() if first not in seen}
-    of_items = [set(version.categories[item - 1]) for item in found]
+    categories = version.bundle.catalogue.table["categories"].to_pylist()
+    of_items = [set(categories[item - 1]) for item in found]
     assert all(not any_of or own & set(any_of) for own in of_items)
     assert all(not own & set(none_of) for own in of_items)
     if cap:

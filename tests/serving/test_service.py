@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxrec.export.bundle import _jitted
+from jaxrec.export.bundle import _Compiled
 from jaxrec.serving.app import make_app
 from jaxrec.serving.batcher import Closed
 from jaxrec.serving.candidates import COLUMNS, Sources
@@ -176,7 +176,8 @@ def test_rules_hold_in_every_list(version, tmp_path, data):
     ids = [vocabulary.id_of(key) for key in keys_of(talk(service, work))]
     assert len(set(ids)) == len(ids) <= body["k"]
     assert not set(ids) & {*history, *excluded, *hidden}
-    of_items = [set(version.categories[item - 1]) for item in ids]
+    categories = version.bundle.catalogue.table["categories"].to_pylist()
+    of_items = [set(categories[item - 1]) for item in ids]
     assert all(not any_of or own & set(any_of) for own in of_items)
     assert all(not own & set(none_of) for own in of_items)
     if cap:
@@ -430,11 +431,11 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_pa
 
 
 def test_versions_of_one_model_share_what_is_compiled(bundles, version):
-    tower = _jitted((bundles / "v1" / "stablehlo" / "user_tower").read_bytes())
-    compiled = tower._cache_size()
-    assert compiled == len(BATCH_SIZES) * len(version.lengths)
+    tower = _Compiled.of((bundles / "v1" / "stablehlo" / "user_tower").read_bytes())
+    num_sizes = len(BATCH_SIZES) * len(version.lengths)
+    assert len(tower.shapes) == tower.call._cache_size() == num_sizes
     again = Version.open(bundles / "v1")
-    assert tower._cache_size() == compiled
+    assert tower.call._cache_size() == num_sizes
     history = [History(version.bundle.events_of([1, 2]))]
     np.testing.assert_array_equal(again.encode(history)[0].vector, version.encode(history)[0].vector)
 
