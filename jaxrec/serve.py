@@ -108,13 +108,12 @@ def formula_text(given: str) -> str:
 def share_the_interpreter() -> None:
     """Keeps what else the process does from holding up requests; call it when everything is loaded.
 
-    A thread that loads a version lets others run every twentieth of a millisecond instead of every five. The garbage
-    collector passes over what is there to stay, and looks at the rest less often: a collection of everything stops all
-    threads for a tenth of a second. Products of small matrices are not dealt to threads, which would wait for each
-    other.
+    Threads take turns every half a millisecond instead of every five. The garbage collector passes over what is there
+    to stay, and looks at the rest less often: a collection of everything stops all threads for a tenth of a second.
+    Products of small matrices are not dealt to threads, which would wait for each other.
     """
     threadpoolctl.threadpool_limits(1, user_api="blas")
-    sys.setswitchinterval(5e-5)
+    sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
