@@ -26,9 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-sys.path.append(
-    str(Path(__file__).resolve().parent.parent)
-)  # where plots.py, record.py, training_runs.py are
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where plots.py, record.py and others are
 
 import plots as plots
 import record

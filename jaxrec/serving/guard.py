@@ -163,9 +163,9 @@ class Guard:
         body = b"".join(parts)
         if not _is_text(body):
             return 400, "a body is text in UTF-8.", 0.0
-        most = self._limits.depth
-        if body.count(b"[") + body.count(b"{") > most and depth_of(body) > most:
-            return 400, f"JSON of more than {most} levels is not read.", 0.0
+        depth = self._limits.depth
+        if body.count(b"[") + body.count(b"{") > depth and depth_of(body) > depth:
+            return 400, f"JSON of more than {depth} levels is not read.", 0.0
         return body
 
 

@@ -64,9 +64,9 @@ class _Words:
 
     by_digest: ClassVar[weakref.WeakValueDictionary[bytes, "_Words"]] = weakref.WeakValueDictionary()
 
-    def __init__(self, table: pa.Table):
-        titles = [title or "" for title in table["title"].to_pylist()]
-        categories: list[list[str]] = table["categories"].to_pylist()
+    def __init__(self, catalogue: Catalogue):
+        titles = catalogue.titles[1:]
+        categories: list[list[str]] = catalogue.table["categories"].to_pylist()
         self.facts = ItemFacts.of(categories)
         self.index = TfIdf().fit(
             [" ".join((title, *names)) for title, names in zip(titles, categories, strict=True)]
@@ -81,7 +81,7 @@ class _Words:
         digest = hashlib.sha256(sink.getvalue()).digest()
         found = cls.by_digest.get(digest)
         if found is None:
-            found = cls.by_digest[digest] = cls(table)
+            found = cls.by_digest[digest] = cls(catalogue)
         return found
 
 
