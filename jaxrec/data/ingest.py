@@ -179,7 +179,13 @@ def _ingest_batch(part: SourceBatch, state: Ingested, kinds: dict[str, str], qua
         records["context"] = np.stack(hashed, axis=1)
     names: pa.Array | None = None
     if columns.behaviour != ABSENT:
-        names, unreadable = as_text(batch.column(columns.behaviour))
+        column = batch.column(columns.behaviour)
+        if pa.types.is_nested(column.type):
+            raise ValueError(
+                f"{columns.behaviour} is of type {column.type}, but a behaviour is one word or number a row; "
+                "name another column, or '-' for none."
+            )
+        names, unreadable = as_text(column)
         check.flag(unreadable, f"{columns.behaviour} is not UTF-8")
     if columns.order != ABSENT:
         nowhere = records["order"] == UNKNOWN

@@ -244,6 +244,7 @@ def test_bad_rows_are_set_aside_with_their_reason_and_the_counts_add_up(tmp_path
         ({"user_id": [[1]], "item_id": [2]}, "user_id is of type list"),
         ({"user_id": [1], "item_id": [2], "timestamp": [True]}, "timestamp is of type bool"),
         ({"user_id": [1], "item_id": [2], "rating": [[4]]}, "rating is of type list"),
+        ({"user_id": [1], "item_id": [2], "behaviour": [[4]]}, "behaviour is of type list"),
         ({"user_id": [1, 1], "item_id": [2, 3], "timestamp": [None, 5]}, "1 of 2 events.*null.*no order"),
         ({"user_id": [1], "item_id": [2], "timestamp": pa.array([None], pa.int64())}, "null timestamp"),
         ({"user_id": [None], "item_id": [2]}, "none of the 1 rows is usable: user_id is null"),
