@@ -31,6 +31,7 @@ from jaxrec.serving.exploration import EpsilonGreedy, exploration_of
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits
 from jaxrec.serving.measures import Measures
+from jaxrec.serving.precompile import keep_programs
 from jaxrec.serving.service import Service, ServiceOptions
 from jaxrec.serving.stores import open_store
 from jaxrec.serving.versions import Watcher
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def serve(given: argparse.Namespace, limits: Limits) -> None:
     """Loads, answers until it is told to stop, and finishes what waits."""
+    keep_programs()
     measures = Measures()
     shares = dict(given.share)
     exploration = exploration_of(given.explore)

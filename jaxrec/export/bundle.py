@@ -8,10 +8,12 @@ B = users, L = events of a history, D = item dim.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
@@ -20,7 +22,16 @@ import safetensors
 from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
-from jaxrec.export.layout import CONFIG_FILE, METRICS_FILE, STABLEHLO, WEIGHT_FILES
+from jaxrec.export.layout import (
+    BATCH_SIZES,
+    CONFIG_FILE,
+    METRICS_FILE,
+    SIZED_PLATFORM,
+    STABLEHLO,
+    WEIGHT_FILES,
+    history_lengths,
+    sized_program,
+)
 from jaxrec.export.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -75,19 +86,29 @@ class UserEvents:
 class Program:
     """A program with its weights on the device: arrays by name in, arrays by name out; made by `Bundle.program`."""
 
-    def __init__(self, compiled: "_Compiled", weights: Mapping[str, jax.Array]):
-        self._compiled, self._weights = compiled, weights
+    def __init__(
+        self,
+        compiled: "_Compiled",
+        weights: Mapping[str, jax.Array],
+        sized: Mapping[tuple[int, ...], "_Compiled"] = MappingProxyType({}),
+    ):
+        self._compiled, self._weights, self._sized = compiled, weights, sized
 
     def __call__(self, inputs: Arrays) -> dict[str, jax.Array]:
         """Compiles where inputs of these shapes are new."""
-        return self._compiled.call(self._weights, dict(inputs))
+        return self._of(inputs).call(self._weights, dict(inputs))
 
     def warm_up(self, inputs: Arrays) -> None:
         """Compiles for inputs of these shapes and runs once, unless it has, for this bundle or for another one."""
+        compiled = self._of(inputs)
         shapes = tuple((name, array.shape, str(array.dtype)) for name, array in sorted(inputs.items()))
-        if shapes not in self._compiled.shapes:
+        if shapes not in compiled.shapes:
             jax.block_until_ready(self(inputs))
-            self._compiled.shapes.add(shapes)
+            compiled.shapes.add(shapes)
+
+    def _of(self, inputs: Arrays) -> "_Compiled":
+        """The program of just this size, where there is one."""
+        return self._sized.get(inputs["item_ids"].shape, self._compiled) if self._sized else self._compiled
 
 
 class _Compiled:
@@ -184,8 +205,18 @@ class Bundle:
         programs = self.manifest.programs
         if name not in programs:
             raise ValueError(f"program {name!r}: the bundle has {', '.join(programs)}; name one of these.")
-        compiled = _Compiled.of((self.directory / STABLEHLO / name).read_bytes())
-        return Program(compiled, {key: self._placed(key) for key in programs[name]["weights"]})
+        weights = {key: self._placed(key) for key in programs[name]["weights"]}
+        sizes = itertools.product(BATCH_SIZES, history_lengths(self.facts["max_events"]))
+        files: dict[tuple[int, ...], str] = {size: sized_program(name, *size) for size in sizes}
+        sized = {
+            size: self._compiled(file)
+            for size, file in files.items()
+            if f"{STABLEHLO}/{file}" in self.manifest.files and jax.default_backend() == SIZED_PLATFORM
+        }
+        return Program(self._compiled(name), weights, sized)
+
+    def _compiled(self, file: str) -> "_Compiled":
+        return _Compiled.of((self.directory / STABLEHLO / file).read_bytes())
 
     def recommend(
         self,

@@ -4,9 +4,10 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,7 +40,7 @@ from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.manifest import Manifest, file_entries
 from jaxrec.export.model_card import data_licence, model_card
 from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
-from jaxrec.export.requests import requests_of, spread_users, warm_up_requests
+from jaxrec.export.requests import requests_of, sized_request, spread_users, warm_up_requests
 from jaxrec.export.served_model import BIAS, VECTORS, ServedModel
 from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
 from jaxrec.runs import Run, load_state, run_of_state
@@ -166,10 +167,11 @@ def export_state(
             expected = expected_results(programs, weights, requests)
             if options.index:
                 say("indexing the items")
-                facts["index"] = write_index(weights, expected["user_tower"]["query"], place)
+                facts["index"] = write_index(weights, expected[layout.USER_TOWER]["query"], place)
             say("comparing with the run's own recommendations")
             agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
-        checks = _write_and_check(place, programs, weights, requests, expected, options, say)
+        lengths = layout.history_lengths(facts["max_events"])
+        checks = _write_and_check(place, programs, weights, requests, expected, options, lengths, say)
         card = model_card(
             manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)
         )
@@ -271,14 +273,23 @@ def _write_and_check(
     requests: Mapping[str, Mapping[str, np.ndarray]],
     expected: Mapping[str, Mapping[str, np.ndarray]],
     options: ExportOptions,
+    lengths: Sequence[int],
     say: Say,
 ) -> list[Check]:
-    """The artifacts, each compared with JAX once it is there."""
+    """The artifacts, each compared with JAX once it is there; the user tower of these lengths of history, too."""
     say("StableHLO")
     (place / layout.STABLEHLO).mkdir()
     for name, program in programs.items():
         (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
-    checks = compare("StableHLO", expected, run_apart("run_stablehlo.py", place, requests))
+    for num_rows, length in itertools.product(layout.BATCH_SIZES, lengths):
+        name = layout.sized_program(layout.USER_TOWER, num_rows, length)
+        of_this_size = programs[layout.USER_TOWER].stablehlo([layout.SIZED_PLATFORM], b=num_rows, l=length)
+        (place / layout.STABLEHLO / name).write_bytes(of_this_size)
+    # The last stands for all sizes, which differ in two numbers: to compile takes its time.
+    rows, sized = sized_request(requests[layout.USER_TOWER], num_rows, length)
+    found = run_apart("run_stablehlo.py", place, {**requests, name: sized})
+    wanted = {key: array[rows] for key, array in expected[layout.USER_TOWER].items()}
+    checks = compare("StableHLO", {**expected, name: wanted}, found)
 
     if options.saved_model:
         say("TensorFlow SavedModel")

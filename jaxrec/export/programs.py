@@ -6,7 +6,7 @@ leave out. A letter stands for any size of at least 1, one and the same for all 
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxrec.export.layout import USER_TOWER
 from jaxrec.export.lowering import live_equations
 from jaxrec.export.served_model import Program, ServedModel, Weights
 from jaxrec.export.weights import HostWeights
@@ -52,17 +53,20 @@ class ProgramSpec:
     @functools.cached_property
     def jaxpr(self) -> core.ClosedJaxpr:
         """Its equations. The leaves of a dict are in the order of its keys, and the weights come first."""
-        return jax.make_jaxpr(self.function)(*self._abstract)
+        return jax.make_jaxpr(self.function)(*self.abstract())
 
-    def stablehlo(self) -> bytes:
-        """The program as `jax.export.deserialize` reads it; called with a dict of weights and a dict of inputs."""
-        exported = jax.export.export(jax.jit(self.function), platforms=PLATFORMS)(*self._abstract)
+    def stablehlo(self, platforms: Sequence[str] = PLATFORMS, **numbers: int) -> bytes:
+        """The program as `jax.export.deserialize` reads it; called with a dict of weights and a dict of inputs.
+
+        Args:
+          numbers: in the place of letters; the other letters stay.
+        """
+        exported = jax.export.export(jax.jit(self.function), platforms=platforms)(*self.abstract(**numbers))
         return bytes(exported.serialize())
 
-    @functools.cached_property
-    def _abstract(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Shapes of weights and inputs, with symbolic sizes of one scope."""
-        sizes = {str(size): size for size in jax.export.symbolic_shape(LETTERS)}
+    def abstract(self, **numbers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Shapes of weights and inputs, with numbers or symbolic sizes of one scope."""
+        sizes = {str(size): size for size in jax.export.symbolic_shape(LETTERS)} | numbers
         inputs = {
             array.name: jax.ShapeDtypeStruct(
                 tuple(sizes[dim] if isinstance(dim, str) else dim for dim in array.dims),
@@ -81,7 +85,7 @@ def programs_of(model: ServedModel, weights: HostWeights, k: int) -> dict[str, P
     """
     k = min(k, model.facts.num_items)
     functions: dict[str, tuple[Program, tuple[Array, ...]]] = {
-        "user_tower": (model.user_tower, _history(model)),
+        USER_TOWER: (model.user_tower, _history(model)),
         "item_tower": (model.item_tower, _items(model)),
         "recommend": (
             functools.partial(model.recommend, k=k),
@@ -114,7 +118,7 @@ def _program(name: str, function: Program, inputs: tuple[Array, ...], weights: H
 
     shapes = {key: jax.ShapeDtypeStruct(weights[key].shape, weights[key].dtype) for key in sorted(weights)}
     everything = ProgramSpec(name=name, inputs=inputs, weights=shapes, function=in_float32)
-    outputs = jax.eval_shape(in_float32, *everything._abstract)
+    outputs = jax.eval_shape(in_float32, *everything.abstract())
     jaxpr = everything.jaxpr.jaxpr
     _, live = live_equations(jaxpr)
     read = [key for key, variable in zip(shapes, jaxpr.invars, strict=False) if variable in live]

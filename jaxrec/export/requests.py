@@ -13,6 +13,7 @@ from jaxrec.export.programs import ProgramSpec
 from jaxrec.export.served_model import ServedModel
 
 NUM_CANDIDATES = 20
+OF_EVENTS = {"item_ids": 0, "seconds": -1, "labels": -1}  # and what stands after the last event
 WARM_UP_ROWS = (1, 8)  # a request alone, and some that a server has put together
 
 
@@ -58,6 +59,24 @@ def warm_up_requests(
         name: [{key: array[:rows] for key, array in inputs.items()} for rows in WARM_UP_ROWS]
         for name, inputs in requests.items()
     }
+
+
+def sized_request(
+    inputs: Mapping[str, np.ndarray], num_rows: int, length: int
+) -> tuple[Int[np.ndarray, " b"], dict[str, np.ndarray]]:
+    """Rows of a tower's request whose histories have at most `length` events, and the request of these.
+
+    There are `num_rows`; where the request has fewer, they come again.
+    """
+    short = np.flatnonzero(~inputs["item_ids"][:, length:].any(axis=1))
+    rows = np.resize(short, num_rows)
+    found = {}
+    for name, array in inputs.items():
+        found[name] = array[rows]
+        if name in OF_EVENTS:
+            found[name] = np.full((num_rows, length, *array.shape[2:]), OF_EVENTS[name], array.dtype)
+            found[name][:, : array.shape[1]] = array[rows, :length]
+    return rows, found
 
 
 def _of_histories(

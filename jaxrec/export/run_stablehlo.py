@@ -27,7 +27,8 @@ def main(bundle: str, requests: str, results: str) -> None:
     for name in sorted({key.split("/")[0] for key in given}):
         exported = jax.export.deserialize(bytearray((directory / "stablehlo" / name).read_bytes()))
         inputs = {key.split("/", 1)[1]: array for key, array in given.items() if key.split("/")[0] == name}
-        outputs = jax.jit(exported.call)({key: weights[key] for key in programs[name]["weights"]}, inputs)
+        read = programs[name.split(".")[0]]["weights"]  # "user_tower.4x32" is one of known sizes
+        outputs = jax.jit(exported.call)({key: weights[key] for key in read}, inputs)
         found |= {f"{name}/{key}": np.asarray(value) for key, value in outputs.items()}
     np.savez(results, **found)
 

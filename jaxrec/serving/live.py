@@ -14,8 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxrec.export.catalogue import Key
+from jaxrec.export.layout import STABLEHLO
+from jaxrec.export.manifest import Manifest
 from jaxrec.serving.batcher import Batcher
 from jaxrec.serving.measures import Measures
+from jaxrec.serving.precompile import precompile
 from jaxrec.serving.store import Store
 from jaxrec.serving.version import History, Query, Version
 from jaxrec.serving.view import View
@@ -128,9 +131,14 @@ class LiveVersions:
                 live.view(self._store)  # made here, the first request need not wait for it
                 return live
 
+        if self._live and not _programs_of(Manifest.read(Path(directory))) <= self._programs_in_use():
+            await precompile(directory)
         live = await asyncio.get_running_loop().run_in_executor(self._loader, opened)
         self._install(live)
         return live.version.name
+
+    def _programs_in_use(self) -> set[str]:
+        return set().union(*(_programs_of(live.version.bundle.manifest) for live in self._live.values()))
 
     def drop(self, name: str) -> None:
         """Takes a version out of use: the one before it answers again.
@@ -165,6 +173,11 @@ class LiveVersions:
         task = asyncio.ensure_future(live.batcher.close())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+
+
+def _programs_of(manifest: Manifest) -> set[str]:
+    """The checksums of what a version has to compile."""
+    return {entry.sha256 for path, entry in manifest.files.items() if path.startswith(f"{STABLEHLO}/")}
 
 
 def _stand_back() -> None:

@@ -23,12 +23,10 @@ from jaxrec.export.bundle import Bundle, UserEvents
 from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import Catalogue, Key, read_histories
 from jaxrec.export.item_index import ItemIndex
+from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths
 from jaxrec.serving.rules import ItemFacts
 
 __all__ = ["History", "Query", "Version"]
-
-BATCH_SIZES = (1, 4, 16)
-SHORTEST = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,8 +105,8 @@ class Version:
         self.others = read_candidates(bundle.directory)
         self.index = ItemIndex.read(bundle.directory, bundle.facts)
         self._of_texts: dict[str, np.ndarray] = {}
-        self._tower = bundle.program("user_tower")
-        self._wanted = {array["name"] for array in bundle.manifest.programs["user_tower"]["inputs"]}
+        self._tower = bundle.program(USER_TOWER)
+        self._wanted = {array["name"] for array in bundle.manifest.programs[USER_TOWER]["inputs"]}
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:
@@ -149,12 +147,8 @@ class Version:
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Sizes of histories that the tower is compiled for: each twice as long, up to the longest."""
-        most = self.bundle.facts["max_events"]
-        sizes = [SHORTEST]
-        while sizes[-1] < most:
-            sizes.append(sizes[-1] * 2)
-        return (*(size for size in sizes if size < most), most)
+        """Sizes of histories that the tower is compiled for."""
+        return history_lengths(self.bundle.facts["max_events"])
 
     def history(self, user_id: str) -> UserEvents:
         """The events that the user had when the version was exported, where it was exported with histories."""

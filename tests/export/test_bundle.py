@@ -18,6 +18,7 @@ from jaxrec.export import check, exporter
 from jaxrec.export.bundle import Bundle, Event
 from jaxrec.export.check import ArtifactError, run_apart
 from jaxrec.export.exporter import ExportOptions, export_state
+from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths, sized_program
 from jaxrec.export.manifest import DamagedBundleError
 
 PROGRAMS = {"user_tower", "item_tower", "recommend", "rank", "behaviours"}
@@ -41,11 +42,27 @@ def test_everything_is_there_and_was_compared(exported):
     } <= tops
     assert set(manifest.programs) == PROGRAMS
     compared = {(found.artifact, found.program) for found in exported.export.checks}
-    assert compared == {(kind, name) for kind in ("StableHLO", "SavedModel", "ONNX") for name in PROGRAMS}
+    largest = sized_program(USER_TOWER, BATCH_SIZES[-1], exported.export.manifest.facts["max_events"])
+    kinds = ("StableHLO", "SavedModel", "ONNX")
+    assert compared == {(kind, name) for kind in kinds for name in PROGRAMS} | {("StableHLO", largest)}
     assert all(found.difference < 1e-4 for found in exported.export.checks)
     assert exported.export.agreement[0] < 1e-5
     assert exported.export.agreement[1] == 1.0
     assert [path.name for path in exported.out.iterdir()] == ["v1"]
+
+
+def test_the_tower_of_a_known_size_answers_as_that_of_any_size(bundle, exported):
+    histories = [bundle.events_of(history) for history in histories_of(exported, range(BATCH_SIZES[-1]))]
+    any_size, of_sizes = Bundle.open(exported.path).program(USER_TOWER), bundle.program(USER_TOWER)
+    any_size._sized = {}
+    for num_rows in BATCH_SIZES:
+        for length in history_lengths(bundle.facts["max_events"]):
+            inputs = bundle.history_inputs(histories[:num_rows], num_rows=num_rows, length=length)
+            assert (num_rows, length) in of_sizes._sized
+            expected, found = any_size(inputs), of_sizes(inputs)
+            assert set(expected) == set(found)
+            for name, array in expected.items():
+                np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
 
 
 def histories_of(exported, users):

@@ -1,6 +1,7 @@
 """The service and its HTTP face on a real exported model: lists, rules, state, versions, limits."""
 
 import asyncio
+import itertools
 import json
 
 import httpx
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxrec.export.bundle import _Compiled
+from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, sized_program
 from jaxrec.serving.app import make_app
 from jaxrec.serving.batcher import Closed
 from jaxrec.serving.candidates import COLUMNS, Sources
@@ -21,7 +23,7 @@ from jaxrec.serving.measures import Measures
 from jaxrec.serving.schema import RecommendRequest
 from jaxrec.serving.service import Service, ServiceOptions
 from jaxrec.serving.sqlite_store import SqliteStore
-from jaxrec.serving.version import BATCH_SIZES, History, Version
+from jaxrec.serving.version import History, Version
 from jaxrec.serving.versions import Watcher, versions_in
 
 
@@ -432,11 +434,16 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_pa
 
 
 def test_versions_of_one_model_share_what_is_compiled(bundles, version):
-    tower = _Compiled.of((bundles / "v1" / "stablehlo" / "user_tower").read_bytes())
-    num_sizes = len(BATCH_SIZES) * len(version.lengths)
-    assert len(tower.shapes) == tower.call._cache_size() == num_sizes
+    programs = bundles / "v1" / "stablehlo"
+    towers = [
+        _Compiled.of((programs / sized_program(USER_TOWER, *size)).read_bytes())
+        for size in itertools.product(BATCH_SIZES, version.lengths)
+    ]
+    assert [tower.call._cache_size() for tower in towers] == [1] * len(towers)
     again = Version.open(bundles / "v1")
-    assert tower.call._cache_size() == num_sizes
+    assert [tower.call._cache_size() for tower in towers] == [1] * len(towers)
+    symbolic = _Compiled.of((programs / USER_TOWER).read_bytes())
+    assert symbolic.call._cache_size() == 0, "a server asks for known sizes alone"
     history = [History(version.bundle.events_of([1, 2]))]
     np.testing.assert_array_equal(again.encode(history)[0].vector, version.encode(history)[0].vector)
 
