@@ -6,8 +6,8 @@ and open files are flat; each damaged version is refused, counted, and the versi
 Clients keep their connections and ask one request after the other, each at its own moments (a server that is busy all
 the time has no latency to speak of). The latency without reloads is taken before, in the middle and after, so that a
 machine that slows down meanwhile does not decide. Most versions are of the same model with other weights, as a nightly
-training makes them; every 25th is a model of another size, whose programs the server has to compile for some ten
-seconds (its latencies stand apart, too), and every tenth is damaged and comes on top.
+training makes them; every 25th is a model of another size, whose programs are compiled for some ten seconds the first
+time (its latencies stand apart, too), and every tenth is damaged and comes on top.
 
     python benchmarks/hot_reloads.py --reloads=100
 """
