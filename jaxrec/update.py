@@ -38,6 +38,7 @@ HELP = {
     "tolerance": "share of the metric that the lower end of the paired interval may lie below 0",
     "least_users": "users with held-out events, below which the old model stays",
     "most_users": "users that the models are compared on, at most",
+    "keep_versions": "of the versions that updates have exported, how many of the newest stay; 0 = all",
 }
 
 

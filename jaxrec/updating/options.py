@@ -24,6 +24,7 @@ class UpdateOptions:
       replay_share: share of the training rows that are histories as they were before.
       tolerance: share of the metric that the new model may lose, by the lower end of the interval.
       least_users, most_users: users that the models are compared on; with fewer the old one stays.
+      keep_versions: of the versions that updates have exported, how many of the newest stay; 0 = all.
       overrides: `--config.FIELD=VALUE` of the training.
     """
 
@@ -37,6 +38,7 @@ class UpdateOptions:
     tolerance: float = 0.02
     least_users: int = 20
     most_users: int = 5_000
+    keep_versions: int = 0
     overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ class UpdateOptions:
             ("replay_share", 0 <= self.replay_share < 1, "at least 0 and below 1"),
             ("tolerance", 0 <= self.tolerance < 1, "at least 0 and below 1"),
             ("least_users", self.least_users >= 1, "at least 1"),
+            ("keep_versions", self.keep_versions >= 0, "at least 0"),
             ("most_users", self.most_users >= self.least_users, f"at least --least-users={self.least_users}"),
         ):
             if not valid:

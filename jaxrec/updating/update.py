@@ -4,7 +4,7 @@
 2. The grown data are prepared, a run is started from the one that answers, and trained.
 3. Both are compared on the held-out events; the decision is written.
 4. Where the next model is not worse it is exported, by one rename.
-5. The outcome joins the history, and directories that nobody needs any more go.
+5. The outcome joins the history, and directories that nobody needs any more go; old versions where that is asked for.
 """
 
 import contextlib
@@ -96,6 +96,8 @@ def update_once(options: UpdateOptions, store: Store, train: Train) -> Outcome |
             _promote(options, directory, outcome.version)
         add_outcome(updates, outcome)
         _tidy(updates, [*outcomes, outcome])
+        if options.keep_versions:
+            _remove_versions(options, [*outcomes, outcome])
         return outcome
 
 
@@ -269,6 +271,17 @@ def _tidy(updates: Path, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.run not in kept:
             shutil.rmtree(updates / outcome.run, ignore_errors=True)
+
+
+def _remove_versions(options: UpdateOptions, outcomes: Sequence[Outcome]) -> None:
+    """Removes the versions that earlier updates have exported, but the newest; the others are not ours."""
+    exported = [outcome.version for outcome in outcomes if outcome.promoted]
+    for version in exported[: -options.keep_versions]:
+        place = options.model / version
+        hidden = place.with_name(f".{version}")  # a server that looks meanwhile sees a whole version, or none
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -113,6 +113,18 @@ def test_updates_go_on_from_each_other(options, store, append, fakes):
     assert read_outcomes(options.updates) == [first, second]
 
 
+def test_old_versions_of_updates_go_where_that_is_asked_for(options, store, append, fakes):
+    found = []
+    for number in range(3):
+        append(20 * number, 20)
+        found.append(update_once(options, store, fakes.train).version)
+    assert versions(options) == sorted(["v1", *found]), "all stay"
+    (options.model / found[0]).rename(options.model / f".{found[0]}")  # a process that was killed over it
+    append(60, 20)
+    found.append(update_once(dataclasses.replace(options, keep_versions=2), store, fakes.train).version)
+    assert versions(options) == sorted(["v1", *found[2:]]), "v1 is not an update's"
+
+
 def test_a_worse_model_does_not_answer(options, store, append, fakes):
     append(0, 40)
     fakes.difference = -0.1
