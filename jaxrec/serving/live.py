@@ -44,7 +44,7 @@ class Live:
         """The catalogue as the store has it now."""
         revision = store.revision()
         if self._view is None or self._view.revision != revision:
-            self._view = View.of(self.version, store.items(), store.hidden(), revision)
+            self._view = View.of(self.version, store.items(), store.hidden(), revision, self._view)
         return self._view
 
 

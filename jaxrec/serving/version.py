@@ -26,7 +26,7 @@ from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths
 from jaxrec.serving.rules import ItemFacts
 
-__all__ = ["History", "Query", "Version"]
+__all__ = ["History", "Query", "Version", "unit_rows"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +89,9 @@ class Version:
     Attributes:
       name: of the version.
       vectors, bias: v(y) and b_y by item id.
+      unit: the vectors over their lengths.
       popularity: training events of each item.
+      by_popularity: all items, the most popular first.
       others: other methods that know the items.
       index: None = all items are looked at.
     """
@@ -99,8 +101,10 @@ class Version:
         self.name = bundle.manifest.version
         self.vectors = np.ascontiguousarray(bundle.item_vectors)
         self.bias = np.asarray(bundle.item_bias, np.float32)
+        self.unit = unit_rows(self.vectors)
         table = bundle.catalogue.table
         self.popularity = np.append(0, table["train_count"].to_numpy()).astype(np.int64)
+        self.by_popularity = 1 + np.argsort(-self.popularity[1:], kind="stable")
         self._words = _Words.of(bundle.catalogue)
         self.others = read_candidates(bundle.directory)
         self.index = ItemIndex.read(bundle.directory, bundle.facts)
@@ -242,6 +246,11 @@ class Version:
         for row in range(count):
             np.add.at(scores[row], ids[row], values[row])
         return [Query(vectors[row], ids[row], values[row], scores[row]) for row in range(count)]
+
+
+def unit_rows(vectors: Float[np.ndarray, "r d"]) -> Float[np.ndarray, "r d"]:
+    """Rows over their lengths; zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _batch_size(num_histories: int) -> int:

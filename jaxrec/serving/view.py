@@ -5,8 +5,7 @@ words and categories are like. It has no score of its popularity. M = items of t
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from jaxrec.evaluation.word_index import WordIndex
 from jaxrec.export.catalogue import Key
 from jaxrec.serving.rules import ItemFacts
 from jaxrec.serving.store import AddedItem
-from jaxrec.serving.version import Query, Version
+from jaxrec.serving.version import Query, Version, unit_rows
 
 __all__ = ["View"]
 
@@ -33,7 +32,7 @@ class View:
       vectors, bias: by item id; new items come after those of the version.
       unit: the vectors over their lengths.
       titles: "" = none.
-      added: own ids of the new items, in the order of their ids.
+      added: the new items, in the order of their ids.
       words: of titles, texts and categories.
     """
 
@@ -46,37 +45,61 @@ class View:
     titles: list[str]
     facts: ItemFacts
     hidden: Int[np.ndarray, " h"]
-    added: tuple[str, ...]
+    added: tuple[AddedItem, ...]
     words: WordIndex
     _ids: Mapping[str, int]
 
     @classmethod
     def of(
-        cls, version: Version, items: Mapping[str, AddedItem], hidden: Iterable[str], revision: int
+        cls,
+        version: Version,
+        items: Mapping[str, AddedItem],
+        hidden: Iterable[str],
+        revision: int,
+        before: Self | None = None,
     ) -> Self:
-        """A version with what the store says."""
+        """A version with what the store says.
+
+        Args:
+          before: an earlier view of the version. Where no item has come in since, only what is hidden is made anew:
+            shops hide items all the time.
+        """
         vocabulary = version.bundle.catalogue.vocabulary
-        new = [item for key, item in items.items() if not vocabulary.id_of(_own_key(version, key))]
-        vectors = np.vstack([version.vectors, *(_vector(version, item)[None] for item in new)])
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        ids = {item.item_id: version.num_items + 1 + number for number, item in enumerate(new)}
-        view = cls(
+        new = tuple(item for key, item in items.items() if not vocabulary.id_of(_own_key(version, key)))
+        view = before if before is not None and before.added == new else cls._with(version, new)
+        return dataclasses.replace(view, hidden=view.ids_of(hidden), revision=revision)
+
+    @classmethod
+    def _with(cls, version: Version, new: tuple[AddedItem, ...]) -> Self:
+        """A version with new items, and nothing hidden."""
+        whole = cls(
             version=version,
-            revision=revision,
-            vectors=vectors,
-            bias=np.append(version.bias, np.full(len(new), np.median(version.bias[1:]), np.float32)),
-            unit=vectors / np.maximum(lengths, 1e-12),
-            popularity=np.append(version.popularity, np.zeros(len(new), np.int64)),
-            titles=[*version.bundle.catalogue.titles, *(item.title for item in new)],
-            facts=_facts(version, new),
+            revision=-1,
+            vectors=version.vectors,
+            bias=version.bias,
+            unit=version.unit,
+            popularity=version.popularity,
+            titles=version.bundle.catalogue.titles,
+            facts=version.facts,
             hidden=np.zeros(0, np.int64),
-            added=tuple(item.item_id for item in new),
-            words=version.word_index.with_items([_words_of(item) for item in new])
-            if new
-            else version.word_index,
-            _ids=ids,
+            added=new,
+            words=version.word_index,
+            _ids={},
         )
-        return dataclasses.replace(view, hidden=view.ids_of(hidden))
+        if not new:
+            return whole
+        vectors = np.stack([_vector(version, item) for item in new])
+        return dataclasses.replace(
+            whole,
+            vectors=np.vstack([whole.vectors, vectors]),
+            bias=np.append(whole.bias, np.full(len(new), np.median(whole.bias[1:]), np.float32)),
+            unit=np.vstack([whole.unit, unit_rows(vectors)]),
+            popularity=np.append(whole.popularity, np.zeros(len(new), np.int64)),
+            titles=[*whole.titles, *(item.title for item in new)],
+            facts=_facts(version, new),
+            words=whole.words.with_items([_words_of(item) for item in new]),
+            _ids={item.item_id: version.num_items + 1 + number for number, item in enumerate(new)},
+        )
 
     @property
     def num_items(self) -> int:
@@ -96,15 +119,16 @@ class View:
         """The own id."""
         base = self.version.num_items
         return (
-            self.added[item_id - base - 1]
+            self.added[item_id - base - 1].item_id
             if item_id > base
             else self.version.bundle.catalogue.vocabulary.key_of(item_id)
         )
 
-    @functools.cached_property
+    @property
     def by_popularity(self) -> Int[np.ndarray, " m"]:
         """All items, the most popular first."""
-        return 1 + np.argsort(-self.popularity[1:], kind="stable")
+        new = np.arange(self.version.num_items, self.num_items)
+        return np.append(self.version.by_popularity, 1 + new) if self.added else self.version.by_popularity
 
     def scores_of(self, query: Query, item_ids: Int[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
         """The scores of some items, rising ids."""
@@ -162,9 +186,7 @@ def _words_of(item: AddedItem) -> str:
     return " ".join((item.title, item.text, *item.categories))
 
 
-def _facts(version: Version, new: list[AddedItem]) -> ItemFacts:
-    if not new:
-        return version.facts
+def _facts(version: Version, new: Sequence[AddedItem]) -> ItemFacts:
     of_new = ItemFacts.of([item.categories for item in new])
     names = tuple(sorted({*version.facts.categories, *of_new.categories}))
     size = version.num_items + 1 + len(new)

@@ -144,3 +144,18 @@ def test_a_new_item_is_encoded_by_what_is_written_about_it(version):
 def test_sources_that_cannot_be_read_are_named(text):
     with pytest.raises(ValueError, match=f"candidates '{text}': say SOURCE=NUMBER"):
         Sources.parse([text])
+
+
+def test_hiding_makes_no_new_arrays(version):
+    item = AddedItem(item_id="n", title="space opera")
+    first = View.of(version, {}, [], 1)
+    hidden = View.of(version, {}, ["1"], 2, first)
+    assert hidden.vectors is first.vectors is version.vectors
+    assert (hidden.revision, hidden.hidden.tolist()) == (2, [version.bundle.catalogue.vocabulary.id_of(1)])
+    grown = View.of(version, {"n": item}, ["1"], 3, hidden)
+    assert grown.num_items == version.num_items + 1 and grown.by_popularity[-1] == grown.num_items
+    again = View.of(version, {"n": item}, ["n"], 4, grown)
+    assert again.unit is grown.unit and again.hidden.tolist() == [grown.num_items]
+    other = View.of(version, {"n": dataclasses.replace(item, title="western")}, [], 5, again)
+    assert other.titles[-1] == "western" and other.unit is not grown.unit
+    assert View.of(version, {}, [], 6, other).unit is version.unit
