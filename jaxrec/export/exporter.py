@@ -37,8 +37,9 @@ from jaxrec.export.catalogue import (
 from jaxrec.export.check import Check, compare, difference, run_apart
 from jaxrec.export.directory import new_version
 from jaxrec.export.item_index import ItemIndex
+from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest, file_entries
-from jaxrec.export.model_card import data_licence, model_card
+from jaxrec.export.model_card import model_card
 from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
 from jaxrec.export.requests import requests_of, sized_request, spread_users, warm_up_requests
 from jaxrec.export.served_model import BIAS, VECTORS, ServedModel
@@ -64,7 +65,7 @@ class ExportOptions:
       dtype: of the stored weights.
       saved_model: write TensorFlow's SavedModel; jaxrec.serve does not read it.
       onnx: write ONNX too.
-      data_licence: of the data, for the card; "" = what is known of them.
+      data_licence: of the data, for the card; "" = what is known of it.
       histories: write the users' latest events too, for a server that starts with them; personal data.
       candidates: other methods whose candidates a server may add; see `candidates.METHODS`.
       index: write an approximate index of the items.
@@ -102,17 +103,21 @@ def export_run(
     options: ExportOptions,
     *,
     mesh_shape: tuple[int, int] | None = None,
+    measured: Mapping[str, Any] = MappingProxyType({}),
     histories: PreparedDataset | None = None,
     say: Say = lambda text: None,
 ) -> Export:
-    """Exports the run in `workdir` as a new version in `out`; see `export_state`."""
+    """Exports the run in `workdir` as a new version in `out`; see `export_state`.
+
+    Args:
+      measured: of the run, beside what its evaluation says.
+    """
     say(f"loading {workdir}")
     config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
     with jax.set_mesh(setup.mesh):
         run = run_of_state(config, dataset, setup, state, int(state.step))
-    return export_state(
-        run, state, out, options, evaluation=_evaluation(workdir), histories=histories, say=say
-    )
+    metrics = {**_evaluation(workdir), **measured}
+    return export_state(run, state, out, options, metrics=metrics, histories=histories, say=say)
 
 
 def export_state(
@@ -121,14 +126,15 @@ def export_state(
     out: Path,
     options: ExportOptions,
     *,
-    evaluation: Mapping[str, Any] = MappingProxyType({}),
+    metrics: Mapping[str, Any] = MappingProxyType({}),
     histories: PreparedDataset | None = None,
     say: Say = lambda text: None,
 ) -> Export:
     """Exports a state of a run as a new version in `out`.
 
     Args:
-      evaluation: what `evaluation.json` holds; {} = the run was not evaluated.
+      metrics: what `evaluation.json` holds, and `update`, the paired test that a version was promoted by; {} = nothing
+        was measured.
       histories: whose events `options.histories` means, where a server has the later ones; None = the run's own.
 
     Raises:
@@ -146,7 +152,7 @@ def export_state(
         programs = programs_of(model, weights, options.k)
         weights = used_weights(programs, weights)
         say(f"writing {', '.join(programs)}")
-        write_data(place, run, model, weights, evaluation)
+        write_data(place, run, model, weights, metrics)
         if options.histories:
             write_histories(histories_of(histories or dataset, model.max_events), place)
         if options.candidates:
@@ -172,9 +178,7 @@ def export_state(
             agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
         lengths = layout.history_lengths(facts["max_events"])
         checks = _write_and_check(place, programs, weights, requests, expected, options, lengths, say)
-        card = model_card(
-            manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)
-        )
+        card = model_card(manifest.facts, metrics, checks)
         (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
         say("writing the manifest")
         manifest = dataclasses.replace(
@@ -204,7 +208,7 @@ def histories_of(dataset: PreparedDataset, most: int) -> pa.Table:
 
 
 def write_data(
-    place: Path, run: Run, model: ServedModel, weights: HostWeights, evaluation: Mapping[str, Any]
+    place: Path, run: Run, model: ServedModel, weights: HostWeights, metrics: Mapping[str, Any]
 ) -> None:
     """Everything that is no program: weights, vocabularies, titles, tokenizer, config, metrics."""
     dataset = run.dataset
@@ -228,8 +232,8 @@ def write_data(
             if (dataset.directory / name).is_file():
                 shutil.copyfile(dataset.directory / name, place / name)
     (place / layout.CONFIG_FILE).write_text(to_json(run.config), encoding="utf-8")
-    metrics = json.dumps(dict(evaluation), indent=1, ensure_ascii=False) + "\n"
-    (place / layout.METRICS_FILE).write_text(metrics, encoding="utf-8")
+    text = json.dumps(dict(metrics), indent=1, ensure_ascii=False) + "\n"
+    (place / layout.METRICS_FILE).write_text(text, encoding="utf-8")
 
 
 def write_index(weights: HostWeights, queries: Float32[np.ndarray, "q d"], place: Path) -> dict[str, float]:
@@ -338,7 +342,8 @@ def _facts(
         "data": {
             name: getattr(metadata, name)
             for name in ("name", "num_users", "num_items", "num_events", "split", "fingerprint")
-        },
+        }
+        | {"licence": options.data_licence or licence_of(run.config.data)},
         "libraries": {"jaxrec": __version__, **_versions()},
         "dtype": options.dtype,
         "k": min(options.k, metadata.num_items),

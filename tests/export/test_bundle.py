@@ -259,6 +259,8 @@ def test_the_card_tells_data_quality_limits_and_licence(exported):
     for title in ("What it is", "Data", "Licence of the data", "Quality", "Limits", "Checked", "Files"):
         assert f"## {title}\n" in card
     assert "Not evaluated. Run `python -m jaxrec.evaluate" in card
+    assert exported.export.manifest.facts["data"]["licence"].startswith("MovieLens latest-small")
+    assert exported.export.manifest.facts["data"]["licence"] in card
     assert "personal data" in card
     assert "| SavedModel | recommend |" in card
 
