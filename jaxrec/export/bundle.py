@@ -7,14 +7,11 @@ B = users, L = events of a history, D = item dim.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -22,6 +19,7 @@ import safetensors
 from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
+from jaxrec.export.compiled import Compiled, Program
 from jaxrec.export.layout import (
     BATCH_SIZES,
     CONFIG_FILE,
@@ -36,8 +34,6 @@ from jaxrec.export.manifest import Manifest
 
 if TYPE_CHECKING:
     from jaxrec.data.text import WordPieces
-
-Arrays = Mapping[str, np.ndarray]
 
 PIECE_ENTRIES = 1 << 18  # of an array, read at once
 
@@ -81,55 +77,6 @@ class UserEvents:
 
     def __len__(self) -> int:
         return len(self.item_ids)
-
-
-class Program:
-    """A program with its weights on the device: arrays by name in, arrays by name out; made by `Bundle.program`."""
-
-    def __init__(
-        self,
-        compiled: "_Compiled",
-        weights: Mapping[str, jax.Array],
-        sized: Mapping[tuple[int, ...], "_Compiled"] = MappingProxyType({}),
-    ):
-        self._compiled, self._weights, self._sized = compiled, weights, sized
-
-    def __call__(self, inputs: Arrays) -> dict[str, jax.Array]:
-        """Compiles where inputs of these shapes are new."""
-        return self._of(inputs).call(self._weights, dict(inputs))
-
-    def warm_up(self, inputs: Arrays) -> None:
-        """Compiles for inputs of these shapes and runs once, unless it has, for this bundle or for another one."""
-        compiled = self._of(inputs)
-        shapes = tuple((name, array.shape, str(array.dtype)) for name, array in sorted(inputs.items()))
-        if shapes not in compiled.shapes:
-            jax.block_until_ready(self(inputs))
-            compiled.shapes.add(shapes)
-
-    def _of(self, inputs: Arrays) -> "_Compiled":
-        """The program of just this size, where there is one."""
-        return self._sized.get(inputs["item_ids"].shape, self._compiled) if self._sized else self._compiled
-
-
-class _Compiled:
-    """A program that is compiled for each size once, however many bundles hold it: weights are its arguments.
-
-    A server that takes a version of the same model into use has nothing to compile.
-    """
-
-    by_digest: ClassVar[weakref.WeakValueDictionary[bytes, "_Compiled"]] = weakref.WeakValueDictionary()
-
-    def __init__(self, program: bytes):
-        self.call = jax.jit(jax.export.deserialize(bytearray(program)).call)
-        self.shapes: set[tuple] = set()
-
-    @classmethod
-    def of(cls, program: bytes) -> "_Compiled":
-        digest = hashlib.sha256(program).digest()
-        found = cls.by_digest.get(digest)
-        if found is None:
-            found = cls.by_digest[digest] = cls(program)
-        return found
 
 
 class Bundle:
@@ -213,10 +160,10 @@ class Bundle:
             for size, file in files.items()
             if f"{STABLEHLO}/{file}" in self.manifest.files and jax.default_backend() == SIZED_PLATFORM
         }
-        return Program(self._compiled(name), weights, sized)
+        return Program(functools.partial(self._compiled, name), weights, sized)
 
-    def _compiled(self, file: str) -> "_Compiled":
-        return _Compiled.of((self.directory / STABLEHLO / file).read_bytes())
+    def _compiled(self, file: str) -> Compiled:
+        return Compiled.of((self.directory / STABLEHLO / file).read_bytes())
 
     def recommend(
         self,

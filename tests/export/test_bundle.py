@@ -65,6 +65,21 @@ def test_the_tower_of_a_known_size_answers_as_that_of_any_size(bundle, exported)
                 np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
 
 
+def test_the_tower_of_any_size_is_read_where_no_other_fits(exported, tmp_path):
+    copy = tmp_path / "v1"
+    shutil.copytree(exported.path, copy)
+    bundle = Bundle.open(copy)
+    for name in (USER_TOWER, "rank"):
+        (copy / "stablehlo" / name).unlink()
+    tower, rows = bundle.program(USER_TOWER), BATCH_SIZES[0]
+    inputs = bundle.history_inputs([bundle.events_of(["i3"])], num_rows=rows, length=8)
+    assert np.isfinite(tower(inputs)["query"]).all()
+    with pytest.raises(FileNotFoundError):
+        tower(bundle.history_inputs([bundle.events_of(["i3"])], num_rows=rows + 1, length=8))
+    with pytest.raises(FileNotFoundError):
+        bundle.program("rank")  # at once, and not when it is first asked
+
+
 def histories_of(exported, users):
     dataset, found = exported.run.dataset, []
     for user in users:
