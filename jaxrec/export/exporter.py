@@ -4,10 +4,9 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import itertools
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,29 +24,21 @@ from jaxrec.data.packing import Windows
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
+from jaxrec.export.artifacts import Artifacts, Say, expected_results
 from jaxrec.export.candidates import write_candidates
-from jaxrec.export.catalogue import (
-    USERS_FILE,
-    Catalogue,
-    read_users,
-    write_catalogue,
-    write_histories,
-    write_users,
-)
-from jaxrec.export.check import Check, compare, difference, run_apart
+from jaxrec.export.catalogue import write_catalogue, write_histories, write_users
+from jaxrec.export.check import Check, compare, difference
 from jaxrec.export.directory import new_version
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest, file_entries
 from jaxrec.export.model_card import model_card
 from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
-from jaxrec.export.requests import requests_of, sized_request, spread_users, warm_up_requests
+from jaxrec.export.requests import requests_of, spread_users
 from jaxrec.export.served_model import BIAS, VECTORS, ServedModel
 from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
 from jaxrec.runs import Run, load_state, run_of_state
 from jaxrec.training.state import TrainState
-
-Say = Callable[[str], None]
 
 CHECKED_USERS = 32
 # What accelerators round in a product is no difference between artifacts.
@@ -143,11 +134,25 @@ def export_state(
     """
     if jax.process_count() > 1:
         raise ValueError(f"an export runs in one process, and this one is of {jax.process_count()}.")
+    with jax.set_mesh(run.mesh), EXACT():
+        weights = stored(gather_weights(run.setup, state, run.dataset), options.dtype)
+    return export_weights(run, weights, out, options, metrics=metrics, histories=histories, say=say)
+
+
+def export_weights(
+    run: Run,
+    weights: HostWeights,
+    out: Path,
+    options: ExportOptions,
+    *,
+    metrics: Mapping[str, Any],
+    histories: PreparedDataset | None,
+    say: Say,
+) -> Export:
+    """Exports a run whose weights are these; see `export_state`."""
     dataset, created = run.dataset, datetime.datetime.now(datetime.UTC)
     version = options.version or f"{created:%Y%m%dT%H%M%SZ}-step{run.step}"
     with new_version(out, version) as place:
-        with jax.set_mesh(run.mesh), EXACT():
-            weights = stored(gather_weights(run.setup, state, dataset), options.dtype)
         model = served_model(run.setup, dataset, run.config.data.history_length)
         programs = programs_of(model, weights, options.k)
         weights = used_weights(programs, weights)
@@ -158,17 +163,9 @@ def export_state(
         if options.candidates:
             say(f"fitting {', '.join(options.candidates)}")
             write_candidates(dataset, options.candidates, place)
-        facts = _facts(run, model, options, created)
-        manifest = Manifest(
-            version=version,
-            facts=facts,
-            programs={name: _signature(program) for name, program in programs.items()},
-            checks=[],
-            files={},
-        )
-        manifest.write(place)  # as far as it is known: the checks read it
         users = spread_users(dataset, CHECKED_USERS)
         requests = requests_of(programs, model, dataset, users)
+        facts = _facts(run, model, options, created)
         with EXACT():
             expected = expected_results(programs, weights, requests)
             if options.index:
@@ -176,17 +173,33 @@ def export_state(
                 facts["index"] = write_index(weights, expected[layout.USER_TOWER]["query"], place)
             say("comparing with the run's own recommendations")
             agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
-        lengths = layout.history_lengths(facts["max_events"])
-        checks = _write_and_check(place, programs, weights, requests, expected, options, lengths, say)
-        card = model_card(manifest.facts, metrics, checks)
-        (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
-        say("writing the manifest")
-        manifest = dataclasses.replace(
-            manifest, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
+        signatures = {name: _signature(program) for name, program in programs.items()}
+        manifest = Manifest(version=version, facts=facts, programs=signatures, checks=[], files={})
+        manifest.write(place)  # as far as it is known: the checks read it
+        artifacts = Artifacts(
+            place=place,
+            programs=programs,
+            weights=weights,
+            lengths=layout.history_lengths(facts["max_events"]),
+            requests=requests,
+            expected=expected,
         )
-        manifest.write(place)
-        Manifest.read(place).verify(place)
+        checks = artifacts.write(saved_model=options.saved_model, onnx=options.onnx, say=say)
+        say("writing the manifest")
+        manifest = _finish(place, manifest, metrics, checks)
     return Export(directory=out / version, manifest=manifest, checks=checks, agreement=agreement)
+
+
+def _finish(place: Path, manifest: Manifest, metrics: Mapping[str, Any], checks: Sequence[Check]) -> Manifest:
+    """The card, and the manifest that lists every file."""
+    card = model_card(manifest.facts, metrics, checks)
+    (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
+    whole = dataclasses.replace(
+        manifest, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
+    )
+    whole.write(place)
+    Manifest.read(place).verify(place)
+    return whole
 
 
 def histories_of(dataset: PreparedDataset, most: int) -> pa.Table:
@@ -268,67 +281,6 @@ def compare_with_run(
         (check,) = compare("the programs", {"recommend": expected}, {"recommend": ours})
         return check.difference, same
     return difference(ranks.top_scores, ours["top_scores"]), same
-
-
-def _write_and_check(
-    place: Path,
-    programs: Mapping[str, ProgramSpec],
-    weights: HostWeights,
-    requests: Mapping[str, Mapping[str, np.ndarray]],
-    expected: Mapping[str, Mapping[str, np.ndarray]],
-    options: ExportOptions,
-    lengths: Sequence[int],
-    say: Say,
-) -> list[Check]:
-    """The artifacts, each compared with JAX once it is there; the user tower of these lengths of history, too."""
-    say("StableHLO")
-    (place / layout.STABLEHLO).mkdir()
-    for name, program in programs.items():
-        (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
-    for num_rows, length in itertools.product(layout.BATCH_SIZES, lengths):
-        name = layout.sized_program(layout.USER_TOWER, num_rows, length)
-        of_this_size = programs[layout.USER_TOWER].stablehlo([layout.SIZED_PLATFORM], b=num_rows, l=length)
-        (place / layout.STABLEHLO / name).write_bytes(of_this_size)
-    # The last stands for all sizes, which differ in two numbers: to compile takes its time.
-    rows, sized = sized_request(requests[layout.USER_TOWER], num_rows, length)
-    found = run_apart("run_stablehlo.py", place, {**requests, name: sized})
-    wanted = {key: array[rows] for key, array in expected[layout.USER_TOWER].items()}
-    checks = compare("StableHLO", {**expected, name: wanted}, found)
-
-    if options.saved_model:
-        say("TensorFlow SavedModel")
-        from jaxrec.export.saved_model import from_own_ids, to_own_ids, write_saved_model
-
-        catalogue = Catalogue.read(place)
-        users = read_users(place) if (place / USERS_FILE).exists() else None
-        own = {name: to_own_ids(inputs, catalogue, users) for name, inputs in requests.items()}
-        write_saved_model(
-            programs, weights, catalogue, users, place / layout.SAVED_MODEL, warm_up_requests(own)
-        )
-        named = {name: from_own_ids(outputs, catalogue) for name, outputs in expected.items()}
-        checks += compare("SavedModel", named, run_apart("run_saved_model.py", place, own))
-
-    if options.onnx:
-        say("ONNX")
-        from jaxrec.export.onnx_graph import write_onnx
-
-        write_onnx(programs, weights, place / layout.ONNX, __version__)
-        checks += compare("ONNX", expected, run_apart("run_onnx.py", place, requests))
-    return checks
-
-
-def expected_results(
-    programs: Mapping[str, ProgramSpec],
-    weights: HostWeights,
-    requests: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, dict[str, np.ndarray]]:
-    """What JAX answers."""
-    found = {}
-    for name, program in programs.items():
-        read = {key: weights[key] for key in program.weights}
-        outputs = jax.jit(program.function)(read, dict(requests[name]))
-        found[name] = {key: np.asarray(value) for key, value in outputs.items()}
-    return found
 
 
 def _facts(

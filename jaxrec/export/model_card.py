@@ -111,7 +111,9 @@ def _limits(facts: Mapping[str, Any]) -> str:
 
 def _checked(checks: Sequence[Check]) -> str:
     lines = [
-        "Each artifact was loaded in a process of its own, without the code of the model, and compared with JAX.",
+        "Each artifact was loaded in a process of its own, without the code of the model, and compared with JAX, on "
+        "histories of users of the data, from the shortest to the longest, and an empty one. A `user_tower.BxL` is the "
+        "user tower for just B users and L events: every one was asked with the longest histories that it holds.",
         "",
         "| artifact | program | largest difference |",
         "|---|---|---|",

@@ -3,12 +3,13 @@
 B = users, L = events, X = items to leave out, C = candidates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
+from jaxrec.export.layout import USER_TOWER, history_lengths
 from jaxrec.export.programs import ProgramSpec
 from jaxrec.export.served_model import ServedModel
 
@@ -30,7 +31,11 @@ def requests_of(
     dataset: PreparedDataset,
     users: Int[np.ndarray, " u"],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """For each program the arrays that these users' whole histories are; one more user has none."""
+    """For each program the arrays that these users' whole histories are; one more user has none.
+
+    The user tower is also asked with beginnings of the longest history, so that every length that it is written for has
+    one that fills it.
+    """
     arrays = _of_histories(model, dataset, users)
     rng = np.random.default_rng(0)
     candidates = (len(users) + 1, NUM_CANDIDATES)
@@ -48,6 +53,8 @@ def requests_of(
         found[name] = {array.name: arrays[array.name] for array in program.inputs}
         if name == "item_tower":
             found[name]["item_ids"] = items
+        if name == USER_TOWER:
+            found[name] = with_beginnings(found[name], history_lengths(model.max_events - model.masked))
     return found
 
 
@@ -66,10 +73,11 @@ def sized_request(
 ) -> tuple[Int[np.ndarray, " b"], dict[str, np.ndarray]]:
     """Rows of a tower's request whose histories have at most `length` events, and the request of these.
 
-    There are `num_rows`; where the request has fewer, they come again.
+    There are `num_rows`, evenly from the longest history to the shortest; where fewer fit, some come again.
     """
-    short = np.flatnonzero(~inputs["item_ids"][:, length:].any(axis=1))
-    rows = np.resize(short, num_rows)
+    fitting = np.flatnonzero(~inputs["item_ids"][:, length:].any(axis=1))
+    order = np.argsort(np.count_nonzero(inputs["item_ids"][fitting], axis=1), kind="stable")
+    rows = fitting[order[np.linspace(len(order) - 1, 0, num_rows).astype(int)]]
     found = {}
     for name, array in inputs.items():
         found[name] = array[rows]
@@ -77,6 +85,21 @@ def sized_request(
             found[name] = np.full((num_rows, length, *array.shape[2:]), OF_EVENTS[name], array.dtype)
             found[name][:, : array.shape[1]] = array[rows, :length]
     return rows, found
+
+
+def with_beginnings(inputs: Mapping[str, np.ndarray], lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """The request of a tower, and its longest history cut to each of the lengths that are below it."""
+    counts = np.count_nonzero(inputs["item_ids"], axis=1)
+    longest = int(np.argmax(counts))
+    shorter = [length for length in lengths if length < counts[longest]]
+    found = {}
+    for name, array in inputs.items():
+        added = np.repeat(array[longest : longest + 1], len(shorter), axis=0)
+        for row, length in zip(added, shorter, strict=True):
+            if name in OF_EVENTS:
+                row[length:] = OF_EVENTS[name]
+        found[name] = np.concatenate([array, added])
+    return found
 
 
 def _of_histories(

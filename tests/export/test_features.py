@@ -9,8 +9,9 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from jaxrec.export.artifacts import expected_results
 from jaxrec.export.check import compare
-from jaxrec.export.exporter import compare_with_run, expected_results
+from jaxrec.export.exporter import compare_with_run
 from jaxrec.export.lowering import Lowering
 from jaxrec.export.onnx_graph import write_onnx
 from jaxrec.export.programs import programs_of, used_weights
