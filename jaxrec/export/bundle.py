@@ -123,15 +123,19 @@ class Bundle:
         """By name, as stored."""
         return dict(entry for name in WEIGHT_FILES for entry in _arrays(self.directory / name))
 
-    @property
+    @functools.cached_property
     def item_vectors(self) -> Float[np.ndarray, "n_plus_1 d"]:
         """v(y) by item id; row 0 is padding."""
-        return np.asarray(self.weights["items/vectors"], np.float32)
+        if "items/vectors" in self.weights:
+            return np.asarray(self.weights["items/vectors"], np.float32)
+        # Of a compressed model codes are stored: the program knows what they mean.
+        item_ids = np.arange(self.facts["num_items"] + 1, dtype=np.int32)
+        return np.asarray(self._item_tower({"item_ids": item_ids})["vectors"])
 
     @property
     def item_bias(self) -> Float[np.ndarray, " n_plus_1"]:
         """b_y by item id."""
-        return self.weights["items/bias"]
+        return np.asarray(self.weights["items/bias"], np.float32)
 
     @functools.cached_property
     def metrics(self) -> str:

@@ -33,9 +33,9 @@ from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest, file_entries
 from jaxrec.export.model_card import model_card
-from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
+from jaxrec.export.programs import ProgramSpec, programs_of, used_arrays
 from jaxrec.export.requests import requests_of, spread_users
-from jaxrec.export.served_model import BIAS, VECTORS, ServedModel
+from jaxrec.export.served_model import BIAS, VECTORS, ServedModel, Weights
 from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
 from jaxrec.runs import Run, load_state, run_of_state
 from jaxrec.training.state import TrainState
@@ -141,23 +141,28 @@ def export_state(
 
 def export_weights(
     run: Run,
-    weights: HostWeights,
+    weights: Weights,
     out: Path,
     options: ExportOptions,
     *,
+    compression: str = "",
     metrics: Mapping[str, Any],
-    histories: PreparedDataset | None,
+    histories: PreparedDataset | None = None,
     say: Say,
 ) -> Export:
-    """Exports a run whose weights are these; see `export_state`."""
+    """Exports a run whose weights are these; see `export_state`.
+
+    Args:
+      compression: the method that made codes of the weights; "" = none has.
+    """
     dataset, created = run.dataset, datetime.datetime.now(datetime.UTC)
     version = options.version or f"{created:%Y%m%dT%H%M%SZ}-step{run.step}"
     with new_version(out, version) as place:
         model = served_model(run.setup, dataset, run.config.data.history_length)
         programs = programs_of(model, weights, options.k)
-        weights = used_weights(programs, weights)
+        arrays = used_arrays(programs, weights)
         say(f"writing {', '.join(programs)}")
-        write_data(place, run, model, weights, metrics)
+        write_data(place, run, model, arrays, metrics)
         if options.histories:
             write_histories(histories_of(histories or dataset, model.max_events), place)
         if options.candidates:
@@ -165,9 +170,9 @@ def export_weights(
             write_candidates(dataset, options.candidates, place)
         users = spread_users(dataset, CHECKED_USERS)
         requests = requests_of(programs, model, dataset, users)
-        facts = _facts(run, model, options, created)
+        facts = _facts(run, model, options, created) | {"compression": compression}
         with EXACT():
-            expected = expected_results(programs, weights, requests)
+            expected = expected_results(programs, arrays, requests)
             if options.index:
                 say("indexing the items")
                 facts["index"] = write_index(weights, expected[layout.USER_TOWER]["query"], place)
@@ -179,7 +184,7 @@ def export_weights(
         artifacts = Artifacts(
             place=place,
             programs=programs,
-            weights=weights,
+            weights=arrays,
             lengths=layout.history_lengths(facts["max_events"]),
             requests=requests,
             expected=expected,
@@ -249,9 +254,9 @@ def write_data(
     (place / layout.METRICS_FILE).write_text(text, encoding="utf-8")
 
 
-def write_index(weights: HostWeights, queries: Float32[np.ndarray, "q d"], place: Path) -> dict[str, float]:
+def write_index(weights: Weights, queries: Float32[np.ndarray, "q d"], place: Path) -> dict[str, float]:
     """The approximate index; returns what a server needs to know of it."""
-    vectors, bias = (np.asarray(weights[name], np.float32) for name in (VECTORS, BIAS))
+    vectors, bias = (np.asarray(weights[name].decode()) for name in (VECTORS, BIAS))
     index, recall = ItemIndex.build(vectors, bias, queries)
     index.write(place)
     return {"num_probes": index.num_probes, "recall": recall}

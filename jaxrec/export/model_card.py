@@ -26,7 +26,7 @@ def model_card(facts: Mapping[str, Any], metrics: Mapping[str, Any], checks: Seq
         "What it is": (
             f"A two-tower recommender, run `{run['name']}` at step {run['step']}, tasks: {', '.join(run['tasks'])}. It "
             f"reads the latest {facts['max_events']} events of a user and ranks {facts['num_items']:,} items. "
-            f"Weights are stored in {facts['dtype']} and computed with in float32."
+            f"Weights are stored {_storage(facts)} and computed with in float32."
         ),
         "Data": (
             f"`{data['name']}`: {data['num_users']:,} users, {data['num_items']:,} items, {data['num_events']:,} "
@@ -51,11 +51,40 @@ def _quality(metrics: Mapping[str, Any], step: int) -> str:
     parts = []
     if "metrics" in metrics:
         parts.append(_evaluated(metrics, step))
+    if "compression" in metrics:
+        parts.append(_compressed(metrics["compression"]))
     if "update" in metrics:
         parts.append(_updated(metrics["update"]))
     return "\n\n".join(parts) or (
         "Not evaluated. Run `python -m jaxrec.evaluate --workdir=DIR` and export again."
     )
+
+
+def _storage(facts: Mapping[str, Any]) -> str:
+    if not facts["compression"]:
+        return f"in {facts['dtype']}"
+    return f"as the codes of `{facts['compression']}` (`python -m jaxrec.compress`)"
+
+
+def _compressed(compression: Mapping[str, Any]) -> str:
+    """What the codes cost, as `jaxrec.compress` has measured it."""
+    method = compression["method"]
+    lines = [
+        f"Compressed by `{method}`, to {100 * compression['share_of_bytes']:.1f} % of the bytes in float32. Split "
+        f"{compression['split']}: {compression['num_targets']:,} targets; full ranking of the catalogue, "
+        f"{100 * compression['confidence']:.0f} % paired bootstrap intervals over users.",
+        "",
+        f"| | float32 | {method} | difference | interval |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (name for name in METRICS if name in compression["metrics"]):
+        paired = compression["against_original"][name]
+        low, high = paired["interval"]
+        lines.append(
+            f"| {name} | {compression['original'][name]:.4f} | {compression['metrics'][name]:.4f} | "
+            f"{paired['difference']:+.4f} | {low:+.4f} to {high:+.4f} |"
+        )
+    return "\n".join(lines)
 
 
 def _updated(update: Mapping[str, Any]) -> str:

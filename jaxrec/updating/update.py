@@ -253,7 +253,13 @@ def _check_version(model: Path, source: Path) -> None:
             f"{model} is a version, and a new one would lie beside it; name the directory of versions, {model.parent}, "
             "here and at the server."
         )
-    there = Manifest.read(newest).facts["data"]["fingerprint"]
+    facts = Manifest.read(newest).facts
+    if method := facts.get("compression"):
+        raise ValueError(
+            f"the version {newest} was compressed by {method}, and an update exports what it has trained as it is; "
+            f"export {source} without --compressed, or compress the runs yourself."
+        )
+    there = facts["data"]["fingerprint"]
     here = prepared_fingerprint(_data_of(source))
     if there != here:
         raise ValueError(

@@ -274,6 +274,13 @@ def test_what_is_wrong_is_said(options, store, append, fakes, version):
     with pytest.raises(ValueError, match=r"v1 is a version, and a new one would lie beside it"):
         update_once(dataclasses.replace(options, model=options.model / "v1"), store, fakes.train)
     version(options.model / "v2", "another", "2003")
+    small = Manifest.read(options.model / "v2")
+    dataclasses.replace(small, facts={**small.facts, "compression": "int8"}).write(options.model / "v2")
+    with pytest.raises(
+        ValueError, match=r"v2 was compressed by int8, and an update exports what it has trained"
+    ):
+        update_once(options, store, fakes.train)
+    small.write(options.model / "v2")
     with pytest.raises(ValueError, match=r"v2 was trained on the data another, and .*run, which"):
         update_once(options, store, fakes.train)
     (options.updates / HISTORY_FILE).write_text("{}\n")
