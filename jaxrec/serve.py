@@ -67,7 +67,7 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     )
     engine = Engine(
         sources=Sources.parse(given.candidates),
-        formula=Formula.parse(formula_text(given.formula), COLUMNS),
+        formula=Formula.parse(formula_text(given.formula)),
         exploration=exploration,
     )
     service = Service(open_store(given.state), engine, options, measures)
@@ -169,12 +169,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SOURCE=N",
         action="append",
         default=[],
-        help=f"candidates beside the model's: {', '.join(SOURCES[1:])}",
+        help=f"candidates beside the model's: {', '.join(SOURCES[1:])}; the first three of "
+        "versions that were exported with --candidates=SOURCE",
     )
     add(
         "--formula",
         default="score",
-        help=f"what lists are ordered by, over {', '.join(COLUMNS)}; @FILE reads one, see jaxrec.blend",
+        help=f"what lists are ordered by, over {', '.join(COLUMNS)}, and what the version's task heads predict: a "
+        "behaviour's probability by its name, value; @FILE reads one, see jaxrec.blend",
     )
     add(
         "--explore",

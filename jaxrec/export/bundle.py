@@ -8,7 +8,6 @@ B = users, L = events of a history, D = item dim.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +21,14 @@ import safetensors
 from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
+from jaxrec.export.events import Event, UserEvents
 from jaxrec.export.layout import (
-    BATCH_SIZES,
     CONFIG_FILE,
     METRICS_FILE,
     SIZED_PLATFORM,
     STABLEHLO,
     WEIGHT_FILES,
-    history_lengths,
+    known_sizes,
     sized_program,
 )
 from jaxrec.export.manifest import Manifest
@@ -49,38 +48,6 @@ class Recommendation:
     item_id: Key
     title: str
     score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """An event of a history.
-
-    Attributes:
-      item_id: the item's own id.
-      seconds: any clock's, for models that read times; None = unknown.
-      labels: 1 yes, 0 no, -1 unknown, for models that read behaviours, in the order of the facts' `behaviours`.
-    """
-
-    item_id: Key
-    seconds: int | None = None
-    labels: Sequence[int] = ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UserEvents:
-    """A history in the catalogue's ids, oldest first; every item is known.
-
-    Attributes:
-      seconds: since any moment; -1 = unknown.
-      labels: as those of `Event`; None = all are unknown.
-    """
-
-    item_ids: Int[np.ndarray, " l"]
-    seconds: Int[np.ndarray, " l"]
-    labels: Int[np.ndarray, "l k"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
 
 
 class Program:
@@ -108,7 +75,10 @@ class Program:
 
     def _of(self, inputs: Arrays) -> "_Compiled":
         """The program of just this size, where there is one."""
-        return self._sized.get(inputs["item_ids"].shape, self._compiled) if self._sized else self._compiled
+        if not self._sized:
+            return self._compiled
+        candidates = inputs["candidate_ids"].shape[1:] if "candidate_ids" in inputs else ()
+        return self._sized.get((*inputs["item_ids"].shape, *candidates), self._compiled)
 
 
 class _Compiled:
@@ -206,8 +176,7 @@ class Bundle:
         if name not in programs:
             raise ValueError(f"program {name!r}: the bundle has {', '.join(programs)}; name one of these.")
         weights = {key: self._placed(key) for key in programs[name]["weights"]}
-        sizes = itertools.product(BATCH_SIZES, history_lengths(self.facts["max_events"]))
-        files: dict[tuple[int, ...], str] = {size: sized_program(name, *size) for size in sizes}
+        files = {size: sized_program(name, *size) for size in known_sizes(name, self.facts)}
         sized = {
             size: self._compiled(file)
             for size, file in files.items()

@@ -83,7 +83,10 @@ class Catalogue:
 
 
 def write_histories(table: pa.Table, directory: Path) -> None:
-    """Writes `histories.parquet`: `user_id`, and lists of `item_ids` and `seconds` (-1 = unknown), oldest first."""
+    """Writes `histories.parquet`: `user_id`, and lists of `item_ids` and `seconds` (-1 = unknown), oldest first.
+
+    For models that read labels also a list `labels`: those of the first event by behaviour, then those of the next one.
+    """
     pq.write_table(table, directory / HISTORIES_FILE, compression="zstd")
 
 

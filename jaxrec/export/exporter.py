@@ -4,10 +4,9 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import itertools
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,8 +19,8 @@ from jaxtyping import Float32
 
 from jaxrec import __version__
 from jaxrec.config.json_text import to_json
-from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
-from jaxrec.data.packing import Windows
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.evaluation.behaviours import learned_behaviours
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
@@ -36,6 +35,7 @@ from jaxrec.export.catalogue import (
 )
 from jaxrec.export.check import Check, compare, difference, run_apart
 from jaxrec.export.directory import new_version
+from jaxrec.export.histories import histories_of, label_facts
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.manifest import Manifest, file_entries
 from jaxrec.export.model_card import data_licence, model_card
@@ -148,11 +148,15 @@ def export_state(
         say(f"writing {', '.join(programs)}")
         write_data(place, run, model, weights, evaluation)
         if options.histories:
-            write_histories(histories_of(histories or dataset, model.max_events), place)
+            reads = bool(model.outputs.read_behaviours)
+            write_histories(histories_of(histories or dataset, model.max_events, labels=reads), place)
         if options.candidates:
             say(f"fitting {', '.join(options.candidates)}")
             write_candidates(dataset, options.candidates, place)
         facts = _facts(run, model, options, created)
+        facts["event_labels"] = label_facts(
+            histories or dataset
+        )  # whose log it is that a server goes on with
         manifest = Manifest(
             version=version,
             facts=facts,
@@ -170,8 +174,7 @@ def export_state(
                 facts["index"] = write_index(weights, expected[layout.USER_TOWER]["query"], place)
             say("comparing with the run's own recommendations")
             agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
-        lengths = layout.history_lengths(facts["max_events"])
-        checks = _write_and_check(place, programs, weights, requests, expected, options, lengths, say)
+        checks = _write_and_check(place, programs, weights, requests, expected, options, facts, say)
         card = model_card(
             manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)
         )
@@ -183,24 +186,6 @@ def export_state(
         manifest.write(place)
         Manifest.read(place).verify(place)
     return Export(directory=out / version, manifest=manifest, checks=checks, agreement=agreement)
-
-
-def histories_of(dataset: PreparedDataset, most: int) -> pa.Table:
-    """The latest events of every user, of all parts of the split, in own ids."""
-    lengths = np.minimum(dataset.lengths, most)
-    events = dataset.windows(
-        Windows(users=np.arange(len(lengths)), starts=dataset.lengths - lengths, lengths=lengths)
-    )
-    offsets = pa.array(events.offsets.astype(np.int32))
-    keys = pa.array(dataset.item_keys[events.item_ids - 1])
-    seconds = pa.array(np.where(events.timestamps == UNKNOWN_TIME, -1, events.timestamps))
-    return pa.table(
-        {
-            "user_id": pa.array(np.asarray(dataset.user_keys)),
-            "item_ids": pa.ListArray.from_arrays(offsets, keys),
-            "seconds": pa.ListArray.from_arrays(offsets, seconds),
-        }
-    )
 
 
 def write_data(
@@ -273,23 +258,26 @@ def _write_and_check(
     requests: Mapping[str, Mapping[str, np.ndarray]],
     expected: Mapping[str, Mapping[str, np.ndarray]],
     options: ExportOptions,
-    lengths: Sequence[int],
+    facts: Mapping[str, Any],
     say: Say,
 ) -> list[Check]:
-    """The artifacts, each compared with JAX once it is there; the user tower of these lengths of history, too."""
+    """The artifacts, each compared with JAX once it is there; programs of a server's sizes, too."""
     say("StableHLO")
     (place / layout.STABLEHLO).mkdir()
     for name, program in programs.items():
         (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
-    for num_rows, length in itertools.product(layout.BATCH_SIZES, lengths):
-        name = layout.sized_program(layout.USER_TOWER, num_rows, length)
-        of_this_size = programs[layout.USER_TOWER].stablehlo([layout.SIZED_PLATFORM], b=num_rows, l=length)
-        (place / layout.STABLEHLO / name).write_bytes(of_this_size)
-    # The last stands for all sizes, which differ in two numbers: to compile takes its time.
-    rows, sized = sized_request(requests[layout.USER_TOWER], num_rows, length)
-    found = run_apart("run_stablehlo.py", place, {**requests, name: sized})
-    wanted = {key: array[rows] for key, array in expected[layout.USER_TOWER].items()}
-    checks = compare("StableHLO", {**expected, name: wanted}, found)
+    sized, wanted = {}, {}
+    for name in filter(programs.__contains__, layout.SIZED_PROGRAMS):
+        for size in layout.known_sizes(name, facts):
+            file = layout.sized_program(name, *size)
+            numbers = dict(zip("blc", size, strict=False))
+            (place / layout.STABLEHLO / file).write_bytes(
+                programs[name].stablehlo([layout.SIZED_PLATFORM], **numbers)
+            )
+        # The last stands for all sizes, which differ in numbers alone: to compile takes its time.
+        sized[file], wanted[file] = sized_request(requests[name], expected[name], size)
+    found = run_apart("run_stablehlo.py", place, {**requests, **sized})
+    checks = compare("StableHLO", {**expected, **wanted}, found)
 
     if options.saved_model:
         say("TensorFlow SavedModel")
@@ -347,6 +335,7 @@ def _facts(
         "max_events": model.max_events - model.masked,
         "filter_seen": metadata.filter_seen,
         "behaviours": list(metadata.behaviours),
+        "learned_behaviours": list(learned_behaviours(model.tasks, metadata.behaviours)),
         "context": list(metadata.context),
         "domains": list(metadata.domains) if model.has_domains else [],
         "reads": {

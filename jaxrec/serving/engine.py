@@ -17,6 +17,7 @@ from jaxrec.evaluation.slates import LogDeterminant, Pool, Slate, choose, releva
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model
 from jaxrec.serving.exploration import Exploration
 from jaxrec.serving.formula import Formula
+from jaxrec.serving.ranker import Judged, Needs, Ranked
 from jaxrec.serving.reranking import calibrated, diverse
 from jaxrec.serving.rules import CategoryFilter, Prerequisites, Rules, capped
 from jaxrec.serving.schema import Filter, ShownItem
@@ -37,6 +38,7 @@ class ListRequest(Asker):
 
     Attributes:
       exclude: beside the history, where that is not to come again.
+      ranked: the pool of `Engine.pool`, judged by the task heads; None = they are not asked.
       explore_key: the same key gives the same list.
     """
 
@@ -47,6 +49,7 @@ class ListRequest(Asker):
     calibration: float = 0.0
     size: int = 10
     offset: int = 0
+    ranked: Ranked | None = None
     explore_key: str | None = None
 
 
@@ -56,7 +59,7 @@ class Engine:
 
     Attributes:
       sources: of candidates, beside the model.
-      formula: over `COLUMNS`; what candidates are ordered by.
+      formula: over `COLUMNS` and task heads; what candidates are ordered by.
       exploration: None = lists never explore.
       prerequisites: what must be in a history before an item is shown.
     """
@@ -65,6 +68,19 @@ class Engine:
     formula: Formula = dataclasses.field(default_factory=lambda: Formula.parse("score", COLUMNS))
     exploration: Exploration | None = None
     prerequisites: Prerequisites | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What a version must have to be asked."""
+        return Needs(columns=self.formula.names, sources=frozenset(self.sources.sizes))
+
+    def orders_by_formula(self, judged: Judged) -> bool:
+        """Whether the formula is what orders: it is not, where it names task heads and they have said nothing."""
+        return self.formula.text != "score" and self.formula.names <= {*COLUMNS, *judged}
+
+    def pool(self, view: View, request: ListRequest) -> Candidates:
+        """What lists of the request are made of, the highest score first: the same for every page."""
+        return self.sources.gather(view, request, self._rules(view, request), MOST_RESCORED)
 
     def recommend(self, view: View, request: ListRequest) -> list[ShownItem]:
         """The list from `offset` on. Longer lists of the same request begin with the shorter ones.
@@ -100,10 +116,20 @@ class Engine:
             for number, (place, item, source) in enumerate(rows)
         ]
 
-    def rank(self, view: View, query: Query | None, item_ids: Sequence[int]) -> list[float | None]:
-        """The score of given items; None for id 0."""
-        scores = _scores(view, query)
-        return [float(scores[item]) if item else None for item in item_ids]
+    def rank(
+        self, view: View, asker: Asker, item_ids: Int[np.ndarray, " c"], judged: Judged
+    ) -> Float[np.ndarray, " c"]:
+        """The scores of given items: the model's, or the formula's where it names task heads.
+
+        Args:
+          judged: what the heads say of these items; {} = nothing.
+        """
+        scores = _scores(view, asker.query)[item_ids]
+        if not judged:
+            return scores
+        found = Candidates(item_ids, scores, np.zeros_like(item_ids))
+        columns = self.sources.columns(view, asker, found, self.formula.names)
+        return self.formula({**columns, **judged})
 
     def similar(self, view: View, item_id: int, size: int, item_filter: Filter) -> list[ShownItem]:
         """Items by the cosine of their vectors with this one's."""
@@ -209,13 +235,19 @@ class Engine:
             found = of_model(view, request.query, rules, most)
             return found, found.scores, {}
         # The pool is the same for every page, so that pages fit each other; the model's next best come behind it.
-        pool = self.sources.gather(view, request, rules, MOST_RESCORED)
+        pool = self.pool(view, request) if request.ranked is None else request.ranked.pool
         rest = of_model(view, request.query, rules, most) if most > len(pool) else pool.at(slice(0))
         rest = rest.at(~np.isin(rest.item_ids, pool.item_ids))
         values = pool.scores
         explored: dict[int, tuple[float, bool]] = {}
-        if self.formula.text != "score":
-            values = self.formula(self.sources.columns(view, request, pool, self.formula.names))
+        judged: Judged = {} if request.ranked is None else request.ranked.judged
+        if self.orders_by_formula(judged):
+            if request.ranked is not None:
+                # What was not judged has no place among what was.
+                cut = request.ranked.count
+                pool, rest = pool.at(slice(cut)), pool.at(slice(cut, None)).then(rest)
+            columns = self.sources.columns(view, request, pool, self.formula.names)
+            values = self.formula({**columns, **judged})
             places = np.argsort(-values, kind="stable")
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 __all__ = [
     "AddItem", "Answer", "BundleRequest", "ErrorAnswer", "ExplainRequest", "FeedbackEvent", "FeedbackRequest", "Filter",
-    "HideItem", "Key", "RankRequest", "RecommendRequest", "SearchRequest", "ShownItem", "SimilarRequest",
+    "HideItem", "Key", "RankRequest", "RecommendRequest", "ScoredBy", "SearchRequest", "ShownItem", "SimilarRequest",
 ]  # fmt: skip
 
 MOST_ITEMS, MOST_HISTORY, MOST_IDS, MOST_EVENTS = 100, 1_000, 1_000, 100
@@ -19,6 +19,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 Key = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Text
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS)]
+ScoredBy = Literal["model", "formula", "popularity", "likeness", "words"]
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
 
@@ -76,7 +77,7 @@ class RecommendRequest(_Strict):
 
 
 class RankRequest(_Strict):
-    """Scores of given items for a user."""
+    """Scores of given items for a user: the model's, or the formula's where it names task heads."""
 
     user_id: Key | None = None
     items: tuple[Key, ...] = Field(min_length=1, max_length=MOST_IDS)
@@ -163,7 +164,7 @@ class ShownItem(BaseModel):
     """An item of an answer.
 
     Attributes:
-      score: of the model; what was added by boosts is in it.
+      score: what the answer's `scored_by` says; what was added by boosts is in the model's.
       source: where the candidate came from.
       reasons: sentences for a person.
       propensity: of the choice, where the list explores.
@@ -182,12 +183,15 @@ class Answer(BaseModel):
     """A list.
 
     Attributes:
+      scored_by: what the scores are: the model's, the formula's (and behind the candidates that it orders the
+        model's), the logarithm of 1 + training events, a cosine of vectors, or one of words.
       degraded: something was left out to be in time; `notes` say what.
       known_user: whether the model was asked with a history.
     """
 
     items: list[ShownItem]
     model_version: str
+    scored_by: ScoredBy = "model"
     degraded: bool = False
     known_user: bool = True
     notes: list[str] = Field(default_factory=list)

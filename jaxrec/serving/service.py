@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.export.bundle import UserEvents
 from jaxrec.export.catalogue import Key
-from jaxrec.serving.batcher import Batcher, Closed, Expired
+from jaxrec.export.events import UserEvents
+from jaxrec.export.layout import MOST_CANDIDATES
+from jaxrec.serving.batcher import Batcher, Closed, Expired, Overloaded
+from jaxrec.serving.candidates import Asker
 from jaxrec.serving.engine import EXPLAINED_EVENTS, Engine, ListRequest
+from jaxrec.serving.histories import events_of
 from jaxrec.serving.live import Live, LiveVersions, UnknownError
 from jaxrec.serving.measures import Measures
+from jaxrec.serving.ranker import Judged, Ranked, ToJudge, judge
 from jaxrec.serving.schema import (
     AddItem,
     Answer,
@@ -29,6 +33,7 @@ from jaxrec.serving.schema import (
     HideItem,
     RankRequest,
     RecommendRequest,
+    ScoredBy,
     SearchRequest,
     ShownItem,
     SimilarRequest,
@@ -54,7 +59,7 @@ class ServiceOptions:
       explore: whether lists explore where a request says nothing.
       shares: version -> its share of the users; {} = the newest version has all.
       shadow: a version that gets every request for a list, too; nobody sees its answers, `Measures` compares them.
-      max_queue, max_batch: of the user tower.
+      max_queue, max_batch: of the user tower, and of the task heads.
     """
 
     deadline_ms: int = 2_000
@@ -76,6 +81,7 @@ class _Asked:
       query: None = the tower was not asked, or not in time; `notes` say so.
     """
 
+    user_id: Key | None
     live: Live
     view: View
     known: UserEvents
@@ -84,6 +90,11 @@ class _Asked:
     query: Query | None
     notes: list[str]
 
+    @property
+    def ranks(self) -> bool:
+        """Whether task heads have something to say."""
+        return self.live.ranker is not None and self.query is not None
+
 
 class Service:
     """Answers requests; use it on one event loop."""
@@ -91,7 +102,13 @@ class Service:
     def __init__(self, store: Store, engine: Engine, options: ServiceOptions, measures: Measures):
         self.store, self.engine, self.options, self.measures = store, engine, options, measures
         self.live = LiveVersions(
-            self._batcher_of, store, measures, shares=options.shares, kept=[options.shadow]
+            self._batcher_of,
+            store,
+            measures,
+            shares=options.shares,
+            kept=[options.shadow],
+            needs=engine.needs,
+            ranker_of=self._ranker_of,
         )
         self._trending: tuple[float, list[tuple[str, int]]] = (0.0, [])
         self._closing = False
@@ -138,6 +155,11 @@ class Service:
             trending=self._trends(view),
             explore_key=f"{request.user_id} {asked.num_events} {name}" if explores else None,
         )
+        judged: Judged = {}
+        if asked.ranks:
+            pool = self.engine.pool(view, wanted)
+            judged = await self._judge(asked, pool.item_ids[:MOST_CANDIDATES], deadline)
+            wanted = dataclasses.replace(wanted, ranked=Ranked(pool, judged))
         if explores or request.diversity or request.calibration:
             # They look at the pool once for each place; others are answered meanwhile.
             items = await asyncio.to_thread(self.engine.recommend, view, wanted)
@@ -145,7 +167,8 @@ class Service:
             items = self.engine.recommend(view, wanted)
         if explores and noted and self.engine.exploration is not None:
             self.engine.exploration.shown(view.vectors[view.ids_of(item.item_id for item in items)])
-        return self._answer(asked.live, items, asked.query, asked.notes)
+        by_formula = self.engine.orders_by_formula(judged)
+        return self._answer(asked.live, items, asked.query, asked.notes, "formula" if by_formula else None)
 
     async def _compare(self, request: RecommendRequest, answer: Answer) -> None:
         """Asks the shadow what was asked, and measures how alike the lists are."""
@@ -164,29 +187,39 @@ class Service:
 
     async def rank(self, request: RankRequest) -> Answer:
         """Scores of given items, in their order; unknown ones have none."""
-        asked = await self._ask(request.user_id, request.history, self._deadline(None))
+        deadline = self._deadline(None)
+        asked = await self._ask(request.user_id, request.history, deadline)
         view = asked.view
-        ids = [view.id_of(key) for key in request.items]
-        scores = self.engine.rank(view, asked.query, ids)
+        known = view.ids_of(request.items)
+        judged = await self._judge(asked, known, deadline) if asked.ranks else {}
+        asker = Asker(query=asked.query, history=asked.history, trending=self._trends(view))
+        scores = self.engine.rank(view, asker, known, judged)
+        # What a formula makes no finite number of has none.
+        score_of = {
+            item: score
+            for item, score in zip(known.tolist(), scores.tolist(), strict=True)
+            if score > -np.inf
+        }
         items = [
-            ShownItem(item_id=key, title=view.titles[item], score=score, source="given")
-            for key, item, score in zip(request.items, ids, scores, strict=True)
+            ShownItem(item_id=key, title=view.titles[item], score=score_of.get(item), source="given")
+            for key in request.items
+            for item in [view.id_of(key)]
         ]
-        return self._answer(asked.live, items, asked.query, asked.notes)
+        return self._answer(asked.live, items, asked.query, asked.notes, "formula" if judged else None)
 
     async def similar(self, request: SimilarRequest) -> Answer:
         """Items like one."""
         live = self.live.newest
         view = live.view(self.store)
         items = self.engine.similar(view, self._item(view, request.item_id), request.k, request.filter)
-        return self._answer(live, items, None, [])
+        return self._answer(live, items, None, [], "likeness")
 
     async def search(self, request: SearchRequest) -> Answer:
         """Items by text."""
         live = self.live.of_user(request.user_id)
         view = live.view(self.store)
         items = await asyncio.to_thread(self.engine.search, view, request.query, request.k, request.filter)
-        return self._answer(live, items, None, [])
+        return self._answer(live, items, None, [], "words")
 
     async def bundle(self, request: BundleRequest) -> Answer:
         """A set of items."""
@@ -322,32 +355,10 @@ class Service:
             "versions": self.live.names,
             "dataset": live.version.bundle.facts["data"]["name"],
             "num_items": view.num_items,
+            "formula": self.engine.formula.text,
             "categories": list(view.facts.categories),
             "example_users": live.version.known_users[:20],
         }
-
-    def _events(
-        self, live: Live, view: View, user_id: Key | None, history: Sequence[Key] | None
-    ) -> tuple[UserEvents, int]:
-        """Of the request, or what the version was exported with and the state has had since; in ids of the view.
-
-        Returns: those that the view knows, and how many there are.
-        """
-        if history is not None:
-            ids = view.ids_of(history)
-            return UserEvents(ids, np.full(len(ids), -1)), len(history)
-        if user_id is None:
-            return UserEvents(np.zeros(0, np.int64), np.zeros(0, np.int64)), 0
-        before = live.version.history(str(user_id))
-        since = self.store.history(str(user_id))
-        if not since:
-            return before, len(before)
-        known = [(item, event.seconds) for event in since if (item := view.id_of(event.item_id))]
-        new = np.array(known, np.int64).reshape(-1, 2)
-        events = UserEvents(
-            np.concatenate([before.item_ids, new[:, 0]]), np.concatenate([before.seconds, new[:, 1]])
-        )
-        return events, len(before) + len(since)
 
     def _left_out(self, asked: _Asked, exclude: np.ndarray) -> np.ndarray:
         seen = asked.history if asked.live.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
@@ -359,9 +370,8 @@ class Service:
         """The user's events and the query made of them."""
         live = self.live.named(version) if version else self.live.of_user(user_id)
         view = live.view(self.store)
-        events, num_events = self._events(live, view, user_id, history)
-        has_vector = events.item_ids <= live.version.num_items
-        known = UserEvents(events.item_ids[has_vector], events.seconds[has_vector])
+        events, num_events = events_of(live.version, view, self.store, user_id, history)
+        known = events.at(events.item_ids <= live.version.num_items)
         try:
             query, notes = await self._query(live, History(known, user_id), deadline)
         except Closed:
@@ -370,6 +380,7 @@ class Service:
             # The version went out of use meanwhile, and its ids with it.
             return await self._ask(user_id, history, deadline)
         return _Asked(
+            user_id=user_id,
             live=live,
             view=view,
             known=known,
@@ -388,6 +399,29 @@ class Service:
         except Expired:
             self.measures.degraded("deadline")
             return None, ["The model was not in time; popular items are listed."]
+
+    async def _judge(self, asked: _Asked, item_ids: np.ndarray, deadline: float) -> Judged:
+        """What the task heads say of items, ids of the view; {} where they are not in time."""
+        live, history = asked.live, History(asked.known, asked.user_id)
+        assert live.ranker is not None
+        try:
+            return await judge(live.ranker, live.version, history, item_ids, deadline)
+        except (Expired, Overloaded, Closed) as error:
+            # The model's order is an answer, too: who has got as far as this is not sent away.
+            self.measures.degraded(f"ranker_{type(error).__name__.lower()}")
+            asked.notes.append("The task heads were not in time; the order is that of the model's score.")
+            return {}
+
+    def _ranker_of(self, version: Version) -> Batcher[ToJudge, Judged] | None:
+        ranker = self.engine.needs.ranker(version)
+        if ranker is None:
+            return None
+        return Batcher(
+            ranker.judge,
+            max_batch=self.options.max_batch,
+            max_queue=self.options.max_queue,
+            observe=self.measures.ranked,
+        )
 
     def _batcher_of(self, version: Version) -> Batcher[History, Query]:
         return Batcher(
@@ -415,11 +449,18 @@ class Service:
         return item
 
     def _answer(
-        self, live: Live, items: Sequence[ShownItem], query: Query | None, notes: list[str]
+        self,
+        live: Live,
+        items: Sequence[ShownItem],
+        query: Query | None,
+        notes: list[str],
+        scored_by: ScoredBy | None = None,
     ) -> Answer:
+        """With `scored_by` None the scores are the model's, or by popularity where nobody knows the user."""
         return Answer(
             items=list(items),
             model_version=live.version.name,
+            scored_by=scored_by or ("popularity" if query is None else "model"),
             degraded=bool(notes),
             known_user=query is not None,
             notes=notes,
@@ -427,4 +468,4 @@ class Service:
 
 
 def _without(events: UserEvents, at: int) -> UserEvents:
-    return UserEvents(np.delete(events.item_ids, at), np.delete(events.seconds, at))
+    return events.at(np.delete(np.arange(len(events)), at))
