@@ -120,24 +120,8 @@ class Prerequisites:
     needed: Int[np.ndarray, " e"]
 
     @classmethod
-    def of(
-        cls,
-        triples: Sequence[tuple[str, str, str]],
-        relation: str,
-        ids: Mapping[str, int],
-        *,
-        reverse: bool = False,
-    ) -> Self:
-        """From the triples (head, relation, tail) of a graph: the head needs the tail; with `reverse`, the other way.
-
-        An item that needs something outside of the catalogue is never shown; edges of unknown heads say nothing.
-        """
-        edges = []
-        for head, of_edge, tail in triples:
-            if of_edge == relation:
-                item, needed = (tail, head) if reverse else (head, tail)
-                if item in ids:
-                    edges.append((ids[item], ids.get(needed, 0)))
+    def of(cls, edges: Sequence[tuple[int, int]]) -> Self:
+        """From (item, needed): an item that needs the unknown 0 is never shown."""
         columns = np.array(edges, np.int64).reshape(-1, 2)
         return cls(columns[:, 0], columns[:, 1])
 
