@@ -18,7 +18,7 @@ from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sourc
 from jaxrec.serving.exploration import Exploration
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.graph import GraphRules
-from jaxrec.serving.reranking import calibrated, diverse
+from jaxrec.serving.reranking import calibrated, dpp, mmr
 from jaxrec.serving.rules import CategoryFilter, Rules, capped
 from jaxrec.serving.schema import Filter, ShownItem
 from jaxrec.serving.version import Query
@@ -30,6 +30,7 @@ PASSED_OVER = 5  # candidates for each place of a list with a cap, at first
 MOST_RERANKED = 250  # places that are chosen one by one
 MOST_RESCORED = 1_000  # the pool that a formula, diversity and exploration work on
 EXPLAINED_EVENTS = 20
+DIVERSITY = {"mmr": mmr, "dpp": dpp}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class ListRequest(Asker):
     filter: Filter = Filter()
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     diversity: float = 0.0
+    diversity_by: str = "mmr"
     calibration: float = 0.0
     size: int = 10
     offset: int = 0
@@ -223,7 +225,9 @@ class Engine:
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]
         if request.diversity:
-            places = diverse(values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED)
+            places = DIVERSITY[request.diversity_by](
+                values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED
+            )
             pool, values = pool.at(places), values[places]
         if request.calibration:
             membership = view.facts.membership

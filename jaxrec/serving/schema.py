@@ -54,6 +54,7 @@ class RecommendRequest(_Strict):
       history: items, oldest first, in the place of what is remembered of the user.
       exclude: items that are not to come.
       diversity: 0 = by score alone, 1 = as different as can be.
+      diversity_by: maximal marginal relevance, or a determinantal point process.
       calibration: 0 = by score alone, 1 = categories in the shares that they have in the history.
       boosts: category -> what is added to the score.
       explore: whether the list may try what the model is unsure of; None = as the server is set.
@@ -69,6 +70,7 @@ class RecommendRequest(_Strict):
     exclude: tuple[Key, ...] = Field(default=(), max_length=MOST_IDS)
     filter: Filter = Filter()
     diversity: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
+    diversity_by: Literal["mmr", "dpp"] = "mmr"
     calibration: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
     boosts: dict[Name, Finite] = Field(default_factory=dict, max_length=50)
     explore: StrictBool | None = None

@@ -135,6 +135,7 @@ class Service:
             filter=request.filter,
             boosts=request.boosts,
             diversity=request.diversity,
+            diversity_by=request.diversity_by,
             calibration=request.calibration,
             size=request.k,
             offset=request.offset,

@@ -38,6 +38,7 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
         "exclude": [key_of(item) for item in excluded],
         "diversity": data.draw(st.sampled_from([0.0, 0.4])),
         "explore": data.draw(st.booleans()),
+        "diversity_by": data.draw(st.sampled_from(["mmr", "dpp"])),
         "boosts": data.draw(st.dictionaries(st.sampled_from(NAMES), st.floats(-5, 5), max_size=2)),
         "filter": {
             "any_of": any_of,
