@@ -195,7 +195,7 @@ def _with_ages(facts: ItemFacts, ages: Sequence[tuple[int, int]]) -> ItemFacts:
 def _facts(there: ItemFacts, new: Sequence[AddedItem]) -> ItemFacts:
     of_new = ItemFacts.of([item.categories for item in new])
     names = tuple(sorted({*there.categories, *of_new.categories}))
-    num_items = len(there.available) - 1
+    num_items = len(there.added_at) - 1
     size = num_items + 1 + len(new)
     at = {name: number for number, name in enumerate(names)}
 
@@ -209,6 +209,5 @@ def _facts(there: ItemFacts, new: Sequence[AddedItem]) -> ItemFacts:
     return ItemFacts(
         categories=names,
         membership=sparse.csr_array(membership),
-        available=np.append(there.available, np.ones(len(new), bool)),
         added_at=np.append(there.added_at, np.array([item.seconds for item in new], np.int64)),
     )

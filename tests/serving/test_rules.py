@@ -17,11 +17,8 @@ some_names = st.lists(st.sampled_from(NAMES), max_size=2, unique=True).map(tuple
 @st.composite
 def catalogues(draw):
     rows = draw(st.lists(some_names, min_size=ITEMS, max_size=ITEMS))
-    available = np.array(draw(st.lists(st.booleans(), min_size=ITEMS + 1, max_size=ITEMS + 1)))
     added = np.array(draw(st.lists(st.integers(0, 5), min_size=ITEMS + 1, max_size=ITEMS + 1)))
-    return rows, ItemFacts.of(
-        (*rows, *[NAMES]), available=np.append(available, True), added_at=np.append(added, 9)
-    )
+    return rows, ItemFacts.of((*rows, *[NAMES]), added_at=np.append(added, 9))
 
 
 @st.composite
@@ -54,7 +51,6 @@ def test_no_list_has_what_is_forbidden_and_none_is_short_without_a_reason(catalo
             or (rule.allow is not None and item not in rule.allow)
             or (rule.categories.any_of and not own & set(rule.categories.any_of))
             or own & set(rule.categories.none_of)
-            or not facts.available[item]
             or (rule.added_after and facts.added_at[item] < rule.added_after)
             or raw[item] < rule.threshold
         )
