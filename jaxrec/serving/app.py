@@ -38,7 +38,7 @@ __all__ = ["make_app"]
 
 log = logging.getLogger(__name__)
 
-ERRORS = (400, 401, 404, 408, 413, 422, 429, 503, 504)  # that any request may be answered with
+ERRORS = (400, 401, 404, 408, 413, 421, 422, 429, 503, 504)  # that any request may be answered with
 PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
 
 

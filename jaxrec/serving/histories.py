@@ -18,19 +18,19 @@ __all__ = ["events_of"]
 
 def events_of(
     version: Version, view: View, store: Store, user_id: Key | None, history: Sequence[Key] | None
-) -> tuple[UserEvents, int]:
-    """Those of the request, or what the version was exported with and the state has had since; in ids of the view.
+) -> UserEvents:
+    """Those of the request, or what the version was exported with and the state has had since.
 
-    Returns: those that the view knows, and how many there are.
+    In ids of the view; what it does not know is left out.
     """
     if history is not None:
-        return UserEvents.of_items(view.ids_of(history)), len(history)
+        return UserEvents.of_items(view.ids_of(history))
     if user_id is None:
-        return UserEvents.of_items(np.zeros(0, np.int64)), 0
+        return UserEvents.of_items(np.zeros(0, np.int64))
     before = version.history(str(user_id))
     since = store.history(str(user_id))
     if not since:
-        return before, len(before)
+        return before
     known = [(item, event) for event in since if (item := view.id_of(event.item_id))]
     labels = None
     if version.event_labels is not None:
@@ -40,4 +40,4 @@ def events_of(
         np.array([event.seconds for _, event in known], np.int64),
         labels,
     )
-    return before.then(new), len(before) + len(since)
+    return before.then(new)
