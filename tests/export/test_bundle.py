@@ -18,7 +18,7 @@ from jaxrec.export import check, exporter
 from jaxrec.export.bundle import Bundle, Event
 from jaxrec.export.check import ArtifactError, run_apart
 from jaxrec.export.exporter import ExportOptions, export_state
-from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths, sized_program
+from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths, known_sizes, sized_program
 from jaxrec.export.manifest import DamagedBundleError
 
 PROGRAMS = {"user_tower", "item_tower", "recommend", "rank", "behaviours"}
@@ -42,9 +42,13 @@ def test_everything_is_there_and_was_compared(exported):
     } <= tops
     assert set(manifest.programs) == PROGRAMS
     compared = {(found.artifact, found.program) for found in exported.export.checks}
-    largest = sized_program(USER_TOWER, BATCH_SIZES[-1], exported.export.manifest.facts["max_events"])
+    largest = {
+        sized_program(name, *known_sizes(name, manifest.facts)[-1]) for name in (USER_TOWER, "behaviours")
+    }
     kinds = ("StableHLO", "SavedModel", "ONNX")
-    assert compared == {(kind, name) for kind in kinds for name in PROGRAMS} | {("StableHLO", largest)}
+    assert compared == {(kind, name) for kind in kinds for name in PROGRAMS} | {
+        ("StableHLO", name) for name in largest
+    }
     assert all(found.difference < 1e-4 for found in exported.export.checks)
     assert exported.export.agreement[0] < 1e-5
     assert exported.export.agreement[1] == 1.0
