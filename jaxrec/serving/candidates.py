@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.export.candidates import METHODS
 from jaxrec.serving.rules import Rules
@@ -62,7 +62,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def at(self, places: Int[np.ndarray, " p"] | slice) -> "Candidates":
+    def at(self, places: Int[np.ndarray, " p"] | Bool[np.ndarray, " c"] | slice) -> "Candidates":
         """Those at these places."""
         return Candidates(self.item_ids[places], self.scores[places], self.sources[places])
 
