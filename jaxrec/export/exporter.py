@@ -154,9 +154,8 @@ def export_state(
             say(f"fitting {', '.join(options.candidates)}")
             write_candidates(dataset, options.candidates, place)
         facts = _facts(run, model, options, created)
-        facts["event_labels"] = label_facts(
-            histories or dataset
-        )  # whose log it is that a server goes on with
+        # A server's log goes on with these data.
+        facts["event_labels"] = label_facts(histories or dataset)
         manifest = Manifest(
             version=version,
             facts=facts,
