@@ -31,6 +31,7 @@ from jaxrec.serving.schema import (
     RecommendRequest,
     SearchRequest,
     SimilarRequest,
+    Text,
 )  # fmt: skip
 from jaxrec.serving.service import Service
 
@@ -106,13 +107,14 @@ def _add_state(app: FastAPI, service: Service) -> None:
         """What users did; the next answer knows."""
         return await service.feedback(request)
 
-    @app.get("/v1/users/{user_id}")
-    async def user(user_id: str) -> dict[str, Any]:
+    # A path: an id may have a "/" in it, which the server gets decoded.
+    @app.get("/v1/users/{user_id:path}")
+    async def user(user_id: Text) -> dict[str, Any]:
         """What is remembered of a user."""
         return await service.user(user_id)
 
-    @app.delete("/v1/users/{user_id}")
-    async def erase(user_id: str) -> dict[str, int]:
+    @app.delete("/v1/users/{user_id:path}")
+    async def erase(user_id: Text) -> dict[str, int]:
         """Forgets what a user did."""
         return await service.erase(user_id)
 

@@ -103,7 +103,7 @@ class Guard:
         finally:
             route = scope.get("route")
             # Never the raw path: a scanner would make a series of each one that it tries.
-            name = getattr(route, "path", "other")
+            name = getattr(route, "path_format", "other")
             self._measures.request(name, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> tuple[int, str, float] | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 __all__ = [
     "AddItem", "Answer", "BundleRequest", "ErrorAnswer", "ExplainRequest", "FeedbackEvent", "FeedbackRequest", "Filter",
     "HideItem", "Key", "RankRequest", "RecommendRequest", "SearchRequest", "ShownItem", "SimilarRequest",
+    "Text",
 ]  # fmt: skip
 
 MOST_ITEMS, MOST_HISTORY, MOST_IDS, MOST_EVENTS = 100, 1_000, 1_000, 100

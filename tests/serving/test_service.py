@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import urllib.parse
 
 import httpx
 import numpy as np
@@ -137,6 +138,26 @@ def test_users_of_the_training_data_are_known(version, tmp_path):
         assert len(history) == 32 and found["known_user"]
         assert not {event["item_id"] for event in history} & set(keys_of(found))
         assert "Comedy" in about["categories"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_a_user_whose_id_has_a_slash_is_read_and_forgotten(version, tmp_path):
+    async def work(http):
+        for user in ("a/b", "a", "/", "a/b/", "..%2f?#"):
+            await post(http, "/v1/feedback", {"events": [{"user_id": user, "item_id": 1}]})
+            path = f"/v1/users/{urllib.parse.quote(user, safe='')}"
+            found = (await http.get(path)).json()
+            assert (found["user_id"], len(found["history"])) == (user, 1)
+            assert (await http.delete(path)).json() == {"erased": 1}
+            assert (await http.get(path)).json()["history"] == []
+        for nobody in ("", "%00", "a" * 201):
+            assert (await http.get(f"/v1/users/{nobody}")).status_code == 422
+        described = (await http.get("/openapi.json")).json()["paths"]
+        assert [path for path in described if "users" in path] == ["/v1/users/{user_id}"]
+        assert set(described["/v1/users/{user_id}"]) == {"get", "delete"}
+        metrics = (await http.get("/metrics")).text
+        assert 'jaxrec_requests_total{route="/v1/users/{user_id}",status="200"} 15.0' in metrics
 
     talk(make_service(version, tmp_path), work)
 
