@@ -5,10 +5,10 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import redis
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from jaxrec.serving.schema import (
     Answer,
     BundleRequest,
     ErrorAnswer,
+    ExplainAnswer,
     ExplainRequest,
     FeedbackRequest,
     HideItem,
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 ERRORS = (400, 401, 404, 408, 413, 422, 429, 503, 504)  # that any request may be answered with
 PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
+UserId = Annotated[Text, Path(description="whose; a / in it is written %2F.", examples=["1"])]
 
 
 def make_app(service: Service, limits: Limits, measures: Measures) -> App:
@@ -96,7 +98,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
         return await service.bundle(request)
 
     @app.post("/v1/explain")
-    async def explain(request: ExplainRequest) -> dict[str, Any]:
+    async def explain(request: ExplainRequest) -> ExplainAnswer:
         """Why an item is recommended."""
         return await service.explain(request)
 
@@ -104,18 +106,18 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback")
     async def feedback(request: FeedbackRequest) -> dict[str, int]:
-        """What users did; the next answer knows."""
+        """What users did; the next answer knows. Says how many events it has `taken`, and `known_already`."""
         return await service.feedback(request)
 
     # A path: an id may have a "/" in it, which the server gets decoded.
     @app.get("/v1/users/{user_id:path}")
-    async def user(user_id: Text) -> dict[str, Any]:
-        """What is remembered of a user."""
+    async def user(user_id: UserId) -> dict[str, Any]:
+        """What is remembered of a user: the `history`, with `item_id`, `title` and `seconds` of each event."""
         return await service.user(user_id)
 
     @app.delete("/v1/users/{user_id:path}")
-    async def erase(user_id: Text) -> dict[str, int]:
-        """Forgets what a user did."""
+    async def erase(user_id: UserId) -> dict[str, int]:
+        """Forgets what a user did, and says how many events are `erased`."""
         return await service.erase(user_id)
 
     @app.post("/v1/items", status_code=201)

@@ -24,6 +24,7 @@ from jaxrec.serving.schema import (
     AddItem,
     Answer,
     BundleRequest,
+    ExplainAnswer,
     ExplainRequest,
     FeedbackRequest,
     HideItem,
@@ -201,11 +202,11 @@ class Service:
         items = self.engine.bundle(asked.view, wanted, request.diversity)
         return self._answer(asked.live, items, asked.query, asked.notes)
 
-    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+    async def explain(self, request: ExplainRequest) -> ExplainAnswer:
         """Why an item: what the score would be without each of the latest events."""
         deadline = self._deadline(None)
-        asked = await self._ask(request.user_id, request.history, deadline)
-        view, events = asked.view, asked.known
+        asked = await self._ask(request.user_id, request.history, deadline, version=request.version)
+        view, events, notes = asked.view, asked.known, list(asked.notes)
         item = self._item(view, request.item_id)
         wanted = ListRequest(
             query=asked.query,
@@ -224,18 +225,22 @@ class Service:
             for error in found:
                 if isinstance(error, BaseException) and not isinstance(error, Expired):
                     raise error
-            # What was not computed in time is not told.
             without = [
                 (int(events.item_ids[at]), other)
                 for at, other in zip(latest, found, strict=True)
                 if isinstance(other, Query)
             ]
-        return {
-            "item_id": view.key_of(item),
-            "title": view.titles[item],
-            "reasons": self.engine.explain(view, wanted, item, without),
-            "model_version": asked.live.version.name,
-        }
+            if len(without) < len(found):
+                self.measures.degraded("deadline")
+                notes.append(f"The model was in time for {len(without)} of the latest {len(found)} events.")
+        return ExplainAnswer(
+            item_id=view.key_of(item),
+            title=view.titles[item],
+            reasons=self.engine.explain(view, wanted, item, without),
+            model_version=asked.live.version.name,
+            degraded=bool(notes),
+            notes=notes,
+        )
 
     async def feedback(self, request: FeedbackRequest) -> dict[str, int]:
         """Takes events; they are in the next answer of every process.
@@ -324,6 +329,7 @@ class Service:
             "num_items": view.num_items,
             "categories": list(view.facts.categories),
             "example_users": live.version.known_users[:20],
+            "explores": self.engine.exploration is not None,
         }
 
     def _events(
