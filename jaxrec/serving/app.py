@@ -1,6 +1,7 @@
 """The service over HTTP: JSON in and out, an OpenAPI page, health for those who watch, a page to try it on."""
 
 import contextlib
+import functools
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +20,7 @@ from jaxrec.serving.inference_protocol import add_inference_protocol
 from jaxrec.serving.json_route import JsonRoute
 from jaxrec.serving.live import UnknownError
 from jaxrec.serving.measures import Measures
+from jaxrec.serving.reference import reference_page
 from jaxrec.serving.schema import (
     AddItem,
     Answer,
@@ -41,7 +43,7 @@ __all__ = ["make_app"]
 log = logging.getLogger(__name__)
 
 ERRORS = (400, 401, 404, 408, 413, 422, 429, 503, 504)  # that any request may be answered with
-PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
+PAGE = {"page.css": "text/css", "page.js": "text/javascript", "reference.css": "text/css"}
 UserId = Annotated[Text, Path(description="whose; a / in it is written %2F.", examples=["1"])]
 
 
@@ -144,6 +146,15 @@ def _add_page(app: FastAPI, service: Service, measures: Measures) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return Response(index, media_type="text/html; charset=utf-8")
+
+    @functools.cache
+    def reference() -> bytes:
+        # Made when it is first asked for: the routes are all there then.
+        return reference_page(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(reference(), media_type="text/html; charset=utf-8")
 
     @app.get("/page/{name}", include_in_schema=False)
     async def page_file(name: str) -> Response:

@@ -351,7 +351,7 @@ def test_limits_come_before_parsing(version, tmp_path):
             answer = await http.get("/v1/about", headers=headers)
             assert answer.status_code == 401
             assert "secret" not in answer.text
-        for path in ("/", "/page/page.js", "/page/page.css"):
+        for path in ("/", "/docs", "/page/page.js", "/page/page.css"):
             assert (await http.get(path)).status_code == 200, "it is the page that asks for the token"
         for path in ("/page", "/docs/", "/metrics", "/openapi.json", "/v1/users/page/"):
             assert (await http.get(path)).status_code == 401
