@@ -301,7 +301,7 @@ class Bundle:
                 inputs["labels"][row, : len(ids)] = events.labels[-most:]
         if self.users is not None:
             given = user_ids or [None] * len(histories)
-            known = [0 if key is None else self.users.id_of(key) for key in given]
+            known = [0 if key is None else self.users.id_of(self.users.own(key)) for key in given]
             inputs["user_ids"] = np.pad(np.asarray(known, np.int32), (0, num_rows - len(known)))
         return inputs
 

@@ -42,7 +42,7 @@ __all__ = ["make_app"]
 
 log = logging.getLogger(__name__)
 
-ERRORS = (400, 401, 404, 408, 413, 422, 429, 503, 504)  # that any request may be answered with
+ERRORS = (400, 401, 404, 408, 413, 421, 422, 429, 503, 504)  # that any request may be answered with
 PAGE = {"page.css": "text/css", "page.js": "text/javascript", "reference.css": "text/css"}
 UserId = Annotated[Text, Path(description="whose; a / in it is written %2F.", examples=["1"])]
 
@@ -108,7 +108,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback")
     async def feedback(request: FeedbackRequest) -> dict[str, int]:
-        """What users did; the next answer knows. Says how many events it has `taken`, and `known_already`."""
+        """What users did; the next answer knows. Counts the events: `taken`, `known_already`, `unknown`."""
         return await service.feedback(request)
 
     # A path: an id may have a "/" in it, which the server gets decoded.

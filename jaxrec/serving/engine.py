@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrec.evaluation.slates import LogDeterminant, Pool, Slate, choose, relevance_of
-from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model, scores_of
 from jaxrec.serving.exploration import Exploration
 from jaxrec.serving.formula import Formula
-from jaxrec.serving.reranking import calibrated, diverse
-from jaxrec.serving.rules import CategoryFilter, Prerequisites, Rules, capped
+from jaxrec.serving.graph import GraphRules
+from jaxrec.serving.reranking import calibrated, dpp, mmr
+from jaxrec.serving.rules import CategoryFilter, Rules, capped
 from jaxrec.serving.schema import Filter, ShownItem
 from jaxrec.serving.version import Query
 from jaxrec.serving.view import View
@@ -29,6 +30,7 @@ PASSED_OVER = 5  # candidates for each place of a list with a cap, at first
 MOST_RERANKED = 250  # places that are chosen one by one
 MOST_RESCORED = 1_000  # the pool that a formula, diversity and exploration work on
 EXPLAINED_EVENTS = 20
+DIVERSITY = {"mmr": mmr, "dpp": dpp}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class ListRequest(Asker):
     filter: Filter = Filter()
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     diversity: float = 0.0
+    diversity_by: str = "mmr"
     calibration: float = 0.0
     size: int = 10
     offset: int = 0
@@ -58,13 +61,13 @@ class Engine:
       sources: of candidates, beside the model.
       formula: over `COLUMNS`; what candidates are ordered by.
       exploration: None = lists never explore.
-      prerequisites: what must be in a history before an item is shown.
+      prerequisites: of a graph: what must be in a history before an item is shown.
     """
 
     sources: Sources = Sources()
     formula: Formula = dataclasses.field(default_factory=lambda: Formula.parse("score", COLUMNS))
     exploration: Exploration | None = None
-    prerequisites: Prerequisites | None = None
+    prerequisites: GraphRules | None = None
 
     def recommend(self, view: View, request: ListRequest) -> list[ShownItem]:
         """The list from `offset` on. Longer lists of the same request begin with the shorter ones.
@@ -102,8 +105,9 @@ class Engine:
 
     def rank(self, view: View, query: Query | None, item_ids: Sequence[int]) -> list[float | None]:
         """The score of given items; None for id 0."""
-        scores = _scores(view, query)
-        return [float(scores[item]) if item else None for item in item_ids]
+        ids = np.unique(np.array(item_ids, np.int64))
+        scores = dict(zip(ids.tolist(), scores_of(view, query, ids).tolist(), strict=True))
+        return [scores[item] if item else None for item in item_ids]
 
     def similar(self, view: View, item_id: int, size: int, item_filter: Filter) -> list[ShownItem]:
         """Items by the cosine of their vectors with this one's."""
@@ -178,13 +182,14 @@ class Engine:
         """
         if request.query is None:
             return self.reasons(view, request, [item])[0]
-        score = float(view.scores(request.query)[item])
+        scores, only = view.scores(request.query), np.array([item])
+        score = float(scores[item])
         found = [f"Its score is {score:.3f}."]
-        changes = [(score - float(view.scores(query)[item]), event) for event, query in without]
+        changes = [(score - float(view.scores_of(query, only)[0]), event) for event, query in without]
         for change, event in sorted(changes, reverse=True)[:3]:
             if change > 0:
                 found.append(f"Without {_name(view, event)} it would be {change:.3f} less.")
-        ranks = int(np.count_nonzero(view.scores(request.query)[1:] > score)) + 1
+        ranks = int(np.count_nonzero(scores[1:] > score)) + 1
         found.append(f"It is number {ranks:,} of {view.num_items:,} before rules.")
         return [*found, *self.reasons(view, request, [item])[0]]
 
@@ -192,7 +197,7 @@ class Engine:
         """Those of a user's list: what the user lacks the first part of is left out, too."""
         exclude = request.exclude
         if self.prerequisites is not None:
-            exclude = np.concatenate([exclude, self.prerequisites.blocked(request.history)])
+            exclude = np.concatenate([exclude, self.prerequisites.of(view).blocked(request.history)])
         return _rules(view, request.filter, exclude, request.boosts)
 
     def _reorders(self, request: ListRequest) -> bool:
@@ -220,7 +225,9 @@ class Engine:
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]
         if request.diversity:
-            places = diverse(values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED)
+            places = DIVERSITY[request.diversity_by](
+                values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED
+            )
             pool, values = pool.at(places), values[places]
         if request.calibration:
             membership = view.facts.membership

@@ -113,6 +113,17 @@ class LiveVersions:
             drawn -= share
         return self.newest
 
+    def is_kept(self, name: str) -> bool:
+        """Whether an option names the version, so that it stays."""
+        return name in self._kept
+
+    def share_of(self, name: str) -> float:
+        """Of the users that have an id, those that the version is dealt."""
+        shares = {key: share for key, share in self._shares.items() if key in self._live}
+        if not shares:
+            return float(name == self.newest.version.name)
+        return shares.get(name, 0.0) / sum(shares.values())
+
     def install(self, version: Version, *, keep: int = 2) -> None:
         """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option."""
         self._install(Live(version, self._batcher_of(version)), keep)

@@ -85,9 +85,11 @@ class RecommendRequest(_Strict):
       exclude: items that are not to come.
       filter: which items may come.
       diversity: 0 = by score alone, 1 = as different as can be.
+      diversity_by: maximal marginal relevance, or a determinantal point process.
       calibration: 0 = by score alone, 1 = categories in the shares that they have in the history.
       boosts: category -> what is added to the score.
       explore: whether the list may try what the model is unsure of; null = as the server is set.
+      explore_seed: of a guest's earlier answer, so that the next page belongs to it; "" = a guest gets a new one.
       deadline_ms: after which nobody waits any more; null = as the server is set.
       version: of the model; "" = as the server deals them.
     """
@@ -99,9 +101,11 @@ class RecommendRequest(_Strict):
     exclude: tuple[Key, ...] = Field(default=(), max_length=MOST_IDS)
     filter: Filter = Filter()
     diversity: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
+    diversity_by: Literal["mmr", "dpp"] = "mmr"
     calibration: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
     boosts: dict[Name, Finite] = Field(default_factory=dict, max_length=50)
     explore: StrictBool | None = None
+    explore_seed: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
     deadline_ms: StrictInt | None = Field(default=None, ge=1, le=60_000)
     version: VersionName = ""
 
@@ -276,6 +280,7 @@ class Answer(Told):
       degraded: something was left out to be in time; `notes` say what.
       known_user: whether the model was asked with a history.
       notes: sentences for a person.
+      explore_seed: what the list's draws were made with; "" = it does not explore.
     """
 
     items: list[ShownItem]
@@ -283,6 +288,7 @@ class Answer(Told):
     degraded: bool = False
     known_user: bool = True
     notes: list[str] = Field(default_factory=list)
+    explore_seed: str = ""
 
 
 class ExplainAnswer(Told):

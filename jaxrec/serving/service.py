@@ -9,14 +9,14 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrec.export.bundle import UserEvents
 from jaxrec.export.catalogue import Key
-from jaxrec.serving.batcher import Batcher, Closed, Expired
+from jaxrec.serving.batcher import Batcher, Closed, Expired, Overloaded
 from jaxrec.serving.engine import EXPLAINED_EVENTS, Engine, ListRequest
 from jaxrec.serving.live import Live, LiveVersions, UnknownError
 from jaxrec.serving.measures import Measures
@@ -55,7 +55,7 @@ class ServiceOptions:
       explore: whether lists explore where a request says nothing.
       shares: version -> its share of the users; {} = the newest version has all.
       shadow: a version that gets every request for a list, too; nobody sees its answers, `Measures` compares them.
-      max_queue, max_batch: of the user tower.
+      max_queue, max_batch: of the user tower; as many lists may wait to be ordered.
     """
 
     deadline_ms: int = 2_000
@@ -96,6 +96,7 @@ class Service:
         )
         self._trending: tuple[float, list[tuple[str, int]]] = (0.0, [])
         self._closing = False
+        self._in_threads = 0
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -125,7 +126,10 @@ class Service:
         deadline = self._deadline(request.deadline_ms)
         asked = await self._ask(request.user_id, request.history, deadline, version=request.version)
         view, name = asked.view, asked.live.version.name
-        explores = self.options.explore if request.explore is None else request.explore
+        wants = self.options.explore if request.explore is None else request.explore
+        explores = wants and self.engine.exploration is not None
+        # Who cannot be told from others gets draws of their own: else all would see the same, and never another.
+        seed = request.explore_seed or (uuid.uuid4().hex if request.user_id is None else str(request.user_id))
         wanted = ListRequest(
             query=asked.query,
             history=asked.history,
@@ -133,20 +137,22 @@ class Service:
             filter=request.filter,
             boosts=request.boosts,
             diversity=request.diversity,
+            diversity_by=request.diversity_by,
             calibration=request.calibration,
             size=request.k,
             offset=request.offset,
             trending=self._trends(view),
-            explore_key=f"{request.user_id} {asked.num_events} {name}" if explores else None,
+            explore_key=f"{seed} {name} {asked.history.tobytes().hex()}" if explores else None,
         )
         if explores or request.diversity or request.calibration:
             # They look at the pool once for each place; others are answered meanwhile.
-            items = await asyncio.to_thread(self.engine.recommend, view, wanted)
+            items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
         else:
             items = self.engine.recommend(view, wanted)
         if explores and noted and self.engine.exploration is not None:
             self.engine.exploration.shown(view.vectors[view.ids_of(item.item_id for item in items)])
-        return self._answer(asked.live, items, asked.query, asked.notes)
+        answer = self._answer(asked.live, items, asked.query, asked.notes)
+        return answer.model_copy(update={"explore_seed": seed}) if explores else answer
 
     async def _compare(self, request: RecommendRequest, answer: Answer) -> None:
         """Asks the shadow what was asked, and measures how alike the lists are."""
@@ -177,16 +183,17 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> Answer:
         """Items like one."""
-        live = self.live.newest
-        view = live.view(self.store)
-        items = self.engine.similar(view, self._item(view, request.item_id), request.k, request.filter)
+        live, view, item = self._known(request.item_id)
+        items = self.engine.similar(view, item, request.k, request.filter)
         return self._answer(live, items, None, [])
 
     async def search(self, request: SearchRequest) -> Answer:
         """Items by text."""
         live = self.live.of_user(request.user_id)
         view = live.view(self.store)
-        items = await asyncio.to_thread(self.engine.search, view, request.query, request.k, request.filter)
+        items = await self._in_thread(
+            self._deadline(None), self.engine.search, view, request.query, request.k, request.filter
+        )
         return self._answer(live, items, None, [])
 
     async def bundle(self, request: BundleRequest) -> Answer:
@@ -243,16 +250,22 @@ class Service:
         )
 
     async def feedback(self, request: FeedbackRequest) -> dict[str, int]:
-        """Takes events; they are in the next answer of every process.
+        """Takes events; they are in the next answer of every process. Those of unknown items are counted and left out.
 
         Raises:
-          UnknownError: an item is not in the catalogue.
+          UnknownError: no item is in any catalogue.
         """
-        view = self.live.newest.view(self.store)
         now = int(time.time())
-        events = []
+        events, unknown = [], 0
         for event in request.events:
-            key = view.key_of(self._item(view, event.item_id))
+            try:
+                _, view, item = self._known(event.item_id, event.version)
+            except UnknownError:
+                unknown += 1
+                if unknown == len(request.events):
+                    raise
+                continue
+            key = view.key_of(item)
             events.append(
                 Feedback(
                     event_id=event.event_id or uuid.uuid4().hex,
@@ -267,7 +280,7 @@ class Service:
             )
         new = self.store.append(events)
         self.measures.feedback(new)
-        return {"taken": new, "known_already": len(events) - new}
+        return {"taken": new, "known_already": len(events) - new, "unknown": unknown}
 
     async def user(self, user_id: str) -> dict[str, Any]:
         """What is remembered of a user."""
@@ -313,8 +326,8 @@ class Service:
 
     async def hide_item(self, request: HideItem) -> dict[str, Any]:
         """Hides an item, or shows it again."""
-        view = self.live.newest.view(self.store)
-        key = view.key_of(self._item(view, request.item_id))
+        _, view, item = self._known(request.item_id)
+        key = view.key_of(item)
         self.store.hide(str(key), request.hidden)
         return {"item_id": key, "hidden": request.hidden}
 
@@ -413,6 +426,43 @@ class Service:
             found = self.store.trending(int(time.time()) - TRENDING_HOURS * HOUR, TRENDING_ITEMS)
             self._trending = (now, found)
         return {item: count for key, count in found if (item := view.id_of(key))}
+
+    def _known(self, key: Key, version: str = "") -> tuple[Live, View, int]:
+        """A version that has the item: the named one, else the newest, else another.
+
+        Raises:
+          UnknownError: none has it.
+        """
+        names = [*([version] if version in self.live else []), *reversed(self.live.names)]
+        for name in names:
+            live = self.live.named(name)
+            view = live.view(self.store)
+            if item := view.id_of(key):
+                return live, view, item
+        raise UnknownError(f"item {key!r} is not in the catalogue.")
+
+    async def _in_thread(
+        self, deadline: float, function: Callable[..., list[ShownItem]], *arguments: Any
+    ) -> list[ShownItem]:
+        """The function's result; others are answered meanwhile.
+
+        Raises:
+          Overloaded: too many wait already.
+          Expired: its turn came after the deadline.
+        """
+        if self._in_threads >= self.options.max_queue:
+            raise Overloaded(f"{self._in_threads} lists wait to be ordered.")
+
+        def in_time() -> list[ShownItem]:
+            if time.monotonic() > deadline:
+                raise Expired("the list was not ordered in time.")
+            return function(*arguments)
+
+        self._in_threads += 1
+        try:
+            return await asyncio.to_thread(in_time)
+        finally:
+            self._in_threads -= 1
 
     def _item(self, view: View, key: Key) -> int:
         item = view.id_of(key)

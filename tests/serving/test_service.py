@@ -80,7 +80,12 @@ def test_ten_pages_of_ten_are_a_hundred_items_none_of_which_was_seen(version, tm
     history = [version.bundle.catalogue.vocabulary.key_of(item) for item in range(1, 20)]
 
     async def work(http):
-        for body in ({}, {"diversity": 0.5}, {"filter": {"max_per_category": 60}}, {"explore": True}):
+        for body in (
+            {},
+            {"diversity": 0.5},
+            {"filter": {"max_per_category": 60}},
+            {"explore": True, "explore_seed": "a"},
+        ):
             pages = [
                 await post(http, "/v1/recommend", {"history": history, "offset": 10 * page, **body})
                 for page in range(10)
@@ -99,8 +104,12 @@ def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path):
         assert {item["source"] for item in guest["items"]} == {"popular"}
         taken = keys_of(guest)[0]
         event = {"user_id": "new one", "item_id": taken, "event_id": "e1"}
-        assert await post(http, "/v1/feedback", {"events": [event]}) == {"taken": 1, "known_already": 0}
-        assert await post(http, "/v1/feedback", {"events": [event]}) == {"taken": 0, "known_already": 1}
+        assert await post(http, "/v1/feedback", {"events": [event]}) == {
+            "taken": 1,
+            "known_already": 0,
+            "unknown": 0,
+        }
+        assert (await post(http, "/v1/feedback", {"events": [event]}))["known_already"] == 1
         known = await post(http, "/v1/recommend", {"user_id": "new one"})
         assert known["known_user"]
         assert taken not in keys_of(known)
@@ -386,6 +395,24 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(version, tmp_pat
         assert int((await http.get("/v1/about")).headers["retry-after"]) >= 1
 
     talk(make_service(version, tmp_path), work, limits)
+
+
+def test_tokens_cannot_be_tried_without_limit(version, tmp_path):
+    async def work(http):
+        wrong = {"authorization": "Bearer wrong"}
+        return [(await http.get("/v1/about", headers=wrong)).status_code for _ in range(4)]
+
+    limits = Limits(requests_per_second=0.5, burst=2, token="secret")
+    assert talk(make_service(version, tmp_path), work, limits) == [401, 401, 429, 429]
+
+
+def test_a_page_of_somebody_else_cannot_reach_the_server_by_a_name_of_its_own(version, tmp_path):
+    async def work(http):
+        hosts = ("localhost:8000", "LOCALHOST", "[::1]:8000", "evil.example:8000", "[::2]", "")
+        return [(await http.get("/v1/about", headers={"host": host})).status_code for host in hosts]
+
+    limits = Limits(hosts=("localhost", "[::1]"))
+    assert talk(make_service(version, tmp_path), work, limits) == [200, 200, 200, 421, 421, 421]
 
 
 json_values = st.recursive(

@@ -2,7 +2,9 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const random = () => crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
 const state = { user: null, offset: 0, asked: 0 };
+const seed = random(); // of a guest's lists, so that their pages fit each other
 // Kept while the tab is open, and never in an address, which is written down in many places.
 let token = sessionStorage.getItem("token") || "";
 let asking = null; // the promise of a token, while the page asks for one
@@ -77,6 +79,7 @@ function request(version) {
     offset: state.offset,
     diversity: Number($("diversity").value),
     explore: $("explore").checked,
+    explore_seed: state.user === null ? seed : "",
     version,
     filter,
   };
@@ -214,7 +217,7 @@ async function hide(item) {
 }
 
 function invent() {
-  state.user = "guest-" + crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
+  state.user = `guest-${random()}`;
   $("user").value = state.user;
 }
 
@@ -267,7 +270,7 @@ $("search-form").addEventListener("submit", guarded(async () => {
 $("add-form").addEventListener("submit", guarded(async () => {
   const title = $("new-title").value.trim();
   if (!title) return;
-  const item = { item_id: "new-" + crypto.getRandomValues(new Uint32Array(1))[0].toString(36), title };
+  const item = { item_id: `new-${random()}`, title };
   await call("v1/items", item);
   $("added").textContent = `${title} is in the catalogue now.`;
   $("new-title").value = "";
