@@ -216,6 +216,7 @@ def test_the_keyboard_stays_where_it_was_and_hears_what_happened(page):
 
 def test_the_second_dialog_and_a_list_that_was_made_anew_behind_it(page):
     page.locator("#list-a button", has_text="Why").first.click()
+    expect(page.locator("#similar li")).to_have_count(5)
     similar = titles(page, "#similar")
     page.locator("#similar button", has_text="Why").first.click()
     expect(page.locator("#about-title")).to_have_text(similar[0])

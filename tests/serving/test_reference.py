@@ -51,32 +51,31 @@ class Page(html.parser.HTMLParser):
             self.texts[tag][-1] += data
 
 
-def ask(service, *paths):
-    """The answers, without a socket."""
-
-    async def main():
-        app = make_app(service, Limits(), service.measures)
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            found = [await http.request(*path) for path in paths]
-        await service.close()
-        return found
-
-    return asyncio.run(main())
-
-
 @pytest.fixture
-def service(tmp_path):
-    return Service(SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(), Measures())
+def ask(tmp_path):
+    """A function that asks a server of its own, without a socket; `requests` are methods, paths and bodies."""
+
+    def answers(*requests, versions=()):
+        async def main():
+            service = Service(SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(), Measures())
+            for version in versions:
+                service.live.install(version)
+            transport = httpx.ASGITransport(app=make_app(service, Limits(), service.measures))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                found = [await http.request(method, path, json=body) for method, path, body in requests]
+            await service.close()
+            return found
+
+        return asyncio.run(main())
+
+    return answers
 
 
-@pytest.fixture
-def document(service):
-    return ask(service, ("GET", "/openapi.json"))[0].json()
+DOCUMENT, PAGE = (("GET", path, None) for path in ("/openapi.json", "/docs"))
 
 
-def test_all_that_the_document_says_is_on_the_page(service):
-    described, answer, again = ask(service, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/docs"))
+def test_all_that_the_document_says_is_on_the_page(ask):
+    described, answer, again = ask(DOCUMENT, PAGE, PAGE)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.content == again.content
@@ -104,7 +103,8 @@ def test_all_that_the_document_says_is_on_the_page(service):
     assert "user_id in the path required" in page.texts["dt"]
 
 
-def test_whatever_a_document_says_is_text(document):
+def test_whatever_a_document_says_is_text(ask):
+    info = ask(DOCUMENT)[0].json()["info"]
     bad = "<script>alert('1')</script>&lt;\"'"
     request = {
         "description": bad,
@@ -117,7 +117,7 @@ def test_whatever_a_document_says_is_text(document):
     types = {bad: {"description": bad, "properties": {bad: {"type": bad, "description": bad}}}}
     page = Page(
         reference_page(
-            {"info": document["info"], "paths": {bad: {bad: request}}, "components": {"schemas": types}}
+            {"info": info, "paths": {bad: {bad: request}}, "components": {"schemas": types}}
         ).decode()
     )
     assert page.texts["h2"][0] == f"{bad.upper()} {bad}"
@@ -126,11 +126,10 @@ def test_whatever_a_document_says_is_text(document):
     assert bad in page.texts["h3"]
 
 
-def test_what_the_page_says_to_send_is_answered(version, service, document):
-    service.live.install(version)
+def test_what_the_page_says_to_send_is_answered(ask, version):
     requests = []
-    for command in Page(reference_page(document).decode()).texts["pre"]:
-        program, quiet, *words = shlex.split(command.replace("VERSION", "v1"))
+    for command in Page(ask(PAGE)[0].text).texts["pre"]:
+        program, quiet, *words = shlex.split(command.replace("\\\n", "").replace("VERSION", "v1"))
         assert (program, quiet) == ("curl", "-s")
         method = "GET"
         if words[0] == "-X":
@@ -144,13 +143,6 @@ def test_what_the_page_says_to_send_is_answered(version, service, document):
         else:
             requests.append((method, path, None))
 
-    async def main():
-        app = make_app(service, Limits(), service.measures)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
-            for method, path, body in requests:
-                answer = await http.request(method, path, json=body)
-                assert answer.status_code in (200, 201), (method, path, answer.text)
-        await service.close()
-
-    asyncio.run(main())
+    for request, answer in zip(requests, ask(*requests, versions=[version]), strict=True):
+        assert answer.status_code in (200, 201), (request, answer.text)
     assert {method for method, _, _ in requests} == {"GET", "POST", "DELETE"}

@@ -280,6 +280,7 @@ $("previous").addEventListener("click", guarded(() => turn(Math.max(0, state.off
 $("next").addEventListener("click", guarded(() => turn(state.offset + (Number($("k").value) || 10))));
 $("about").addEventListener("close", () => {
   // The browser goes back to the button that opened it, unless the list has been made anew since.
-  if (document.activeElement === document.body) $("recommended").focus();
+  const focus = document.activeElement;
+  if (focus === document.body || $("about").contains(focus)) $("recommended").focus();
 });
 guarded(start)();
