@@ -1,8 +1,8 @@
 """Serves an exported model: `python -m jaxrec.serve --model=exports/mine --port=8000`.
 
 --model is a version, or a directory of versions, of which the newest answers; newer ones are taken into use as they
-come. The page at / is for trying it, /openapi.json describes the interface, /v2/health/ready and /metrics are for those
-who watch. docs/serving.md says the rest.
+come. The page at / is for trying it, /docs and /openapi.json describe the interface, /v2/health/ready and /metrics are
+for those who watch. docs/serving.md says the rest.
 
     python -m jaxrec.export --workdir=runs/quickstart --out=exports/quickstart --histories
     python -m jaxrec.serve --model=exports/quickstart
@@ -29,7 +29,7 @@ from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
 from jaxrec.serving.connections import bounded_connections
 from jaxrec.serving.engine import Engine
-from jaxrec.serving.exploration import EpsilonGreedy, exploration_of
+from jaxrec.serving.exploration import exploration_of
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.graph import GraphRules
 from jaxrec.serving.guard import Limits
@@ -64,7 +64,7 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     exploration = exploration_of(given.explore)
     options = ServiceOptions(
         deadline_ms=given.deadline_ms,
-        explore=exploration != EpsilonGreedy(epsilon=0.0),
+        explore=exploration is not None,
         shares=shares,
         shadow=given.shadow,
     )

@@ -51,7 +51,8 @@ class Asked:
     Attributes:
       reader: what the towers read: of the events those that the version knows.
       history: all events that the view knows, by its ids; new items too.
-      query: None = the tower was not asked, or not in time; `notes` say so.
+      query: None = the tower was not asked, or not in time.
+      notes: what was left out to be in time, in sentences; whoever leaves out more adds one.
     """
 
     live: Live
@@ -152,11 +153,15 @@ class Asking:
         for error in found:
             if isinstance(error, BaseException) and not isinstance(error, Expired):
                 raise error
-        return [
+        in_time = [
             (int(events.item_ids[at]), query)
             for at, query in zip(latest, found, strict=True)
             if isinstance(query, Query)
         ]
+        if len(in_time) < len(found):
+            self._measures.degraded("deadline")
+            asked.notes.append(f"The model was in time for {len(in_time)} of the latest {len(found)} events.")
+        return in_time
 
     async def _query(self, live: Live, reader: History, deadline: float) -> tuple[Query | None, list[str]]:
         """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""

@@ -27,6 +27,7 @@ from jaxrec.serving.schema import (
     AddItem,
     Answer,
     BundleRequest,
+    ExplainAnswer,
     ExplainRequest,
     FeedbackRequest,
     HideItem,
@@ -88,7 +89,8 @@ class Service:
         deadline = self.asking.deadline(request.deadline_ms)
         asked = await self.asking.ask(request.user_id, request.history, deadline, version=request.version)
         view, name = asked.view, asked.live.version.name
-        explores = self.options.explore if request.explore is None else request.explore
+        wants = self.options.explore if request.explore is None else request.explore
+        explores = wants and self.engine.exploration is not None
         # Who cannot be told from others gets draws of their own: else all would see the same, and never another.
         seed = request.explore_seed or (uuid.uuid4().hex if request.user_id is None else str(request.user_id))
         wanted = ListRequest(
@@ -181,9 +183,10 @@ class Service:
         items = self.engine.bundle(asked.view, wanted, request.diversity)
         return self._answer(asked.live, items, asked.query, asked.notes)
 
-    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+    async def explain(self, request: ExplainRequest) -> ExplainAnswer:
         """Why an item: what the score would be without each of the latest events."""
-        asked = await self._ask(request)
+        deadline = self.asking.deadline()
+        asked = await self.asking.ask(request.user_id, request.history, deadline, version=request.version)
         view = asked.view
         item = self._item(view, request.item_id)
         wanted = ListRequest(
@@ -193,12 +196,14 @@ class Service:
             trending=self._trends(view),
         )
         without = await self.asking.without_each(asked, EXPLAINED_EVENTS)
-        return {
-            "item_id": view.key_of(item),
-            "title": view.titles[item],
-            "reasons": self.engine.explain(view, wanted, item, without),
-            "model_version": asked.live.version.name,
-        }
+        return ExplainAnswer(
+            item_id=view.key_of(item),
+            title=view.titles[item],
+            reasons=self.engine.explain(view, wanted, item, without),
+            model_version=asked.live.version.name,
+            degraded=bool(asked.notes),
+            notes=asked.notes,
+        )
 
     async def feedback(self, request: FeedbackRequest) -> dict[str, int]:
         """Takes events; they are in the next answer of every process. Those of unknown items are counted and left out.
@@ -294,13 +299,14 @@ class Service:
             "formula": self.engine.formula.text,
             "categories": list(view.facts.categories),
             "example_users": live.version.known_users[:20],
+            "explores": self.engine.exploration is not None,
         }
 
     def _left_out(self, asked: Asked, exclude: np.ndarray) -> np.ndarray:
         seen = asked.history if asked.live.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
         return np.concatenate([seen, exclude])
 
-    async def _ask(self, request: RankRequest | BundleRequest | ExplainRequest) -> Asked:
+    async def _ask(self, request: RankRequest | BundleRequest) -> Asked:
         return await self.asking.ask(request.user_id, request.history, self.asking.deadline())
 
     def _trends(self, view: View) -> dict[int, int]:

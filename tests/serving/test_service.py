@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import urllib.parse
 
 import httpx
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from jaxrec.export.bundle import _Compiled
 from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, sized_program
 from jaxrec.serving.app import make_app
-from jaxrec.serving.batcher import Closed
+from jaxrec.serving.batcher import Closed, Expired
 from jaxrec.serving.candidates import COLUMNS, Sources
 from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
@@ -137,6 +138,48 @@ def test_what_is_remembered_is_explained_as_what_is_given(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
+def test_an_explanation_is_that_of_the_version_that_is_asked(version, tmp_path):
+    service = make_service(None, tmp_path)
+    for name in ("old", "new"):
+        service.live.install(renamed(version, name))
+
+    async def work(http):
+        body = {"history": [1, 2, 3], "item_id": 6}
+        for asked, answers in (({}, "new"), ({"version": "old"}, "old"), ({"version": "new"}, "new")):
+            why = await post(http, "/v1/explain", body | asked)
+            assert (why["model_version"], why["degraded"], why["notes"]) == (answers, False, [])
+        error = await post(http, "/v1/explain", body | {"version": "none"}, status=404)
+        assert "version 'none' is not loaded" in error["error"]
+        batcher = service.live.named("old").batcher
+        submit, asked = batcher.submit, itertools.count()
+
+        async def late(history, *, deadline):
+            if next(asked) > 1:
+                raise Expired("too late")
+            return await submit(history, deadline=deadline)
+
+        batcher.submit = late
+        why = await post(http, "/v1/explain", body | {"version": "old"})
+        assert why["degraded"] and why["notes"] == ["The model was in time for 1 of the latest 3 events."]
+        why = await post(http, "/v1/explain", body | {"version": "old"})
+        assert why["degraded"] and why["notes"] == ["The model was not in time; popular items are listed."]
+        assert 'jaxrec_degraded_total{why="deadline"} 2.0' in (await http.get("/metrics")).text
+
+    talk(service, work)
+
+
+def test_a_server_says_whether_it_explores(version, tmp_path):
+    async def work(http):
+        explores = (await http.get("/v1/about")).json()["explores"]
+        body = {"history": [1, 2], "explore": True}
+        shown = (await post(http, "/v1/recommend", body))["items"]
+        assert all((item["propensity"] is not None) == explores for item in shown)
+        return explores
+
+    assert not talk(make_service(version, tmp_path), work)
+    assert talk(make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.1))), work)
+
+
 def test_users_of_the_training_data_are_known(version, tmp_path):
     async def work(http):
         about = (await http.get("/v1/about")).json()
@@ -146,6 +189,26 @@ def test_users_of_the_training_data_are_known(version, tmp_path):
         assert len(history) == 32 and found["known_user"]
         assert not {event["item_id"] for event in history} & set(keys_of(found))
         assert "Comedy" in about["categories"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_a_user_whose_id_has_a_slash_is_read_and_forgotten(version, tmp_path):
+    async def work(http):
+        for user in ("a/b", "a", "/", "a/b/", "..%2f?#"):
+            await post(http, "/v1/feedback", {"events": [{"user_id": user, "item_id": 1}]})
+            path = f"/v1/users/{urllib.parse.quote(user, safe='')}"
+            found = (await http.get(path)).json()
+            assert (found["user_id"], len(found["history"])) == (user, 1)
+            assert (await http.delete(path)).json() == {"erased": 1}
+            assert (await http.get(path)).json()["history"] == []
+        for nobody in ("", "%00", "a" * 201):
+            assert (await http.get(f"/v1/users/{nobody}")).status_code == 422
+        described = (await http.get("/openapi.json")).json()["paths"]
+        assert [path for path in described if "users" in path] == ["/v1/users/{user_id}"]
+        assert set(described["/v1/users/{user_id}"]) == {"get", "delete"}
+        metrics = (await http.get("/metrics")).text
+        assert 'jaxrec_requests_total{route="/v1/users/{user_id}",status="200"} 15.0' in metrics
 
     talk(make_service(version, tmp_path), work)
 
@@ -297,6 +360,12 @@ def test_limits_come_before_parsing(version, tmp_path):
             answer = await http.get("/v1/about", headers=headers)
             assert answer.status_code == 401
             assert "secret" not in answer.text
+        for path in ("/", "/docs", "/page/page.js", "/page/page.css"):
+            assert (await http.get(path)).status_code == 200, "it is the page that asks for the token"
+        for path in ("/page", "/docs/", "/metrics", "/openapi.json", "/v1/users/page/"):
+            assert (await http.get(path)).status_code == 401
+        for path in ("/page/../v1/about", "/page/%2e%2e/v1/about", "/page//v1/about"):
+            assert (await http.get(path)).status_code in (401, 404)
         http.headers["authorization"] = "Bearer secret"
         page = await http.get("/")
         assert page.status_code == 200
