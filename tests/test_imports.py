@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": {"config"} | CONFIG_MAY,
     "tuning": {"config"} | CONFIG_MAY,
     "runs": {"config"} | CONFIG_MAY,
-    "export": {"config", "runs"} | CONFIG_MAY,
+    "export": {"config", "runs", "compression"} | CONFIG_MAY,
     "compression": {"config", "runs"} | CONFIG_MAY,
     "updating": {"config", "runs", "export", "serving"} | CONFIG_MAY,
 } | {

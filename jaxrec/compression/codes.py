@@ -99,7 +99,7 @@ class Plain(Code):
         """
         array = np.asarray(array)
         with np.errstate(over="ignore"):
-            narrow = array.astype(stored or array.dtype)
+            narrow = array.astype(stored or array.dtype, copy=False)
         whole = np.issubdtype(array.dtype, np.integer)
         fits = (
             np.array_equal(narrow, array) if whole else np.isfinite(narrow).all() >= np.isfinite(array).all()

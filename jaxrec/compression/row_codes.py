@@ -66,8 +66,9 @@ def pack_nibbles(numbers: Int[np.ndarray, "R D"]) -> UInt8[np.ndarray, "R P"]:
 
 def unpack_nibbles(packed: UInt8[Array, "R P"], width: int) -> Int[Array, "R D"]:
     """Inverse of `pack_nibbles`."""
-    halves = jnp.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)[:, :width]
-    return (halves.astype(jnp.int8) ^ 8) - 8  # the fourth bit is the sign's
+    halves = jnp.concatenate([(packed & 15)[:, :, None], (packed >> 4)[:, :, None]], axis=2)
+    numbers = halves.reshape(packed.shape[0], -1)[:, :width].astype(jnp.int32)
+    return jnp.where(numbers > 7, numbers - 16, numbers)  # the fourth bit is the sign's
 
 
 def packed_width(width: int) -> int:

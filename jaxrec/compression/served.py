@@ -20,8 +20,10 @@ from jaxrec.compression.parameters import (
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.user_ranking import UserRanker, UserRanks
-from jaxrec.runs import Run
+from jaxrec.runs import Run, run_of_state
 from jaxrec.training.inference import Inference
+from jaxrec.training.setup import Setup
+from jaxrec.training.state import TrainState
 
 LIST_LENGTH = 10
 
@@ -48,6 +50,19 @@ def compressed_run(model: CompressedModel, dataset: PreparedDataset, mesh: jax.s
     Raises:
       ValueError: the data are not those that it was trained on, or its codes are not what its config asks for.
     """
+    setup, state = compressed_state(model, dataset, mesh)
+    with jax.set_mesh(mesh):
+        run = run_of_state(model.config, dataset, setup, state, model.step)
+        if not model.num_candidates:
+            return run
+        coarse = state_of(setup, _decoded(model) | _decoded(model, SCAN), model.step)
+        return RescoredRun(scan=Inference(setup, coarse), num_candidates=model.num_candidates, **vars(run))
+
+
+def compressed_state(
+    model: CompressedModel, dataset: PreparedDataset, mesh: jax.sharding.Mesh
+) -> tuple[Setup, TrainState]:
+    """What the codes stand for, those that score; raises as `compressed_run` does."""
     check_compressible(model.config)
     if dataset.metadata.fingerprint != model.fingerprint:
         raise ValueError(
@@ -56,35 +71,31 @@ def compressed_run(model: CompressedModel, dataset: PreparedDataset, mesh: jax.s
         )
     with jax.set_mesh(mesh):
         setup = serving_setup(model.config, dataset, mesh)
-        wanted = abstract_parameters(setup)
-        scanned = {
-            name.removeprefix(SCAN): code for name, code in model.codes.items() if name.startswith(SCAN)
-        }
-        codes = {name: code for name, code in model.codes.items() if not name.startswith(SCAN)}
-        shapes = {name: code.shape for name, code in codes.items()}
-        others = {name: code.shape for name, code in scanned.items()}
-        if shapes != wanted or any(wanted.get(name) != shape for name, shape in others.items()):
-            name = next(
-                n for n in sorted(wanted.keys() | shapes) if wanted.get(n) != (shapes | others).get(n)
-            )
-            raise ValueError(
-                f"{name} has the shape {(shapes | others).get(name)}, and the config asks for {wanted.get(name)}; "
-                "compress the run again."
-            )
-        arrays = {name: code.decode() for name, code in codes.items()}
-        run = Run(
-            config=model.config,
-            dataset=dataset,
-            setup=setup,
-            inference=Inference(setup, state_of(setup, arrays, model.step)),
-            step=model.step,
-            history=(),
+        _check_shapes(model, setup)
+        return setup, state_of(setup, _decoded(model), model.step)
+
+
+def _check_shapes(model: CompressedModel, setup: Setup) -> None:
+    wanted = abstract_parameters(setup)
+    shapes = {name: code.shape for name, code in model.codes.items() if not name.startswith(SCAN)}
+    others = {
+        name.removeprefix(SCAN): code.shape for name, code in model.codes.items() if name.startswith(SCAN)
+    }
+    if shapes != wanted or any(wanted.get(name) != shape for name, shape in others.items()):
+        name = next(n for n in sorted(wanted.keys() | shapes) if wanted.get(n) != (shapes | others).get(n))
+        raise ValueError(
+            f"{name} has the shape {(shapes | others).get(name)}, and the config asks for {wanted.get(name)}; "
+            "compress the run again."
         )
-        if not model.num_candidates:
-            return run
-        arrays |= {name: code.decode() for name, code in scanned.items()}
-        scan = Inference(setup, state_of(setup, arrays, model.step))
-        return RescoredRun(scan=scan, num_candidates=model.num_candidates, **vars(run))
+
+
+def _decoded(model: CompressedModel, prefix: str = "") -> dict[str, jax.Array]:
+    """By the names of `parameters`: the codes that score, or with `SCAN` those that choose candidates."""
+    return {
+        name.removeprefix(prefix): code.decode()
+        for name, code in model.codes.items()
+        if name.startswith(SCAN) == bool(prefix)
+    }
 
 
 def rank_users(run: Run, split: str) -> UserRanks:

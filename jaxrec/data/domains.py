@@ -69,6 +69,11 @@ class Domains(OwnSource):
         return tuple(self.paths)
 
     @property
+    def places(self) -> Mapping[str, str]:
+        """The domains' directories."""
+        return self.paths
+
+    @property
     def columns(self) -> ColumnMap:
         """What the joined columns mean.
 

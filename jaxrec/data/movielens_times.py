@@ -1,7 +1,7 @@
 """MovieLens-1M in the order of the SASRec file, with the times that are known or estimated, and its films."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +22,11 @@ class TimedFilms(OwnSource):
     """
 
     directory: str
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The two directories."""
+        return {name: str(Path(self.directory) / name) for name in ("ml-1m", "ml-1m-sasrec")}
 
     @property
     def columns(self) -> ColumnMap:

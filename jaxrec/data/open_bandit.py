@@ -6,7 +6,7 @@ name.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,6 +38,11 @@ class OpenBandit(OwnSource):
     def name(self) -> str:
         """The data set's own."""
         return "open-bandit"
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The one directory."""
+        return {self.name: self.directory}
 
     @property
     def columns(self) -> ColumnMap:

@@ -5,7 +5,7 @@ after that (checks, quarantine, vocabularies, split) is prepare's.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,11 @@ class OwnSource:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of items that are never told from each other; their ids are `kind:id`. () = all are of one kind."""
         return ()
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """What it reads, as `data.path` would say it, by a name for each; {} = nothing that has a path."""
+        return {}
 
     def event_batches(self) -> Iterator[pa.RecordBatch]:
         """The events in their own order, the same at every call."""

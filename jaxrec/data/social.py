@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,6 +76,11 @@ class Social(OwnSource):
     def name(self) -> str:
         """That of the events."""
         return self._events.name
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The events'; the edges lie beside them."""
+        return {"events": self.path}
 
     @property
     def columns(self) -> ColumnMap:

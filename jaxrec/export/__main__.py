@@ -7,6 +7,7 @@ Each artifact is loaded back in a process of its own and compared with JAX befor
 
     python -m jaxrec.export --workdir=runs/mine --out=exports/mine --version=2026-11-27 --k=200
     python -m jaxrec.export --workdir=runs/mine --out=exports/mine --onnx --dtype=bfloat16
+    python -m jaxrec.export --workdir=runs/mine --out=exports/mine --compressed=runs/mine/compressed/int8
 
 A workdir with stages stands for that of its last one. docs/export.md says what each file is and how it is read.
 """
@@ -25,6 +26,7 @@ from jaxrec.core.log import start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import mesh_shape, positive
 from jaxrec.export.candidates import METHODS
+from jaxrec.export.compressed import export_compressed
 from jaxrec.export.exporter import Export, ExportOptions, export_run
 from jaxrec.export.manifest import check_name
 from jaxrec.export.weights import DTYPES
@@ -46,21 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
         candidates=tuple(given.candidates),
         index=given.index,
     )
+
+    def say(text: str) -> None:
+        seconds = f"[{time.perf_counter() - started:4.0f} s]"
+        console.print(f"{seconds} {text}", markup=False, highlight=False, soft_wrap=True)
+
     try:
         check_libraries(given)
         initialize_platform()
-        export = export_run(
-            run_directory(given.workdir),
-            given.out,
-            options,
-            mesh_shape=given.mesh_shape,
-            say=lambda text: console.print(
-                f"[{time.perf_counter() - started:4.0f} s] {text}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            ),
-        )
+        workdir, how = run_directory(given.workdir), {"mesh_shape": given.mesh_shape, "say": say}
+        if given.compressed is None:
+            export = export_run(workdir, given.out, options, **how)
+        else:
+            export = export_compressed(workdir, given.compressed, given.out, options, **how)
     except (ValueError, OSError, NotImplementedError) as error:
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -120,6 +120,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), default="float32", help="of the stored weights (default float32)"
+    )
+    parser.add_argument(
+        "--compressed",
+        metavar="DIR",
+        type=Path,
+        help="a model that jaxrec.compress has made of the run, in its stead: OUT/METHOD there",
     )
     parser.add_argument(
         "--no-saved-model",

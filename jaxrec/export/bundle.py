@@ -7,13 +7,10 @@ B = users, L = events of a history, D = item dim.
 
 import dataclasses
 import functools
-import hashlib
 import math
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -21,6 +18,7 @@ import safetensors
 from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
+from jaxrec.export.compiled import Compiled, Program
 from jaxrec.export.events import Event, UserEvents
 from jaxrec.export.layout import (
     CONFIG_FILE,
@@ -36,8 +34,6 @@ from jaxrec.export.manifest import Manifest
 if TYPE_CHECKING:
     from jaxrec.data.text import WordPieces
 
-Arrays = Mapping[str, np.ndarray]
-
 PIECE_ENTRIES = 1 << 18  # of an array, read at once
 
 
@@ -48,58 +44,6 @@ class Recommendation:
     item_id: Key
     title: str
     score: float
-
-
-class Program:
-    """A program with its weights on the device: arrays by name in, arrays by name out; made by `Bundle.program`."""
-
-    def __init__(
-        self,
-        compiled: "_Compiled",
-        weights: Mapping[str, jax.Array],
-        sized: Mapping[tuple[int, ...], "_Compiled"] = MappingProxyType({}),
-    ):
-        self._compiled, self._weights, self._sized = compiled, weights, sized
-
-    def __call__(self, inputs: Arrays) -> dict[str, jax.Array]:
-        """Compiles where inputs of these shapes are new."""
-        return self._of(inputs).call(self._weights, dict(inputs))
-
-    def warm_up(self, inputs: Arrays) -> None:
-        """Compiles for inputs of these shapes and runs once, unless it has, for this bundle or for another one."""
-        compiled = self._of(inputs)
-        shapes = tuple((name, array.shape, str(array.dtype)) for name, array in sorted(inputs.items()))
-        if shapes not in compiled.shapes:
-            jax.block_until_ready(self(inputs))
-            compiled.shapes.add(shapes)
-
-    def _of(self, inputs: Arrays) -> "_Compiled":
-        """The program of just this size, where there is one."""
-        if not self._sized:
-            return self._compiled
-        candidates = inputs["candidate_ids"].shape[1:] if "candidate_ids" in inputs else ()
-        return self._sized.get((*inputs["item_ids"].shape, *candidates), self._compiled)
-
-
-class _Compiled:
-    """A program that is compiled for each size once, however many bundles hold it: weights are its arguments.
-
-    A server that takes a version of the same model into use has nothing to compile.
-    """
-
-    by_digest: ClassVar[weakref.WeakValueDictionary[bytes, "_Compiled"]] = weakref.WeakValueDictionary()
-
-    def __init__(self, program: bytes):
-        self.call = jax.jit(jax.export.deserialize(bytearray(program)).call)
-        self.shapes: set[tuple] = set()
-
-    @classmethod
-    def of(cls, program: bytes) -> "_Compiled":
-        digest = hashlib.sha256(program).digest()
-        found = cls.by_digest.get(digest)
-        if found is None:
-            found = cls.by_digest[digest] = cls(program)
-        return found
 
 
 class Bundle:
@@ -146,15 +90,19 @@ class Bundle:
         """By name, as stored."""
         return dict(entry for name in WEIGHT_FILES for entry in _arrays(self.directory / name))
 
-    @property
+    @functools.cached_property
     def item_vectors(self) -> Float[np.ndarray, "n_plus_1 d"]:
         """v(y) by item id; row 0 is padding."""
-        return np.asarray(self.weights["items/vectors"], np.float32)
+        if "items/vectors" in self.weights:
+            return np.asarray(self.weights["items/vectors"], np.float32)
+        # Of a compressed model codes are stored: the program knows what they mean.
+        item_ids = np.arange(self.facts["num_items"] + 1, dtype=np.int32)
+        return np.asarray(self._item_tower({"item_ids": item_ids})["vectors"])
 
     @property
     def item_bias(self) -> Float[np.ndarray, " n_plus_1"]:
         """b_y by item id."""
-        return self.weights["items/bias"]
+        return np.asarray(self.weights["items/bias"], np.float32)
 
     @functools.cached_property
     def metrics(self) -> str:
@@ -182,10 +130,10 @@ class Bundle:
             for size, file in files.items()
             if f"{STABLEHLO}/{file}" in self.manifest.files and jax.default_backend() == SIZED_PLATFORM
         }
-        return Program(self._compiled(name), weights, sized)
+        return Program(functools.partial(self._compiled, name), weights, sized)
 
-    def _compiled(self, file: str) -> "_Compiled":
-        return _Compiled.of((self.directory / STABLEHLO / file).read_bytes())
+    def _compiled(self, file: str) -> Compiled:
+        return Compiled.of((self.directory / STABLEHLO / file).read_bytes())
 
     def recommend(
         self,

@@ -103,7 +103,13 @@ def read_histories(directory: Path) -> pa.Table:
     path = directory / HISTORIES_FILE
     if path.is_file():
         return pq.read_table(path)
-    return pa.table({"user_id": [], "item_ids": [], "seconds": []})
+    return pa.schema(
+        [
+            ("user_id", pa.string()),
+            ("item_ids", pa.list_(pa.string())),
+            ("seconds", pa.list_(pa.int64())),
+        ]
+    ).empty_table()
 
 
 def write_catalogue(table: pa.Table, directory: Path) -> None:

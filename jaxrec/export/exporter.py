@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,29 +24,22 @@ from jaxrec.evaluation.behaviours import learned_behaviours
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
+from jaxrec.export.artifacts import Artifacts, Say, expected_results
 from jaxrec.export.candidates import write_candidates
-from jaxrec.export.catalogue import (
-    USERS_FILE,
-    Catalogue,
-    read_users,
-    write_catalogue,
-    write_histories,
-    write_users,
-)
-from jaxrec.export.check import Check, compare, difference, run_apart
+from jaxrec.export.catalogue import write_catalogue, write_histories, write_users
+from jaxrec.export.check import Check, compare, difference
 from jaxrec.export.directory import new_version
 from jaxrec.export.histories import histories_of, label_facts
 from jaxrec.export.item_index import ItemIndex
+from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest, file_entries
-from jaxrec.export.model_card import data_licence, model_card
-from jaxrec.export.programs import ProgramSpec, programs_of, used_weights
-from jaxrec.export.requests import requests_of, sized_request, spread_users, warm_up_requests
-from jaxrec.export.served_model import BIAS, VECTORS, ServedModel
+from jaxrec.export.model_card import model_card
+from jaxrec.export.programs import ProgramSpec, programs_of, used_arrays
+from jaxrec.export.requests import requests_of, spread_users
+from jaxrec.export.served_model import BIAS, VECTORS, ServedModel, Weights
 from jaxrec.export.weights import HostWeights, gather_weights, served_model, stored
 from jaxrec.runs import Run, load_state, run_of_state
 from jaxrec.training.state import TrainState
-
-Say = Callable[[str], None]
 
 CHECKED_USERS = 32
 # What accelerators round in a product is no difference between artifacts.
@@ -64,7 +57,7 @@ class ExportOptions:
       dtype: of the stored weights.
       saved_model: write TensorFlow's SavedModel; jaxrec.serve does not read it.
       onnx: write ONNX too.
-      data_licence: of the data, for the card; "" = what is known of them.
+      data_licence: of the data, for the card; "" = what is known of it.
       histories: write the users' latest events too, for a server that starts with them; personal data.
       candidates: other methods whose candidates a server may add; see `candidates.METHODS`.
       index: write an approximate index of the items.
@@ -102,17 +95,21 @@ def export_run(
     options: ExportOptions,
     *,
     mesh_shape: tuple[int, int] | None = None,
+    measured: Mapping[str, Any] = MappingProxyType({}),
     histories: PreparedDataset | None = None,
     say: Say = lambda text: None,
 ) -> Export:
-    """Exports the run in `workdir` as a new version in `out`; see `export_state`."""
+    """Exports the run in `workdir` as a new version in `out`; see `export_state`.
+
+    Args:
+      measured: of the run, beside what its evaluation says.
+    """
     say(f"loading {workdir}")
     config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
     with jax.set_mesh(setup.mesh):
         run = run_of_state(config, dataset, setup, state, int(state.step))
-    return export_state(
-        run, state, out, options, evaluation=_evaluation(workdir), histories=histories, say=say
-    )
+    metrics = {**_evaluation(workdir), **measured}
+    return export_state(run, state, out, options, metrics=metrics, histories=histories, say=say)
 
 
 def export_state(
@@ -121,14 +118,15 @@ def export_state(
     out: Path,
     options: ExportOptions,
     *,
-    evaluation: Mapping[str, Any] = MappingProxyType({}),
+    metrics: Mapping[str, Any] = MappingProxyType({}),
     histories: PreparedDataset | None = None,
     say: Say = lambda text: None,
 ) -> Export:
     """Exports a state of a run as a new version in `out`.
 
     Args:
-      evaluation: what `evaluation.json` holds; {} = the run was not evaluated.
+      metrics: what `evaluation.json` holds, and `update`, the paired test that a version was promoted by; {} = nothing
+        was measured.
       histories: whose events `options.histories` means, where a server has the later ones; None = the run's own.
 
     Raises:
@@ -137,58 +135,83 @@ def export_state(
     """
     if jax.process_count() > 1:
         raise ValueError(f"an export runs in one process, and this one is of {jax.process_count()}.")
+    with jax.set_mesh(run.mesh), EXACT():
+        weights = stored(gather_weights(run.setup, state, run.dataset), options.dtype)
+    return export_weights(run, weights, out, options, metrics=metrics, histories=histories, say=say)
+
+
+def export_weights(
+    run: Run,
+    weights: Weights,
+    out: Path,
+    options: ExportOptions,
+    *,
+    compression: str = "",
+    metrics: Mapping[str, Any],
+    histories: PreparedDataset | None = None,
+    say: Say,
+) -> Export:
+    """Exports a run whose weights are these; see `export_state`.
+
+    Args:
+      compression: the method that made codes of the weights; "" = none has.
+    """
     dataset, created = run.dataset, datetime.datetime.now(datetime.UTC)
     version = options.version or f"{created:%Y%m%dT%H%M%SZ}-step{run.step}"
     with new_version(out, version) as place:
-        with jax.set_mesh(run.mesh), EXACT():
-            weights = stored(gather_weights(run.setup, state, dataset), options.dtype)
         model = served_model(run.setup, dataset, run.config.data.history_length)
         programs = programs_of(model, weights, options.k)
-        weights = used_weights(programs, weights)
+        arrays = used_arrays(programs, weights)
         say(f"writing {', '.join(programs)}")
-        write_data(place, run, model, weights, evaluation)
+        write_data(place, run, model, arrays, metrics)
         if options.histories:
             reads = bool(model.outputs.read_behaviours)
             write_histories(histories_of(histories or dataset, model.max_events, labels=reads), place)
         if options.candidates:
             say(f"fitting {', '.join(options.candidates)}")
             write_candidates(dataset, options.candidates, place)
-        facts = _facts(run, model, options, created)
-        # A server's log goes on with these data.
-        facts["event_labels"] = label_facts(histories or dataset)
-        manifest = Manifest(
-            version=version,
-            facts=facts,
-            programs={name: _signature(program) for name, program in programs.items()},
-            checks=[],
-            files={},
-        )
-        manifest.write(place)  # as far as it is known: the checks read it
         users = spread_users(dataset, CHECKED_USERS)
         requests = requests_of(programs, model, dataset, users)
+        facts = _facts(run, model, options, created) | {"compression": compression}
+        facts["event_labels"] = label_facts(histories or dataset)  # a server's log goes on with these data
         with EXACT():
-            expected = expected_results(programs, weights, requests)
+            expected = expected_results(programs, arrays, requests)
             if options.index:
                 say("indexing the items")
                 facts["index"] = write_index(weights, expected[layout.USER_TOWER]["query"], place)
             say("comparing with the run's own recommendations")
             agreement = compare_with_run(run, users, expected["recommend"], options.dtype)
-        checks = _write_and_check(place, programs, weights, requests, expected, options, facts, say)
-        card = model_card(
-            manifest.facts, evaluation, checks, data_licence(options.data_licence, run.config.data.path)
+        signatures = {name: _signature(program) for name, program in programs.items()}
+        manifest = Manifest(version=version, facts=facts, programs=signatures, checks=[], files={})
+        manifest.write(place)  # as far as it is known: the checks read it
+        artifacts = Artifacts(
+            place=place,
+            programs=programs,
+            weights=arrays,
+            facts=facts,
+            requests=requests,
+            expected=expected,
         )
-        (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
+        checks = artifacts.write(saved_model=options.saved_model, onnx=options.onnx, say=say)
         say("writing the manifest")
-        manifest = dataclasses.replace(
-            manifest, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
-        )
-        manifest.write(place)
-        Manifest.read(place).verify(place)
+        manifest = _finish(place, manifest, metrics, checks)
     return Export(directory=out / version, manifest=manifest, checks=checks, agreement=agreement)
 
 
+def _finish(place: Path, manifest: Manifest, metrics: Mapping[str, Any], checks: Sequence[Check]) -> Manifest:
+    """The card, and the manifest that lists every file."""
+    card = model_card(manifest.facts, metrics, checks)
+    (place / layout.CARD_FILE).write_text(card, encoding="utf-8")
+    whole = dataclasses.replace(
+        manifest, checks=[dataclasses.asdict(check) for check in checks], files=file_entries(place)
+    )
+    whole.write(place)
+    Manifest.read(place).verify(place)
+    return whole
+
+
 def write_data(
-    place: Path, run: Run, model: ServedModel, weights: HostWeights, evaluation: Mapping[str, Any]
+    place: Path, run: Run, model: ServedModel, weights: HostWeights, metrics: Mapping[str, Any]
 ) -> None:
     """Everything that is no program: weights, vocabularies, titles, tokenizer, config, metrics."""
     dataset = run.dataset
@@ -212,13 +235,13 @@ def write_data(
             if (dataset.directory / name).is_file():
                 shutil.copyfile(dataset.directory / name, place / name)
     (place / layout.CONFIG_FILE).write_text(to_json(run.config), encoding="utf-8")
-    metrics = json.dumps(dict(evaluation), indent=1, ensure_ascii=False) + "\n"
-    (place / layout.METRICS_FILE).write_text(metrics, encoding="utf-8")
+    text = json.dumps(dict(metrics), indent=1, ensure_ascii=False) + "\n"
+    (place / layout.METRICS_FILE).write_text(text, encoding="utf-8")
 
 
-def write_index(weights: HostWeights, queries: Float32[np.ndarray, "q d"], place: Path) -> dict[str, float]:
+def write_index(weights: Weights, queries: Float32[np.ndarray, "q d"], place: Path) -> dict[str, float]:
     """The approximate index; returns what a server needs to know of it."""
-    vectors, bias = (np.asarray(weights[name], np.float32) for name in (VECTORS, BIAS))
+    vectors, bias = (np.asarray(weights[name].decode()) for name in (VECTORS, BIAS))
     index, recall = ItemIndex.build(vectors, bias, queries)
     index.write(place)
     return {"num_probes": index.num_probes, "recall": recall}
@@ -250,70 +273,6 @@ def compare_with_run(
     return difference(ranks.top_scores, ours["top_scores"]), same
 
 
-def _write_and_check(
-    place: Path,
-    programs: Mapping[str, ProgramSpec],
-    weights: HostWeights,
-    requests: Mapping[str, Mapping[str, np.ndarray]],
-    expected: Mapping[str, Mapping[str, np.ndarray]],
-    options: ExportOptions,
-    facts: Mapping[str, Any],
-    say: Say,
-) -> list[Check]:
-    """The artifacts, each compared with JAX once it is there; programs of a server's sizes, too."""
-    say("StableHLO")
-    (place / layout.STABLEHLO).mkdir()
-    for name, program in programs.items():
-        (place / layout.STABLEHLO / name).write_bytes(program.stablehlo())
-    sized, wanted = {}, {}
-    for name in filter(programs.__contains__, layout.SIZED_PROGRAMS):
-        for size in layout.known_sizes(name, facts):
-            file = layout.sized_program(name, *size)
-            numbers = dict(zip("blc", size, strict=False))
-            (place / layout.STABLEHLO / file).write_bytes(
-                programs[name].stablehlo([layout.SIZED_PLATFORM], **numbers)
-            )
-        # The last stands for all sizes, which differ in numbers alone: to compile takes its time.
-        sized[file], wanted[file] = sized_request(requests[name], expected[name], size)
-    found = run_apart("run_stablehlo.py", place, {**requests, **sized})
-    checks = compare("StableHLO", {**expected, **wanted}, found)
-
-    if options.saved_model:
-        say("TensorFlow SavedModel")
-        from jaxrec.export.saved_model import from_own_ids, to_own_ids, write_saved_model
-
-        catalogue = Catalogue.read(place)
-        users = read_users(place) if (place / USERS_FILE).exists() else None
-        own = {name: to_own_ids(inputs, catalogue, users) for name, inputs in requests.items()}
-        write_saved_model(
-            programs, weights, catalogue, users, place / layout.SAVED_MODEL, warm_up_requests(own)
-        )
-        named = {name: from_own_ids(outputs, catalogue) for name, outputs in expected.items()}
-        checks += compare("SavedModel", named, run_apart("run_saved_model.py", place, own))
-
-    if options.onnx:
-        say("ONNX")
-        from jaxrec.export.onnx_graph import write_onnx
-
-        write_onnx(programs, weights, place / layout.ONNX, __version__)
-        checks += compare("ONNX", expected, run_apart("run_onnx.py", place, requests))
-    return checks
-
-
-def expected_results(
-    programs: Mapping[str, ProgramSpec],
-    weights: HostWeights,
-    requests: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, dict[str, np.ndarray]]:
-    """What JAX answers."""
-    found = {}
-    for name, program in programs.items():
-        read = {key: weights[key] for key in program.weights}
-        outputs = jax.jit(program.function)(read, dict(requests[name]))
-        found[name] = {key: np.asarray(value) for key, value in outputs.items()}
-    return found
-
-
 def _facts(
     run: Run, model: ServedModel, options: ExportOptions, created: datetime.datetime
 ) -> dict[str, Any]:
@@ -325,7 +284,8 @@ def _facts(
         "data": {
             name: getattr(metadata, name)
             for name in ("name", "num_users", "num_items", "num_events", "split", "fingerprint")
-        },
+        }
+        | {"licence": options.data_licence or licence_of(run.config.data)},
         "libraries": {"jaxrec": __version__, **_versions()},
         "dtype": options.dtype,
         "k": min(options.k, metadata.num_items),

@@ -8,38 +8,32 @@ from typing import Any
 
 from jaxrec.export.check import Check
 
-EMBEDDED_LICENCE = (
-    "MovieLens latest-small (F. M. Harper and J. A. Konstan, ACM TiiS 2015): research and non-commercial use only, by "
-    "the terms that lie beside the data in the package."
-)
 UNKNOWN_LICENCE = (
     "Not stated. Whoever uses the model must know it: export again with --data-licence=TEXT to say it here."
 )
 METRICS = ("hr@10", "ndcg@10", "mrr@10")
 
 
-def model_card(
-    facts: Mapping[str, Any], evaluation: Mapping[str, Any], checks: Sequence[Check], licence: str
-) -> str:
+def model_card(facts: Mapping[str, Any], metrics: Mapping[str, Any], checks: Sequence[Check]) -> str:
     """The card in Markdown.
 
     Args:
       facts: of the manifest.
-      evaluation: what `evaluation.json` of the run holds; {} = it was not evaluated.
+      metrics: what `metrics.json` holds; {} = nothing was measured.
     """
     data, run = facts["data"], facts["run"]
     sections = {
         "What it is": (
             f"A two-tower recommender, run `{run['name']}` at step {run['step']}, tasks: {', '.join(run['tasks'])}. It "
             f"reads the latest {facts['max_events']} events of a user and ranks {facts['num_items']:,} items. "
-            f"Weights are stored in {facts['dtype']} and computed with in float32."
+            f"Weights are stored {_storage(facts)} and computed with in float32."
         ),
         "Data": (
             f"`{data['name']}`: {data['num_users']:,} users, {data['num_items']:,} items, {data['num_events']:,} "
             f"events; split: {data['split']}; fingerprint `{data['fingerprint'] or 'none'}`."
         ),
-        "Licence of the data": licence,
-        "Quality": _quality(evaluation, run["step"]),
+        "Licence of the data": data["licence"] or UNKNOWN_LICENCE,
+        "Quality": _quality(metrics, run["step"]),
         "Limits": _limits(facts),
         "Checked": _checked(checks),
         "Files": (
@@ -53,14 +47,62 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def data_licence(given: str, data_path: str) -> str:
-    """What the card says of the data's licence; empty = what is known of them."""
-    return given or (UNKNOWN_LICENCE if data_path else EMBEDDED_LICENCE)
+def _quality(metrics: Mapping[str, Any], step: int) -> str:
+    parts = []
+    if "metrics" in metrics:
+        parts.append(_evaluated(metrics, step))
+    if "compression" in metrics:
+        parts.append(_compressed(metrics["compression"]))
+    if "update" in metrics:
+        parts.append(_updated(metrics["update"]))
+    return "\n\n".join(parts) or (
+        "Not evaluated. Run `python -m jaxrec.evaluate --workdir=DIR` and export again."
+    )
 
 
-def _quality(evaluation: Mapping[str, Any], step: int) -> str:
-    if not evaluation:
-        return "Not evaluated. Run `python -m jaxrec.evaluate --workdir=DIR` and export again."
+def _storage(facts: Mapping[str, Any]) -> str:
+    if not facts["compression"]:
+        return f"in {facts['dtype']}"
+    return f"as the codes of `{facts['compression']}` (`python -m jaxrec.compress`)"
+
+
+def _compressed(compression: Mapping[str, Any]) -> str:
+    """What the codes cost, as `jaxrec.compress` has measured it."""
+    method = compression["method"]
+    lines = [
+        f"Compressed by `{method}`, to {100 * compression['share_of_bytes']:.1f} % of the bytes in float32. Split "
+        f"{compression['split']}: {compression['num_targets']:,} targets; full ranking of the catalogue, "
+        f"{100 * compression['confidence']:.0f} % paired bootstrap intervals over users.",
+        "",
+        f"| | float32 | {method} | difference | interval |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (name for name in METRICS if name in compression["metrics"]):
+        paired = compression["against_original"][name]
+        low, high = paired["interval"]
+        lines.append(
+            f"| {name} | {compression['original'][name]:.4f} | {compression['metrics'][name]:.4f} | "
+            f"{paired['difference']:+.4f} | {low:+.4f} to {high:+.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def _updated(update: Mapping[str, Any]) -> str:
+    """The paired test that the version was promoted by."""
+    low, high = update["interval"]
+    return (
+        f"Tested against the version that answered before it, on {update['num_targets']:,} events of "
+        f"{update['num_users']:,} users that neither was trained on; full ranking of the catalogue, "
+        f"{100 * update['confidence']:.0f} % paired bootstrap interval over users.\n\n"
+        "| | before | this version | difference | interval |\n"
+        "|---|---|---|---|---|\n"
+        f"| {update['metric']} | {update['old']:.4f} | {update['new']:.4f} | {update['difference']:+.4f} | "
+        f"{low:+.4f} to {high:+.4f} |\n\n"
+        f"The decision: {update['decision']}."
+    )
+
+
+def _evaluated(evaluation: Mapping[str, Any], step: int) -> str:
     confidence = f"{100 * evaluation['confidence']:.0f} %"
     lines = [
         f"Split {evaluation['split']}: {evaluation['protocol']}; {evaluation['num_users']:,} users, "
@@ -98,7 +140,9 @@ def _limits(facts: Mapping[str, Any]) -> str:
 
 def _checked(checks: Sequence[Check]) -> str:
     lines = [
-        "Each artifact was loaded in a process of its own, without the code of the model, and compared with JAX.",
+        "Each artifact was loaded in a process of its own, without the code of the model, and compared with JAX, on "
+        "histories of users of the data, from the shortest to the longest, and an empty one. A `user_tower.BxL` is the "
+        "user tower for just B users and L events: every one was asked with the longest histories that it holds.",
         "",
         "| artifact | program | largest difference |",
         "|---|---|---|",

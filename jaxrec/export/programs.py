@@ -6,7 +6,7 @@ leave out. A letter stands for any size of at least 1, one and the same for all 
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,8 @@ from jax.extend import core
 
 from jaxrec.export.layout import USER_TOWER
 from jaxrec.export.lowering import live_equations
-from jaxrec.export.served_model import Program, ServedModel, Weights
-from jaxrec.export.weights import HostWeights
+from jaxrec.export.served_model import Inputs, Program, ServedModel, Weights
+from jaxrec.export.weights import HostWeights, arrays_of, of_arrays
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LETTERS = "b, l, c, x"
@@ -41,14 +41,15 @@ class ProgramSpec:
     """One program.
 
     Attributes:
-      weights: shapes of those that it reads, by name.
+      weights: shapes of the arrays that it reads, by name (`weights.arrays_of`).
+      function: of these arrays and of the inputs.
     """
 
     name: str
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...] = ()
     weights: Mapping[str, jax.ShapeDtypeStruct]
-    function: Program
+    function: Callable[[Mapping[str, jax.Array], Inputs], dict[str, jax.Array]]
 
     @functools.cached_property
     def jaxpr(self) -> core.ClosedJaxpr:
@@ -77,7 +78,7 @@ class ProgramSpec:
         return dict(self.weights), inputs
 
 
-def programs_of(model: ServedModel, weights: HostWeights, k: int) -> dict[str, ProgramSpec]:
+def programs_of(model: ServedModel, weights: Weights, k: int) -> dict[str, ProgramSpec]:
     """The programs that the model has.
 
     Args:
@@ -105,20 +106,21 @@ def programs_of(model: ServedModel, weights: HostWeights, k: int) -> dict[str, P
     return {name: _program(name, *parts, weights) for name, parts in functions.items()}
 
 
-def used_weights(programs: Mapping[str, ProgramSpec], weights: HostWeights) -> HostWeights:
-    """Those that some program reads."""
+def used_arrays(programs: Mapping[str, ProgramSpec], weights: Weights) -> HostWeights:
+    """The arrays that some program reads."""
     used = {name for program in programs.values() for name in program.weights}
-    return {name: array for name, array in weights.items() if name in used}
+    return {name: array for name, array in arrays_of(weights).items() if name in used}
 
 
-def _program(name: str, function: Program, inputs: tuple[Array, ...], weights: HostWeights) -> ProgramSpec:
+def _program(name: str, function: Program, inputs: tuple[Array, ...], weights: Weights) -> ProgramSpec:
     @functools.wraps(function)
-    def in_float32(weights: Weights, given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return function({key: _widened(value) for key, value in weights.items()}, given)
+    def of_stored(arrays: Mapping[str, jax.Array], given: Inputs) -> dict[str, jax.Array]:
+        return function(of_arrays(weights, arrays), given)
 
-    shapes = {key: jax.ShapeDtypeStruct(weights[key].shape, weights[key].dtype) for key in sorted(weights)}
-    everything = ProgramSpec(name=name, inputs=inputs, weights=shapes, function=in_float32)
-    outputs = jax.eval_shape(in_float32, *everything.abstract())
+    arrays = arrays_of(weights)
+    shapes = {key: jax.ShapeDtypeStruct(arrays[key].shape, arrays[key].dtype) for key in sorted(arrays)}
+    everything = ProgramSpec(name=name, inputs=inputs, weights=shapes, function=of_stored)
+    outputs = jax.eval_shape(of_stored, *everything.abstract())
     jaxpr = everything.jaxpr.jaxpr
     _, live = live_equations(jaxpr)
     read = [key for key, variable in zip(shapes, jaxpr.invars, strict=False) if variable in live]
@@ -130,10 +132,6 @@ def _program(name: str, function: Program, inputs: tuple[Array, ...], weights: H
             for key, shape in sorted(outputs.items())
         ),
     )
-
-
-def _widened(weight: jax.Array) -> jax.Array:
-    return weight.astype(jnp.float32) if jnp.issubdtype(weight.dtype, jnp.floating) else weight
 
 
 def _dim(size: Any) -> int | str:

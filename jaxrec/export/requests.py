@@ -3,12 +3,13 @@
 B = users, L = events, X = items to leave out, C = candidates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
+from jaxrec.export.layout import USER_TOWER, history_lengths
 from jaxrec.export.programs import ProgramSpec
 from jaxrec.export.served_model import ServedModel
 
@@ -31,7 +32,11 @@ def requests_of(
     dataset: PreparedDataset,
     users: Int[np.ndarray, " u"],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """For each program the arrays that these users' whole histories are; one more user has none."""
+    """For each program the arrays that these users' whole histories are; one more user has none.
+
+    The user tower is also asked with beginnings of the longest history, so that every length that it is written for has
+    one that fills it.
+    """
     arrays = _of_histories(model, dataset, users)
     rng = np.random.default_rng(0)
     candidates = (len(users) + 1, NUM_CANDIDATES)
@@ -49,6 +54,8 @@ def requests_of(
         found[name] = {array.name: arrays[array.name] for array in program.inputs}
         if name == "item_tower":
             found[name]["item_ids"] = items
+        if name == USER_TOWER:
+            found[name] = with_beginnings(found[name], history_lengths(model.max_events - model.masked))
     return found
 
 
@@ -67,14 +74,16 @@ def sized_request(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Rows of a request whose histories are short enough for a program of this size, and what is expected of them.
 
-    Where the request has fewer rows or candidates than `size` says, they come again.
+    The rows go evenly from the longest history to the shortest; where the request has fewer rows or candidates than
+    `size` says, some come again.
 
     Args:
       size: users, events and, of task heads, candidates.
     """
     num_rows, length, *candidates = size
-    short = np.flatnonzero(~inputs["item_ids"][:, length:].any(axis=1))
-    rows = np.resize(short, num_rows)
+    fitting = np.flatnonzero(~inputs["item_ids"][:, length:].any(axis=1))
+    order = np.argsort(np.count_nonzero(inputs["item_ids"][fitting], axis=1), kind="stable")
+    rows = fitting[order[np.linspace(len(order) - 1, 0, num_rows).astype(int)]]
     found = {name: array[rows] for name, array in inputs.items()}
     wanted = {name: array[rows] for name, array in expected.items()}
     for name in OF_EVENTS.keys() & inputs.keys():
@@ -88,6 +97,21 @@ def sized_request(
             found[name] = found[name][:, places]
         wanted = {name: array[:, places] for name, array in wanted.items()}
     return found, wanted
+
+
+def with_beginnings(inputs: Mapping[str, np.ndarray], lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """The request of a tower, and its longest history cut to each of the lengths that are below it."""
+    counts = np.count_nonzero(inputs["item_ids"], axis=1)
+    longest = int(np.argmax(counts))
+    shorter = [length for length in lengths if length < counts[longest]]
+    found = {}
+    for name, array in inputs.items():
+        added = np.repeat(array[longest : longest + 1], len(shorter), axis=0)
+        for row, length in zip(added, shorter, strict=True):
+            if name in OF_EVENTS:
+                row[length:] = OF_EVENTS[name]
+        found[name] = np.concatenate([array, added])
+    return found
 
 
 def _of_histories(

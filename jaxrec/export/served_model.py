@@ -1,4 +1,4 @@
-"""What is exported: the towers as pure functions of weights and of plain arrays, one history a row.
+"""What is exported: the towers as pure functions of weights, which are codes, and of plain arrays, one history a row.
 
 A history is a row of item ids, oldest first; 0, and whatever the catalogue does not know, is no event, at either end
 of the row. Of longer histories the latest `max_events` count. The last block of the encoder computes one position.
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrec.compression.codes import Code
 from jaxrec.core.batch import NUM_TIME_GAPS, UNKNOWN_SECONDS, Batch, ValueFacts
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
@@ -25,7 +26,7 @@ from jaxrec.nn.positions import bit_lengths
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.training.state import merge_model, split_model
 
-Weights = Mapping[str, jax.Array]
+Weights = Mapping[str, Code]
 Inputs = Mapping[str, jax.Array]
 
 # Names of the weights that are no dense parameters; row = item id (or user index + 1), row 0 is padding.
@@ -75,7 +76,7 @@ class ServedModel:
         Where the model reads text, an item of id 0 is what its `token_ids` `[B, T]` say; else its vector is zeros.
         """
         item_ids = self._known(inputs["item_ids"])
-        vectors, bias = weights[VECTORS][item_ids], weights[BIAS][item_ids]
+        vectors, bias = weights[VECTORS].rows(item_ids), weights[BIAS].rows(item_ids)
         if self.config.text is not None:
             model, token_ids = self._model(weights), inputs["token_ids"]
             texts = model.text.project(model.text.encode(token_ids, key=None))
@@ -89,14 +90,14 @@ class ServedModel:
         The best come first, ties go to the smaller id. Places that no item fills hold id 0 and -infinity.
         """
         query, extra = self._query(weights, inputs)
-        scores = jnp.einsum("bd,nd->bn", query, weights[VECTORS]) + weights[BIAS]
+        scores = jnp.einsum("bd,nd->bn", query, weights[VECTORS].decode()) + weights[BIAS].decode()
         users = jnp.arange(query.shape[0], dtype=jnp.int32)[:, None]
         if extra is not None:
             scores = scores.at[users, extra.item_ids].add(extra.values)
         if self.has_domains:
             # 0 = the user's domain is unknown: nothing is masked.
             own = inputs["domain_ids"][:, None]
-            scores = jnp.where((weights[DOMAINS][None, :] == own) | (own == 0), scores, -jnp.inf)
+            scores = jnp.where((weights[DOMAINS].decode()[None, :] == own) | (own == 0), scores, -jnp.inf)
         scores = scores.at[users, self._known(inputs["exclude_ids"])].set(-jnp.inf)
         return _best(scores, k)
 
@@ -104,7 +105,8 @@ class ServedModel:
         """The scores of `candidate_ids` `[B, C]`: `scores` `[B, C]`; -infinity for what the catalogue does not know."""
         query, extra = self._query(weights, inputs)
         candidates = self._known(inputs["candidate_ids"])
-        scores = jnp.einsum("bd,bcd->bc", query, weights[VECTORS][candidates]) + weights[BIAS][candidates]
+        vectors, bias = weights[VECTORS].rows(candidates), weights[BIAS].rows(candidates)
+        scores = jnp.einsum("bd,bcd->bc", query, vectors) + bias
         if extra is not None:
             same = extra.item_ids[:, None, :] == candidates[:, :, None]
             scores = scores + jnp.sum(jnp.where(same, extra.values[:, None, :], 0.0), axis=-1)
@@ -129,7 +131,7 @@ class ServedModel:
     def search(self, weights: Weights, inputs: Inputs, *, k: int) -> dict[str, jax.Array]:
         """The items nearest to a text, `token_ids` `[B, T]`, by cosine: `top_item_ids`, `top_scores` `[B, k]`."""
         queries = self._model(weights).text_queries(inputs["token_ids"], key=None)
-        return _best(jnp.einsum("bd,nd->bn", queries, unit_vectors(weights[VECTORS])), k)
+        return _best(jnp.einsum("bd,nd->bn", queries, unit_vectors(weights[VECTORS].decode())), k)
 
     def _model(self, weights: Weights) -> TwoTower:
         """The towers; parameters that no program reads are not among the weights, and stand as zeros."""
@@ -160,7 +162,7 @@ class ServedModel:
         history = self._history(inputs)
         candidates = self._known(inputs["candidate_ids"])
         query = model.queries(self._states(model, weights, inputs, history, causal=True))
-        items = weights[VECTORS][candidates]
+        items = weights[VECTORS].rows(candidates)
         queries = jnp.broadcast_to(query[:, None], items.shape)
         if self.config.context_rows:
             queries = model.in_context(queries, inputs["candidate_context"])
@@ -170,13 +172,13 @@ class ServedModel:
         self, model: TwoTower, weights: Weights, inputs: Inputs, history: "History", *, causal: bool
     ) -> Float[Array, "B E"]:
         item_ids = history.item_ids
-        events = weights[EVENTS if EVENTS in weights else VECTORS][item_ids]
+        events = weights[EVENTS if EVENTS in weights else VECTORS].rows(item_ids)
         batch = history.batch(inputs, self.outputs.read_behaviours)
         user_rows = None
         if self.config.user_dim:
             rows = weights[USER_ROWS]
-            user_ids = jnp.where((batch.user_ids >= 0) & (batch.user_ids < len(rows)), batch.user_ids, 0)
-            user_rows = rows[user_ids]
+            known = (batch.user_ids >= 0) & (batch.user_ids < rows.shape[0])
+            user_rows = rows.rows(jnp.where(known, batch.user_ids, 0))
         states = model.encode(
             events, batch, causal=causal, key=None, user_rows=user_rows,
             masked=history.slot, last_positions=history.last[:, None],
@@ -192,7 +194,7 @@ class ServedModel:
         at = jnp.maximum(columns, 0)
         found = jnp.take_along_axis(history.item_ids, at, axis=1)
         event_ids = jnp.where(columns >= 0, found, 0)
-        successors, counts = (weights[MEMORY + name][event_ids] for name in (SUCCESSORS, COUNTS))
+        successors, counts = (weights[MEMORY + name].rows(event_ids) for name in (SUCCESSORS, COUNTS))
         return model.memory(states, MemoryRows(event_ids, successors, counts))
 
     def _history(self, inputs: Inputs) -> "History":
@@ -296,7 +298,7 @@ def unflatten_dense(abstract: nnx.State, weights: Weights) -> dict[str, Any]:
     """Inverse of `flatten_dense`; zeros for what is not there."""
     pure = nnx.to_pure_dict(abstract)
     leaves = {
-        name: weights[name] if name in weights else jnp.zeros(leaf.shape, leaf.dtype)
+        name: weights[name].decode() if name in weights else jnp.zeros(leaf.shape, leaf.dtype)
         for name, leaf in flatten_dense(pure).items()
     }
     return jax.tree.unflatten(jax.tree.structure(pure), list(leaves.values()))

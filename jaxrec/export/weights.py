@@ -1,8 +1,12 @@
-"""From a trained state to the weights of the served model: NumPy arrays in the order of the ids.
+"""From a trained state to the weights of the served model, in the order of the ids, and what is stored of them.
+
+A weight is a code, which a program takes as arrays and reads back inside. One that is kept as it is, is one array of
+its own name; of others each array has the weight's name and its own: `items/vectors.values`, `items/vectors.scales`.
 
 N = items, D = item dim, U = users.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -10,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxrec.compression.codes import Code, Plain
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.export.served_model import (
     BIAS,
@@ -19,6 +24,7 @@ from jaxrec.export.served_model import (
     USER_ROWS,
     VECTORS,
     ServedModel,
+    Weights,
     flatten_dense,
     serving_config,
 )
@@ -104,20 +110,45 @@ def gather_weights(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
     return found
 
 
-def stored(weights: HostWeights, dtype: str) -> HostWeights:
+def stored(weights: HostWeights, dtype: str) -> dict[str, Code]:
     """The weights as they are written: matrices in `dtype`, biases, norms and counts as they are.
 
     Raises:
       ValueError: a value is too large for the dtype.
     """
-    target = DTYPES[dtype]
-    narrow = {}
+    found: dict[str, Code] = {}
     for name, array in weights.items():
         wide = array.dtype.kind != "f" or array.ndim < 2 or name.startswith(MEMORY)
-        narrow[name] = array if wide else array.astype(target)
-        if not wide and not np.isfinite(narrow[name].astype(np.float32)).all():
-            raise ValueError(f"{name} holds values that {dtype} cannot; use --dtype=bfloat16 or float32.")
-    return narrow
+        try:
+            found[name] = Plain.of(array, None if wide else DTYPES[dtype].name)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} holds values that {dtype} cannot; use --dtype=bfloat16 or float32."
+            ) from error
+    return found
+
+
+def arrays_of(weights: Weights) -> HostWeights:
+    """What is stored of them."""
+    return {
+        _name_of(name, code, field): np.asarray(array)
+        for name, code in weights.items()
+        for field, array in code.arrays.items()
+    }
+
+
+def of_arrays(weights: Weights, arrays: Mapping[str, jax.Array]) -> dict[str, Code]:
+    """The weights with these arrays in the place of their own; without those that lack one, which nothing reads."""
+    found = {}
+    for name, code in weights.items():
+        names = {field: _name_of(name, code, field) for field in code.arrays}
+        if arrays.keys() >= set(names.values()):
+            found[name] = dataclasses.replace(code, **{field: arrays[key] for field, key in names.items()})
+    return found
+
+
+def _name_of(name: str, code: Code, field: str) -> str:
+    return name if isinstance(code, Plain) else f"{name}.{field}"
 
 
 def _of_items(setup: Setup, rows: jax.Array) -> Shaped[np.ndarray, "n_plus_1 *d"]:

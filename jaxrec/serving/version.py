@@ -6,11 +6,9 @@ N = items, D = item dim, B = users, L = events.
 
 import dataclasses
 import functools
-import hashlib
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import jax
 import numpy as np
@@ -22,6 +20,7 @@ from jaxrec.evaluation.word_index import TfIdf, WordIndex
 from jaxrec.export.bundle import Bundle
 from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import Catalogue, Key, read_histories
+from jaxrec.export.compiled import Shared
 from jaxrec.export.events import EventLabels, UserEvents
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths
@@ -61,8 +60,6 @@ class Query:
 class _Words:
     """What titles and categories say of items: made once for all versions whose items have the same ones."""
 
-    by_digest: ClassVar[weakref.WeakValueDictionary[bytes, "_Words"]] = weakref.WeakValueDictionary()
-
     def __init__(self, catalogue: Catalogue):
         titles = catalogue.titles[1:]
         categories: list[list[str]] = catalogue.table["categories"].to_pylist()
@@ -77,11 +74,10 @@ class _Words:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        digest = hashlib.sha256(sink.getvalue()).digest()
-        found = cls.by_digest.get(digest)
-        if found is None:
-            found = cls.by_digest[digest] = cls(catalogue)
-        return found
+        return _WORDS.of(sink.getvalue(), lambda: cls(catalogue))
+
+
+_WORDS: Shared[_Words] = Shared()
 
 
 class Version:

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import HISTORIES_FILE
 from jaxrec.export.exporter import ExportOptions, export_run
 from jaxrec.export.item_index import INDEX_FILE
+from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest
 from jaxrec.runs import load_state
 from jaxrec.serving.store import Store, read_log
@@ -93,7 +95,7 @@ def update_once(options: UpdateOptions, store: Store, train: Train) -> Outcome |
             write_text(decision, outcome.to_json() + "\n")
         outcome = Outcome.from_json(decision.read_text(encoding="utf-8"))
         if outcome.promoted and not (options.model / outcome.version).exists():
-            _promote(options, directory, outcome.version)
+            _promote(options, directory, outcome)
         add_outcome(updates, outcome)
         _tidy(updates, [*outcomes, outcome])
         if options.keep_versions:
@@ -195,8 +197,10 @@ def _compare(options: UpdateOptions, directory: Path, source: Path) -> Verdict:
     return compare_ranks(config, old, new, tolerance=options.tolerance, least_users=options.least_users)
 
 
-def _promote(options: UpdateOptions, directory: Path, version: str) -> None:
+def _promote(options: UpdateOptions, directory: Path, outcome: Outcome) -> None:
     """Step 4: a version like the one that answers: its lists as long, its numbers as wide, its artifacts.
+
+    The licence is that of the version, too, which may have been given by hand; the quality is the paired test.
 
     Histories are those of the first run: the server has the log itself, and would see its events twice.
     """
@@ -204,7 +208,7 @@ def _promote(options: UpdateOptions, directory: Path, version: str) -> None:
     facts = Manifest.read(newest).facts
     first = run_directory(options.workdir)
     like = ExportOptions(
-        version=version,
+        version=outcome.version,
         k=facts["k"],
         dtype=facts["dtype"],
         saved_model=(newest / "saved_model").is_dir(),
@@ -212,11 +216,33 @@ def _promote(options: UpdateOptions, directory: Path, version: str) -> None:
         histories=(newest / HISTORIES_FILE).is_file(),
         candidates=tuple(read_candidates(newest)),
         index=(newest / INDEX_FILE).is_file(),
+        # A version of before licences were among the facts has none.
+        data_licence=facts["data"].get("licence") or licence_of(read_run_config(first).data),
     )
-    base = PreparedDataset.open(_data_of(first))
     export_run(
-        directory, options.model, like, histories=base, say=lambda text: logger.info("export: %s", text)
+        directory,
+        options.model,
+        like,
+        measured={"update": _tested(outcome, read_run_config(directory).evaluation.confidence)},
+        histories=PreparedDataset.open(_data_of(first)),
+        say=lambda text: logger.info("export: %s", text),
     )
+
+
+def _tested(outcome: Outcome, confidence: float) -> dict[str, Any]:
+    """The paired test, as the metrics file and the card of the version have it."""
+    return {
+        "metric": outcome.metric,
+        "old": outcome.old,
+        "new": outcome.new,
+        "difference": outcome.difference,
+        "interval": [outcome.low, outcome.high],
+        "confidence": confidence,
+        "p_value": outcome.p_value,
+        "num_targets": outcome.targets,
+        "num_users": outcome.users,
+        "decision": outcome.text,
+    }
 
 
 def _check_version(model: Path, source: Path) -> None:
@@ -227,7 +253,13 @@ def _check_version(model: Path, source: Path) -> None:
             f"{model} is a version, and a new one would lie beside it; name the directory of versions, {model.parent}, "
             "here and at the server."
         )
-    there = Manifest.read(newest).facts["data"]["fingerprint"]
+    facts = Manifest.read(newest).facts
+    if method := facts.get("compression"):
+        raise ValueError(
+            f"the version {newest} was compressed by {method}, and an update exports what it has trained as it is; "
+            f"export {source} without --compressed, or compress the runs yourself."
+        )
+    there = facts["data"]["fingerprint"]
     here = prepared_fingerprint(_data_of(source))
     if there != here:
         raise ValueError(

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from jaxrec.evaluation.user_ranking import UserRanker
-from jaxrec.export import check, exporter
+from jaxrec.export import artifacts, check, exporter
 from jaxrec.export.bundle import Bundle, Event
 from jaxrec.export.check import ArtifactError, run_apart
 from jaxrec.export.exporter import ExportOptions, export_state
@@ -42,12 +42,11 @@ def test_everything_is_there_and_was_compared(exported):
     } <= tops
     assert set(manifest.programs) == PROGRAMS
     compared = {(found.artifact, found.program) for found in exported.export.checks}
-    largest = {
-        sized_program(name, *known_sizes(name, manifest.facts)[-1]) for name in (USER_TOWER, "behaviours")
-    }
     kinds = ("StableHLO", "SavedModel", "ONNX")
+    sized = {sized_program(USER_TOWER, *size) for size in known_sizes(USER_TOWER, manifest.facts)}
+    sized.add(sized_program("behaviours", *known_sizes("behaviours", manifest.facts)[-1]))
     assert compared == {(kind, name) for kind in kinds for name in PROGRAMS} | {
-        ("StableHLO", name) for name in largest
+        ("StableHLO", name) for name in sized
     }
     assert all(found.difference < 1e-4 for found in exported.export.checks)
     assert exported.export.agreement[0] < 1e-5
@@ -67,6 +66,21 @@ def test_the_tower_of_a_known_size_answers_as_that_of_any_size(bundle, exported)
             assert set(expected) == set(found)
             for name, array in expected.items():
                 np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tower_of_any_size_is_read_where_no_other_fits(exported, tmp_path):
+    copy = tmp_path / "v1"
+    shutil.copytree(exported.path, copy)
+    bundle = Bundle.open(copy)
+    for name in (USER_TOWER, "rank"):
+        (copy / "stablehlo" / name).unlink()
+    tower, rows = bundle.program(USER_TOWER), BATCH_SIZES[0]
+    inputs = bundle.history_inputs([bundle.events_of(["i3"])], num_rows=rows, length=8)
+    assert np.isfinite(tower(inputs)["query"]).all()
+    with pytest.raises(FileNotFoundError):
+        tower(bundle.history_inputs([bundle.events_of(["i3"])], num_rows=rows + 1, length=8))
+    with pytest.raises(FileNotFoundError):
+        bundle.program("rank")  # at once, and not when it is first asked
 
 
 def histories_of(exported, users):
@@ -234,21 +248,22 @@ def test_one_flipped_byte_of_any_file_is_refused_with_its_name(exported, tmp_pat
         Bundle.open(copy)
 
 
-def test_an_artifact_that_answers_otherwise_is_not_exported(exported, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "output"), [("rank", "scores"), ("user_tower.1x8", "query")])
+def test_an_artifact_that_answers_otherwise_is_not_exported(exported, tmp_path, monkeypatch, name, output):
     def other(script, bundle, requests):
         answers = run_apart(script, bundle, requests)
-        answers["rank"]["scores"] = answers["rank"]["scores"] * 1.01
+        answers[name][output] = answers[name][output] * 1.01
         return answers
 
-    monkeypatch.setattr(exporter, "run_apart", other)
-    with pytest.raises(ArtifactError, match="StableHLO: output 'scores' of 'rank' differs from JAX by"):
+    monkeypatch.setattr(artifacts, "run_apart", other)
+    with pytest.raises(ArtifactError, match=f"StableHLO: output '{output}' of '{name}' differs from JAX by"):
         export_state(exported.run, exported.state, tmp_path, ExportOptions(version="v2"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_weights_are_rounded_ones(exported, tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr(exporter, "_write_and_check", lambda *_: [])
+    monkeypatch.setattr(artifacts.Artifacts, "write", lambda *_, **__: [])
     options = ExportOptions(version="v3", k=5, dtype=dtype)
     export = export_state(exported.run, exported.state, tmp_path, options)
     narrow, wide = Bundle.open(export.directory), Bundle.open(exported.path)
@@ -263,6 +278,8 @@ def test_the_card_tells_data_quality_limits_and_licence(exported):
     for title in ("What it is", "Data", "Licence of the data", "Quality", "Limits", "Checked", "Files"):
         assert f"## {title}\n" in card
     assert "Not evaluated. Run `python -m jaxrec.evaluate" in card
+    assert exported.export.manifest.facts["data"]["licence"].startswith("MovieLens latest-small")
+    assert exported.export.manifest.facts["data"]["licence"] in card
     assert "personal data" in card
     assert "| SavedModel | recommend |" in card
 

@@ -6,6 +6,7 @@ import pytest
 
 from jaxrec.export import __main__ as entry
 from jaxrec.export import exporter
+from jaxrec.export.artifacts import Artifacts
 from jaxrec.export.bundle import Bundle
 from jaxrec.export.check import Check
 
@@ -41,7 +42,7 @@ def workdir(tmp_path, exported, monkeypatch):
         exporter, "load_state", lambda *_, **__: (run.config, run.dataset, run.setup, exported.state)
     )
     checks = [Check(artifact="StableHLO", program="rank", difference=2e-6, lists=0)]
-    monkeypatch.setattr(exporter, "_write_and_check", lambda *_: checks)
+    monkeypatch.setattr(Artifacts, "write", lambda *_, **__: checks)
     return directory
 
 

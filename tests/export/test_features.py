@@ -9,14 +9,20 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from jaxrec.compression.methods import Source
+from jaxrec.compression.named_methods import METHODS
+from jaxrec.compression.parameters import parameters_of
+from jaxrec.compression.served import compressed_state
+from jaxrec.export.artifacts import expected_results
 from jaxrec.export.check import compare
-from jaxrec.export.exporter import compare_with_run, expected_results
+from jaxrec.export.compressed import in_codes
+from jaxrec.export.exporter import compare_with_run
 from jaxrec.export.lowering import Lowering
 from jaxrec.export.onnx_graph import write_onnx
-from jaxrec.export.programs import programs_of, used_weights
+from jaxrec.export.programs import programs_of, used_arrays
 from jaxrec.export.requests import requests_of, spread_users
 from jaxrec.export.tensorflow_graph import TensorFlowGraph
-from jaxrec.export.weights import gather_weights, served_model
+from jaxrec.export.weights import gather_weights, served_model, stored
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.memory import COUNTS, SUCCESSORS, TransitionMemory
 from jaxrec.models.mixture import MixtureOfLogits
@@ -24,6 +30,7 @@ from jaxrec.models.two_tower import Cosine
 from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.heads import PLE, MMoE
+from jaxrec.runs import run_of_state
 from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.candidates import InBatch
 from jaxrec.tasks.masked_item import MaskedItem
@@ -41,7 +48,9 @@ DOMAINS = {
     "item_keys": [f"{'ab'[i % 2]}:{i}" for i in range(40)],
     "user_keys": [f"{'ab'[i % 2]}:{i}" for i in range(20)],
 }
-# By name: changes of the model, of the encoder, the tasks, changes of the data.
+# Wide enough that no matrix is too small for a code.
+WIDE = {"embed_dim": 16, "mlp_dim": 32}
+# By name: changes of the model, of the encoder, the tasks, changes of the data; and the method that compresses it.
 FEATURES = {
     "plain": ({}, {}, None, {}),
     "masked_item": ({"time_gaps": True}, {"positions": "rotary"}, {"masked_item": MaskedItem()}, {}),
@@ -65,13 +74,31 @@ FEATURES = {
     "values_mmoe": ({"head": MMoE()}, {"remat": True}, {"next_item": NextItem(), "rating": Rating()}, {}),
     "target_time": ({"target_time": True}, {}, None, {}),
     "domains": ({"domain_adapters": 2}, {"positions": "none", "activation": "relu"}, None, DOMAINS),
+    "int8": (
+        {"output_table": True, "item_dim": 16, "user_dim": 4, "event_behaviours": True},
+        WIDE | {"time_bias": True},
+        JUDGES,
+        {},
+        "int8",
+    ),
+    "int8_memory": (
+        {"item_dim": 16, "memory": TransitionMemory(num_successors=5, window=3)},
+        WIDE,
+        None,
+        {},
+        "int8",
+    ),
+    "int8_cosine": ({"item_dim": 16, "cosine": Cosine(), "item_bias": False}, WIDE, None, {}, "int8"),
+    "int4": ({"item_dim": 16}, WIDE, None, {}, "int4"),
+    "pq": ({"item_dim": 16}, WIDE, None, {}, "pq"),
+    "pruned_heads": ({"item_dim": 16}, WIDE, None, {}, "pruned_heads"),
 }
 
 
 @pytest.fixture(scope="module", params=FEATURES)
 def served(request, world):
     """The run, its programs, requests, and what JAX answers."""
-    model, encoder, tasks, data = FEATURES[request.param]
+    model, encoder, tasks, data, *method = FEATURES[request.param]
     config = dataclasses.replace(world.model, encoder=dataclasses.replace(world.encoder, **encoder), **model)
     dataset = world.dataset(**data)
     run, state = world.run(dataset, config, tasks)
@@ -84,19 +111,40 @@ def served(request, world):
         }
         placed = {name: jax.device_put(x, state.memory[name].sharding) for name, x in memory.items()}
         state = dataclasses.replace(state, memory=placed)
-        from jaxrec.runs import run_of_state
-
         with jax.set_mesh(run.mesh):
             run = run_of_state(run.config, dataset, run.setup, state, 0)
-    with jax.set_mesh(run.mesh):
-        weights = gather_weights(run.setup, state, dataset)
+    if method:
+        run, weights = compressed(run, state, *method)
+    else:
+        with jax.set_mesh(run.mesh):
+            weights = stored(gather_weights(run.setup, state, dataset), "float32")
     served = served_model(run.setup, dataset, run.config.data.history_length)
     programs = programs_of(served, weights, 12)
-    weights = used_weights(programs, weights)
+    weights = used_arrays(programs, weights)
     users = spread_users(dataset, 20)
     requests = requests_of(programs, served, dataset, users)
     expected = expected_results(programs, weights, requests)
     return run, users, programs, weights, requests, expected
+
+
+def compressed(run, state, method):
+    """The run that a method makes of it, and its weights in codes."""
+    # Rows of padding are zeros in a table that was trained.
+    tables = {name: rows.at[0].set(0.0) for name, rows in state.tables.items()}
+    state = dataclasses.replace(state, tables=tables)
+    with jax.set_mesh(run.mesh):
+        source = Source(
+            config=run.config,
+            dataset=run.dataset,
+            setup=run.setup,
+            state=state,
+            step=0,
+            arrays=parameters_of(run.setup, state),
+        )
+        model = METHODS[method].compress(source)
+        setup, state = compressed_state(model, run.dataset, run.mesh)
+        weights = in_codes(gather_weights(setup, state, run.dataset), model, setup.model.scored_table)
+        return run_of_state(model.config, run.dataset, setup, state, 0), weights
 
 
 @pytest.mark.parametrize(
@@ -220,7 +268,8 @@ def test_search_is_by_cosine_with_the_vector_of_the_text(world):
         token_ids = np.asarray(run.dataset.item_tokens[4:9], np.int32)
         queries = np.asarray(run.text_queries(token_ids))
     model = served_model(run.setup, run.dataset, 8)
-    found = jax.jit(functools.partial(model.search, k=5))(weights, {"token_ids": token_ids})
+    codes = stored(weights, "float32")
+    found = jax.jit(functools.partial(model.search, k=5))(codes, {"token_ids": token_ids})
     vectors = weights["items/vectors"] / np.linalg.norm(weights["items/vectors"], axis=1, keepdims=True).clip(
         1e-9
     )
@@ -240,7 +289,8 @@ def test_a_new_item_is_its_text_and_an_empty_one_nothing(world):
     model = served_model(run.setup, run.dataset, 8)
     token_ids = np.asarray(run.dataset.item_tokens[[4, 4, 0]], np.int32)
     inputs = {"item_ids": np.array([0, 4, 0], np.int32), "token_ids": token_ids}
-    found = {name: np.asarray(x) for name, x in jax.jit(model.item_tower)(weights, inputs).items()}
+    codes = stored(weights, "float32")
+    found = {name: np.asarray(x) for name, x in jax.jit(model.item_tower)(codes, inputs).items()}
     np.testing.assert_array_equal(found["vectors"][1], weights["items/vectors"][4])
     np.testing.assert_allclose(np.linalg.norm(found["vectors"], axis=1), [1, 1, 0], atol=1e-4)
     assert np.abs(found["vectors"][0] - found["vectors"][1]).max() > 1e-3

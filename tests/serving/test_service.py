@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxrec.export.bundle import _Compiled
+from jaxrec.export.compiled import Compiled
 from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, sized_program
 from jaxrec.serving.app import make_app
 from jaxrec.serving.batcher import Closed, Expired
@@ -532,13 +532,13 @@ def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_pa
 def test_versions_of_one_model_share_what_is_compiled(bundles, version):
     programs = bundles / "v1" / "stablehlo"
     towers = [
-        _Compiled.of((programs / sized_program(USER_TOWER, *size)).read_bytes())
+        Compiled.of((programs / sized_program(USER_TOWER, *size)).read_bytes())
         for size in itertools.product(BATCH_SIZES, version.lengths)
     ]
     assert [tower.call._cache_size() for tower in towers] == [1] * len(towers)
     again = Version.open(bundles / "v1")
     assert [tower.call._cache_size() for tower in towers] == [1] * len(towers)
-    symbolic = _Compiled.of((programs / USER_TOWER).read_bytes())
+    symbolic = Compiled.of((programs / USER_TOWER).read_bytes())
     assert symbolic.call._cache_size() == 0, "a server asks for known sizes alone"
     history = [History(version.bundle.events_of([1, 2]))]
     np.testing.assert_array_equal(again.encode(history)[0].vector, version.encode(history)[0].vector)

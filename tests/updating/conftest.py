@@ -23,6 +23,7 @@ from jaxrec.updating.options import UpdateOptions
 
 USERS, ITEMS, START = 40, 30, 1_000_000
 SMALL = ("--config.num_train_steps=2",)
+LICENCE = "The shop's, given by hand."
 
 
 def ring(item, steps=1):
@@ -78,7 +79,8 @@ def trained(shop, tmp_path_factory):
 def write_version(directory, fingerprint, created):
     """What an update looks at in a version, without its programs."""
     directory.mkdir(parents=True)
-    facts = {"created": created, "k": 10, "dtype": "float32", "data": {"fingerprint": fingerprint}}
+    data = {"fingerprint": fingerprint, "licence": LICENCE}
+    facts = {"created": created, "k": 10, "dtype": "float32", "data": data}
     Manifest(version=directory.name, facts=facts, programs={}, checks=[], files={}).write(directory)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from jaxrec.config import read_run_config, write_run_config
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepared_fingerprint
 from jaxrec.evaluation.significance import paired_comparison
+from jaxrec.export.manifest import Manifest
 from jaxrec.runs import load_state
 from jaxrec.serving.version import Version
 from jaxrec.train import train_run
@@ -78,6 +80,7 @@ def test_a_real_update_from_log_to_version(options, store, append):
     version = Version.open(options.model / outcome.version)
     assert version.bundle.catalogue.vocabulary.id_of(99) > 0
     assert "guest-1" not in version.known_users and len(version.history("7")) == 8
+    assert_tells_of_the_test(version.bundle, outcome)
     # The rows of the run are where the update began; those of new items and users are its own.
     old, new = load_state(options.workdir), load_state(options.updates / outcome.run)
     keys = [run[1].item_keys.tolist() for run in (old, new)]
@@ -92,6 +95,35 @@ def test_a_real_update_from_log_to_version(options, store, append):
     np.testing.assert_allclose(before, after, atol=0.02)
     assert len(users[1]) == len(users[0]) + 9
     assert update_once(options, store, train_run) is None, "nothing is new"
+
+
+def assert_tells_of_the_test(bundle, outcome):
+    """Licence, metrics and card of a promoted version."""
+    assert bundle.facts["data"]["licence"] == "The shop's, given by hand."
+    update = json.loads(bundle.metrics)["update"]
+    assert update["decision"] == outcome.text and update["interval"] == [outcome.low, outcome.high]
+    assert (update["metric"], update["old"], update["new"]) == (outcome.metric, outcome.old, outcome.new)
+    assert (update["num_users"], update["num_targets"]) == (outcome.users, outcome.targets)
+    card = (bundle.directory / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Not stated" not in card and "Not evaluated" not in card
+    assert "## Licence of the data\n\nThe shop's, given by hand.\n" in card
+    interval = f"{outcome.low:+.4f} to {outcome.high:+.4f}"
+    assert f"{outcome.old:.4f} | {outcome.new:.4f} | {outcome.difference:+.4f} | {interval} |" in card
+    assert "95 % paired bootstrap" in card and f"The decision: {outcome.text}." in card
+
+
+def test_a_version_of_before_licences_has_that_of_the_run(options, store, append, fakes):
+    newest = Manifest.read(options.model / "v1")
+    data = {"fingerprint": newest.facts["data"]["fingerprint"]}
+    dataclasses.replace(newest, facts={**newest.facts, "data": data}).write(options.model / "v1")
+    readme = Path(read_run_config(options.workdir).data.path) / "README.md"
+    readme.write_text("Licence: that of the files", encoding="utf-8")
+    append(0, 40)
+    try:
+        update_once(options, store, fakes.train)
+    finally:
+        readme.unlink()
+    assert [like.data_licence for like in fakes.exported] == ["that of the files"]
 
 
 def test_updates_go_on_from_each_other(options, store, append, fakes):
@@ -242,6 +274,13 @@ def test_what_is_wrong_is_said(options, store, append, fakes, version):
     with pytest.raises(ValueError, match=r"v1 is a version, and a new one would lie beside it"):
         update_once(dataclasses.replace(options, model=options.model / "v1"), store, fakes.train)
     version(options.model / "v2", "another", "2003")
+    small = Manifest.read(options.model / "v2")
+    dataclasses.replace(small, facts={**small.facts, "compression": "int8"}).write(options.model / "v2")
+    with pytest.raises(
+        ValueError, match=r"v2 was compressed by int8, and an update exports what it has trained"
+    ):
+        update_once(options, store, fakes.train)
+    small.write(options.model / "v2")
     with pytest.raises(ValueError, match=r"v2 was trained on the data another, and .*run, which"):
         update_once(options, store, fakes.train)
     (options.updates / HISTORY_FILE).write_text("{}\n")
