@@ -59,7 +59,7 @@ def write_model(directory: Path, model: CompressedModel) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     arrays = {
-        f"{name}/{field}": np.ascontiguousarray(array)
+        f"{name}/{field}": np.asarray(array, order="C")  # a number stays one
         for name, code in model.codes.items()
         for field, array in code.arrays.items()
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrec.compression.codes import Plain, RowCodes
+from jaxrec.compression.files import read_model, write_model
 from jaxrec.compression.latency import answer_program, median_milliseconds
 from jaxrec.compression.methods import input_dims
 from jaxrec.compression.named_methods import METHODS
@@ -72,6 +73,17 @@ def test_what_becomes_of_which_array(sources):
     assert isinstance(scanned["scan.table.item"], ProductCodes) and isinstance(
         scanned["table.item"], RowCodes
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_give_back_every_array(sources, kind, tmp_path):
+    model = compress(sources(kind), "int8")
+    write_model(tmp_path / "int8", model)
+    found = read_model(tmp_path / "int8")
+    assert found.codes.keys() == model.codes.keys()
+    assert kind != "many_parts" or found.codes["dense.memory.log_lift"].shape == (), "a number, too"
+    for name, code in model.codes.items():
+        np.testing.assert_array_equal(found.codes[name].decode(), code.decode(), err_msg=name)
 
 
 @pytest.mark.parametrize(
