@@ -42,7 +42,8 @@ quickstart: $(INSTALLED)  ## Train, evaluate and recommend on the embedded data,
 	$(PYTHON) -m jaxrec.evaluate --workdir=$(WORKDIR)
 	$(PYTHON) -m jaxrec.recommend --workdir=$(WORKDIR) --split=test --k=10 --out=$(WORKDIR)/recommendations.parquet
 
-# Two versions to compare, the second trained for a quarter of the steps; the newest answers.
+# Two versions to compare, the second trained for a quarter of the steps; the newest answers. Lists of requests that
+# do not say whether they explore do; the page says so each time.
 demo: $(INSTALLED)  ## Train the quickstart where there is none, export it, and serve it with a page to try it on
 	test -f $(WORKDIR)/evaluation.json || $(MAKE) quickstart
 	test -d $(EXPORTS)/brief || { \
@@ -51,7 +52,7 @@ demo: $(INSTALLED)  ## Train the quickstart where there is none, export it, and 
 	test -d $(EXPORTS)/quickstart \
 	  || $(PYTHON) -m jaxrec.export --workdir=$(WORKDIR) --out=$(EXPORTS) --version=quickstart $(DEMO_EXPORT)
 	$(PYTHON) -m jaxrec.serve --model=$(EXPORTS) --port=$(PORT) --state=$(WORKDIR)/state.db \
-	  --share=quickstart=0.9 --share=brief=0.1
+	  --share=quickstart=0.9 --share=brief=0.1 --explore=0.1
 
 test: $(TEST_INSTALLED)  ## Run every test on eight virtual devices
 	JAXREC_CHECK_SHAPES=$(SHAPES) $(PYTHON) -m pytest $(PYTEST)

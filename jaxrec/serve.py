@@ -1,8 +1,8 @@
 """Serves an exported model: `python -m jaxrec.serve --model=exports/mine --port=8000`.
 
 --model is a version, or a directory of versions, of which the newest answers; newer ones are taken into use as they
-come. The page at / is for trying it, /openapi.json describes the interface, /v2/health/ready and /metrics are for those
-who watch. docs/serving.md says the rest.
+come. The page at / is for trying it, /docs and /openapi.json describe the interface, /v2/health/ready and /metrics are
+for those who watch. docs/serving.md says the rest.
 
     python -m jaxrec.export --workdir=runs/quickstart --out=exports/quickstart --histories
     python -m jaxrec.serve --model=exports/quickstart
@@ -14,8 +14,10 @@ import gc
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import threadpoolctl
@@ -27,8 +29,9 @@ from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
 from jaxrec.serving.connections import bounded_connections
 from jaxrec.serving.engine import Engine
-from jaxrec.serving.exploration import EpsilonGreedy, exploration_of
+from jaxrec.serving.exploration import exploration_of
 from jaxrec.serving.formula import Formula
+from jaxrec.serving.graph import GraphRules
 from jaxrec.serving.guard import Limits
 from jaxrec.serving.measures import Measures
 from jaxrec.serving.precompile import keep_programs
@@ -61,14 +64,15 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
     exploration = exploration_of(given.explore)
     options = ServiceOptions(
         deadline_ms=given.deadline_ms,
-        explore=exploration != EpsilonGreedy(epsilon=0.0),
+        explore=exploration is not None,
         shares=shares,
         shadow=given.shadow,
     )
     engine = Engine(
         sources=Sources.parse(given.candidates),
-        formula=Formula.parse(formula_text(given.formula), COLUMNS),
+        formula=Formula.parse(formula_text(given.formula)),
         exploration=exploration,
+        prerequisites=None if given.graph is None else GraphRules.read(given.graph, given.needs),
     )
     service = Service(open_store(given.state), engine, options, measures)
     watcher = Watcher(service, given.model, given.watch_seconds)
@@ -86,6 +90,7 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
         timeout_graceful_shutdown=30,
         http=bounded_connections(limits),
         ws="none",
+        proxy_headers=False,  # else any client names its own address, and escapes the limit of its rate
     )
     config.load()
     server = uvicorn.Server(config)
@@ -96,6 +101,8 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
         f"version {service.live.newest.version.name} answers at {scheme}://{given.host}:{given.port}/",
         flush=True,
     )
+    # Uvicorn stops at SIGTERM, and raises it again when it has: what comes after would not be done.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         await server.serve()
     finally:
@@ -122,14 +129,22 @@ def share_the_interpreter() -> None:
 
 
 def limits_of(given: argparse.Namespace, token: str) -> Limits:
-    """Raises ValueError where the server would be open to others without a token."""
+    """Raises ValueError where the server would be open to others without a token, or options do not fit each other."""
+    if bool(given.graph) != bool(given.needs):
+        raise ValueError("--graph and --needs belong together; give both, or none.")
+    if bool(given.tls_certificate) != bool(given.tls_key):
+        raise ValueError("--tls-certificate and --tls-key belong together; give both, or none.")
     if not token and not is_loopback(given.host):
         raise ValueError(
             f"--host={given.host} can be reached by others: set a token in the variable {TOKEN_VARIABLE}, or use "
             "--host=127.0.0.1."
         )
+    names = ("localhost", "127.0.0.1", "[::1]", f"[{given.host}]" if ":" in given.host else given.host)
     return Limits(
-        token=token, requests_per_second=given.requests_per_second, connections=given.most_connections
+        token=token,
+        requests_per_second=given.requests_per_second,
+        connections=given.most_connections,
+        hosts=() if token else tuple(name.lower() for name in (*names, *given.host_name)),
     )
 
 
@@ -157,6 +172,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--model", metavar="DIR", type=Path, required=True, help="an exported version, or a directory of them"
     )
     add("--host", default="127.0.0.1", help="address to listen on; others than loopback want a token")
+    add(
+        "--host-name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a further name that requests may call the server by, where no token is set: behind a proxy",
+    )
     add("--port", metavar="P", type=int, default=8000, help="port (default 8000)")
     add(
         "--state",
@@ -169,12 +191,26 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SOURCE=N",
         action="append",
         default=[],
-        help=f"candidates beside the model's: {', '.join(SOURCES[1:])}",
+        help=f"candidates beside the model's: {', '.join(SOURCES[1:])}; the first three of "
+        "versions that were exported with --candidates=SOURCE",
     )
     add(
         "--formula",
         default="score",
-        help=f"what lists are ordered by, over {', '.join(COLUMNS)}; @FILE reads one, see jaxrec.blend",
+        help=f"what lists are ordered by, over {', '.join(COLUMNS)}, and what the version's task heads predict: a "
+        "behaviour's probability by its name, value; @FILE reads one, see jaxrec.blend",
+    )
+    add(
+        "--graph",
+        metavar="FILE",
+        type=Path,
+        help="a knowledge graph, Parquet or CSV with the columns head, relation, tail; with --needs",
+    )
+    add(
+        "--needs",
+        metavar="RELATION",
+        default="",
+        help="an item is kept from those whose history lacks the tail of its edge; ~RELATION: the tail needs the head",
     )
     add(
         "--explore",
@@ -191,13 +227,45 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="a version's share of users",
     )
     add("--shadow", metavar="VERSION", default="", help="a version that is asked too, and never heard")
-    add("--deadline-ms", metavar="MS", type=int, default=2_000, help="of requests that name none")
-    add("--watch-seconds", metavar="S", type=float, default=10.0, help="between looks for newer versions")
-    add("--requests-per-second", metavar="R", type=float, default=0.0, help="of one client; 0 = no limit")
-    add("--most-connections", metavar="N", type=int, default=1_000, help="at once")
+    add("--deadline-ms", metavar="MS", type=_whole(1), default=2_000, help="of requests that name none")
+    add(
+        "--watch-seconds",
+        metavar="S",
+        type=_number(0.05),
+        default=10.0,
+        help="between looks for newer versions",
+    )
+    add(
+        "--requests-per-second",
+        metavar="R",
+        type=_number(0.0),
+        default=0.0,
+        help="of one client; 0 = no limit",
+    )
+    add("--most-connections", metavar="N", type=_whole(1), default=1_000, help="at once")
     add("--tls-certificate", metavar="FILE", help="PEM; with --tls-key")
     add("--tls-key", metavar="FILE", help="PEM")
     return parser.parse_args(arguments)
+
+
+def _number(least: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        found = float(text)
+        if not least <= found < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} must be a number of at least {least}.")
+        return found
+
+    return number
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        found = int(text)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}.")
+        return found
+
+    return whole_number
 
 
 def share(text: str) -> tuple[str, float]:

@@ -1,9 +1,9 @@
 """The programs as files for each runtime; each is loaded back in a clean process and compared with JAX at once."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,14 +27,14 @@ class Artifacts:
 
     Attributes:
       place: of the bundle; its manifest, weights and vocabularies are there.
-      lengths: of history that the user tower is written for, each with every batch size.
+      facts: of the manifest: they say what sizes a server compiles for.
       requests, expected: what each program is asked, and what JAX answers.
     """
 
     place: Path
     programs: Mapping[str, ProgramSpec]
     weights: HostWeights
-    lengths: Sequence[int]
+    facts: Mapping[str, Any]
     requests: Requests
     expected: Results
 
@@ -60,20 +60,28 @@ class Artifacts:
         directory.mkdir()
         for name, program in self.programs.items():
             (directory / name).write_bytes(program.stablehlo())
-        requests, expected = self._sized_towers(directory)
+        requests, expected = self._sized_programs(directory)
         found = run_apart("run_stablehlo.py", self.place, {**self.requests, **requests})
         return compare("StableHLO", {**self.expected, **expected}, found)
 
-    def _sized_towers(self, directory: Path) -> tuple[Requests, Results]:
-        """Writes the user tower of each size; what it is asked is of what the one of any size was asked."""
-        tower = self.programs[layout.USER_TOWER]
+    def _sized_programs(self, directory: Path) -> tuple[Requests, Results]:
+        """Writes the programs of a server's sizes; what they are asked is of what those of any size were asked.
+
+        Every user tower is asked, for all answers come of these; of the task heads the largest stands for the others,
+        which differ from it in numbers alone: to compile takes its time.
+        """
         requests, expected = {}, {}
-        for num_rows, length in itertools.product(layout.BATCH_SIZES, self.lengths):
-            name = layout.sized_program(layout.USER_TOWER, num_rows, length)
-            sized = tower.stablehlo([layout.SIZED_PLATFORM], b=num_rows, l=length)
-            (directory / name).write_bytes(sized)
-            rows, requests[name] = sized_request(self.requests[layout.USER_TOWER], num_rows, length)
-            expected[name] = {key: array[rows] for key, array in self.expected[layout.USER_TOWER].items()}
+        for name in filter(self.programs.__contains__, layout.SIZED_PROGRAMS):
+            sizes = layout.known_sizes(name, self.facts)
+            for size in sizes:
+                file = layout.sized_program(name, *size)
+                numbers = dict(zip("blc", size, strict=False))
+                program = self.programs[name].stablehlo([layout.SIZED_PLATFORM], **numbers)
+                (directory / file).write_bytes(program)
+                if name == layout.USER_TOWER or size == sizes[-1]:
+                    requests[file], expected[file] = sized_request(
+                        self.requests[name], self.expected[name], size
+                    )
         return requests, expected
 
     def _saved_model(self) -> list[Check]:

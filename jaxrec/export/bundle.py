@@ -7,7 +7,6 @@ B = users, L = events of a history, D = item dim.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,14 @@ from jaxtyping import Float, Int
 
 from jaxrec.export.catalogue import Catalogue, Key, Vocabulary, read_users
 from jaxrec.export.compiled import Compiled, Program
+from jaxrec.export.events import Event, UserEvents
 from jaxrec.export.layout import (
-    BATCH_SIZES,
     CONFIG_FILE,
     METRICS_FILE,
     SIZED_PLATFORM,
     STABLEHLO,
     WEIGHT_FILES,
-    history_lengths,
+    known_sizes,
     sized_program,
 )
 from jaxrec.export.manifest import Manifest
@@ -45,38 +44,6 @@ class Recommendation:
     item_id: Key
     title: str
     score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """An event of a history.
-
-    Attributes:
-      item_id: the item's own id.
-      seconds: any clock's, for models that read times; None = unknown.
-      labels: 1 yes, 0 no, -1 unknown, for models that read behaviours, in the order of the facts' `behaviours`.
-    """
-
-    item_id: Key
-    seconds: int | None = None
-    labels: Sequence[int] = ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UserEvents:
-    """A history in the catalogue's ids, oldest first; every item is known.
-
-    Attributes:
-      seconds: since any moment; -1 = unknown.
-      labels: as those of `Event`; None = all are unknown.
-    """
-
-    item_ids: Int[np.ndarray, " l"]
-    seconds: Int[np.ndarray, " l"]
-    labels: Int[np.ndarray, "l k"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
 
 
 class Bundle:
@@ -157,8 +124,7 @@ class Bundle:
         if name not in programs:
             raise ValueError(f"program {name!r}: the bundle has {', '.join(programs)}; name one of these.")
         weights = {key: self._placed(key) for key in programs[name]["weights"]}
-        sizes = itertools.product(BATCH_SIZES, history_lengths(self.facts["max_events"]))
-        files: dict[tuple[int, ...], str] = {size: sized_program(name, *size) for size in sizes}
+        files = {size: sized_program(name, *size) for size in known_sizes(name, self.facts)}
         sized = {
             size: self._compiled(file)
             for size, file in files.items()
@@ -252,7 +218,7 @@ class Bundle:
                 inputs["labels"][row, : len(ids)] = events.labels[-most:]
         if self.users is not None:
             given = user_ids or [None] * len(histories)
-            known = [0 if key is None else self.users.id_of(key) for key in given]
+            known = [0 if key is None else self.users.id_of(self.users.own(key)) for key in given]
             inputs["user_ids"] = np.pad(np.asarray(known, np.int32), (0, num_rows - len(known)))
         return inputs
 

@@ -40,6 +40,14 @@ class Vocabulary:
         """The model's id; 0 = unknown."""
         return self._ids.get(key, 0)
 
+    def own(self, key: Key) -> Key:
+        """The key as it is kept here: numbers as text and texts as numbers are taken for what they say."""
+        if self.is_text:
+            return str(key)
+        if isinstance(key, str) and key.removeprefix("-").isdecimal() and len(key) < 20:
+            return int(key)
+        return key
+
     def key_of(self, index: int) -> Key:
         """The own id of id `index`, 1 or more."""
         return self._list[index - 1]
@@ -83,7 +91,10 @@ class Catalogue:
 
 
 def write_histories(table: pa.Table, directory: Path) -> None:
-    """Writes `histories.parquet`: `user_id`, and lists of `item_ids` and `seconds` (-1 = unknown), oldest first."""
+    """Writes `histories.parquet`: `user_id`, and lists of `item_ids` and `seconds` (-1 = unknown), oldest first.
+
+    For models that read labels also a list `labels`: those of the first event by behaviour, then those of the next one.
+    """
     pq.write_table(table, directory / HISTORIES_FILE, compression="zstd")
 
 

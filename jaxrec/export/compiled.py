@@ -60,7 +60,7 @@ class Program:
 
     Args:
       any_size: reads the program that takes every size.
-      sized: programs that take inputs of just one size, by the shape of `item_ids`.
+      sized: programs that take inputs of just one size, by that of the histories and, where there are, candidates.
     """
 
     def __init__(
@@ -89,5 +89,8 @@ class Program:
 
     def _of(self, inputs: Arrays) -> Compiled:
         """The program of just this size, where there is one."""
-        found = self._sized.get(inputs["item_ids"].shape) if self._sized else None
+        if not self._sized:
+            return self._any_size()
+        candidates = inputs["candidate_ids"].shape[1:] if "candidate_ids" in inputs else ()
+        found = self._sized.get((*inputs["item_ids"].shape, *candidates))
         return self._any_size() if found is None else found

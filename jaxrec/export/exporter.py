@@ -19,8 +19,8 @@ from jaxtyping import Float32
 
 from jaxrec import __version__
 from jaxrec.config.json_text import to_json
-from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
-from jaxrec.data.packing import Windows
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.evaluation.behaviours import learned_behaviours
 from jaxrec.evaluation.evaluator import EVALUATION_FILE
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.export import layout
@@ -29,6 +29,7 @@ from jaxrec.export.candidates import write_candidates
 from jaxrec.export.catalogue import write_catalogue, write_histories, write_users
 from jaxrec.export.check import Check, compare, difference
 from jaxrec.export.directory import new_version
+from jaxrec.export.histories import histories_of, label_facts
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest, file_entries
@@ -164,13 +165,15 @@ def export_weights(
         say(f"writing {', '.join(programs)}")
         write_data(place, run, model, arrays, metrics)
         if options.histories:
-            write_histories(histories_of(histories or dataset, model.max_events), place)
+            reads = bool(model.outputs.read_behaviours)
+            write_histories(histories_of(histories or dataset, model.max_events, labels=reads), place)
         if options.candidates:
             say(f"fitting {', '.join(options.candidates)}")
             write_candidates(dataset, options.candidates, place)
         users = spread_users(dataset, CHECKED_USERS)
         requests = requests_of(programs, model, dataset, users)
         facts = _facts(run, model, options, created) | {"compression": compression}
+        facts["event_labels"] = label_facts(histories or dataset)  # a server's log goes on with these data
         with EXACT():
             expected = expected_results(programs, arrays, requests)
             if options.index:
@@ -185,7 +188,7 @@ def export_weights(
             place=place,
             programs=programs,
             weights=arrays,
-            lengths=layout.history_lengths(facts["max_events"]),
+            facts=facts,
             requests=requests,
             expected=expected,
         )
@@ -205,24 +208,6 @@ def _finish(place: Path, manifest: Manifest, metrics: Mapping[str, Any], checks:
     whole.write(place)
     Manifest.read(place).verify(place)
     return whole
-
-
-def histories_of(dataset: PreparedDataset, most: int) -> pa.Table:
-    """The latest events of every user, of all parts of the split, in own ids."""
-    lengths = np.minimum(dataset.lengths, most)
-    events = dataset.windows(
-        Windows(users=np.arange(len(lengths)), starts=dataset.lengths - lengths, lengths=lengths)
-    )
-    offsets = pa.array(events.offsets.astype(np.int32))
-    keys = pa.array(dataset.item_keys[events.item_ids - 1])
-    seconds = pa.array(np.where(events.timestamps == UNKNOWN_TIME, -1, events.timestamps))
-    return pa.table(
-        {
-            "user_id": pa.array(np.asarray(dataset.user_keys)),
-            "item_ids": pa.ListArray.from_arrays(offsets, keys),
-            "seconds": pa.ListArray.from_arrays(offsets, seconds),
-        }
-    )
 
 
 def write_data(
@@ -309,6 +294,7 @@ def _facts(
         "max_events": model.max_events - model.masked,
         "filter_seen": metadata.filter_seen,
         "behaviours": list(metadata.behaviours),
+        "learned_behaviours": list(learned_behaviours(model.tasks, metadata.behaviours)),
         "context": list(metadata.context),
         "domains": list(metadata.domains) if model.has_domains else [],
         "reads": {

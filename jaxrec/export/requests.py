@@ -15,6 +15,7 @@ from jaxrec.export.served_model import ServedModel
 
 NUM_CANDIDATES = 20
 OF_EVENTS = {"item_ids": 0, "seconds": -1, "labels": -1}  # and what stands after the last event
+OF_CANDIDATES = {"candidate_ids", "candidate_context"}
 WARM_UP_ROWS = (1, 8)  # a request alone, and some that a server has put together
 
 
@@ -69,22 +70,33 @@ def warm_up_requests(
 
 
 def sized_request(
-    inputs: Mapping[str, np.ndarray], num_rows: int, length: int
-) -> tuple[Int[np.ndarray, " b"], dict[str, np.ndarray]]:
-    """Rows of a tower's request whose histories have at most `length` events, and the request of these.
+    inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], size: tuple[int, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Rows of a request whose histories are short enough for a program of this size, and what is expected of them.
 
-    There are `num_rows`, evenly from the longest history to the shortest; where fewer fit, some come again.
+    The rows go evenly from the longest history to the shortest; where the request has fewer rows or candidates than
+    `size` says, some come again.
+
+    Args:
+      size: users, events and, of task heads, candidates.
     """
+    num_rows, length, *candidates = size
     fitting = np.flatnonzero(~inputs["item_ids"][:, length:].any(axis=1))
     order = np.argsort(np.count_nonzero(inputs["item_ids"][fitting], axis=1), kind="stable")
     rows = fitting[order[np.linspace(len(order) - 1, 0, num_rows).astype(int)]]
-    found = {}
-    for name, array in inputs.items():
-        found[name] = array[rows]
-        if name in OF_EVENTS:
-            found[name] = np.full((num_rows, length, *array.shape[2:]), OF_EVENTS[name], array.dtype)
-            found[name][:, : array.shape[1]] = array[rows, :length]
-    return rows, found
+    found = {name: array[rows] for name, array in inputs.items()}
+    wanted = {name: array[rows] for name, array in expected.items()}
+    for name in OF_EVENTS.keys() & inputs.keys():
+        array = found[name]
+        padded = np.full((num_rows, length, *array.shape[2:]), OF_EVENTS[name], array.dtype)
+        padded[:, : array.shape[1]] = array[:, :length]
+        found[name] = padded
+    if candidates:
+        places = np.resize(np.arange(inputs["candidate_ids"].shape[1]), candidates)
+        for name in OF_CANDIDATES & inputs.keys():
+            found[name] = found[name][:, places]
+        wanted = {name: array[:, places] for name, array in wanted.items()}
+    return found, wanted
 
 
 def with_beginnings(inputs: Mapping[str, np.ndarray], lengths: Sequence[int]) -> dict[str, np.ndarray]:

@@ -1,14 +1,15 @@
 """The service over HTTP: JSON in and out, an OpenAPI page, health for those who watch, a page to try it on."""
 
 import contextlib
+import functools
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import redis
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -19,11 +20,13 @@ from jaxrec.serving.inference_protocol import add_inference_protocol
 from jaxrec.serving.json_route import JsonRoute
 from jaxrec.serving.live import UnknownError
 from jaxrec.serving.measures import Measures
+from jaxrec.serving.reference import reference_page
 from jaxrec.serving.schema import (
     AddItem,
     Answer,
     BundleRequest,
     ErrorAnswer,
+    ExplainAnswer,
     ExplainRequest,
     FeedbackRequest,
     HideItem,
@@ -31,6 +34,7 @@ from jaxrec.serving.schema import (
     RecommendRequest,
     SearchRequest,
     SimilarRequest,
+    Text,
 )  # fmt: skip
 from jaxrec.serving.service import Service
 
@@ -38,8 +42,9 @@ __all__ = ["make_app"]
 
 log = logging.getLogger(__name__)
 
-ERRORS = (400, 401, 404, 408, 413, 422, 429, 503, 504)  # that any request may be answered with
-PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
+ERRORS = (400, 401, 404, 408, 413, 421, 422, 429, 503, 504)  # that any request may be answered with
+PAGE = {"page.css": "text/css", "page.js": "text/javascript", "reference.css": "text/css"}
+UserId = Annotated[Text, Path(description="whose; a / in it is written %2F.", examples=["1"])]
 
 
 def make_app(service: Service, limits: Limits, measures: Measures) -> App:
@@ -95,7 +100,7 @@ def _add_lists(app: FastAPI, service: Service) -> None:
         return await service.bundle(request)
 
     @app.post("/v1/explain")
-    async def explain(request: ExplainRequest) -> dict[str, Any]:
+    async def explain(request: ExplainRequest) -> ExplainAnswer:
         """Why an item is recommended."""
         return await service.explain(request)
 
@@ -103,17 +108,18 @@ def _add_lists(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback")
     async def feedback(request: FeedbackRequest) -> dict[str, int]:
-        """What users did; the next answer knows."""
+        """What users did; the next answer knows. Counts the events: `taken`, `known_already`, `unknown`."""
         return await service.feedback(request)
 
-    @app.get("/v1/users/{user_id}")
-    async def user(user_id: str) -> dict[str, Any]:
-        """What is remembered of a user."""
+    # A path: an id may have a "/" in it, which the server gets decoded.
+    @app.get("/v1/users/{user_id:path}")
+    async def user(user_id: UserId) -> dict[str, Any]:
+        """What is remembered of a user: the `history`, with `item_id`, `title` and `seconds` of each event."""
         return await service.user(user_id)
 
-    @app.delete("/v1/users/{user_id}")
-    async def erase(user_id: str) -> dict[str, int]:
-        """Forgets what a user did."""
+    @app.delete("/v1/users/{user_id:path}")
+    async def erase(user_id: UserId) -> dict[str, int]:
+        """Forgets what a user did, and says how many events are `erased`."""
         return await service.erase(user_id)
 
     @app.post("/v1/items", status_code=201)
@@ -140,6 +146,15 @@ def _add_page(app: FastAPI, service: Service, measures: Measures) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return Response(index, media_type="text/html; charset=utf-8")
+
+    @functools.cache
+    def reference() -> bytes:
+        # Made when it is first asked for: the routes are all there then.
+        return reference_page(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(reference(), media_type="text/html; charset=utf-8")
 
     @app.get("/page/{name}", include_in_schema=False)
     async def page_file(name: str) -> Response:

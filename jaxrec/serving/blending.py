@@ -15,7 +15,7 @@ import scipy.optimize
 from jaxtyping import Float, Float32, Int
 
 from jaxrec.evaluation.baselines.evaluate import Queries
-from jaxrec.export.bundle import UserEvents
+from jaxrec.export.events import UserEvents
 from jaxrec.serving.candidates import Asker, Candidates, Sources
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.rules import Rules
@@ -59,6 +59,7 @@ def choices(
             UserEvents(
                 histories.item_ids[start:end].astype(np.int64),
                 np.maximum(histories.timestamps[start:end], -1),
+                histories.labels[start:end],
             )
             for start, end in bounds
         ]

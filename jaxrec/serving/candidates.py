@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.export.candidates import METHODS
 from jaxrec.serving.rules import Rules
 from jaxrec.serving.version import Query
 from jaxrec.serving.view import View
 
-__all__ = ["COLUMNS", "SOURCES", "Asker", "Candidates", "Sources", "best", "of_model"]
+__all__ = ["COLUMNS", "SOURCES", "Asker", "Candidates", "Sources", "best", "of_model", "scores_of"]
 
 SOURCES = ("model", *METHODS, "content", "popular", "trending", "recent")
 COLUMNS = ("score", *METHODS, "likeness", "content", "popularity", "trending", "newness")
@@ -62,7 +62,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def at(self, places: Int[np.ndarray, " p"] | slice) -> "Candidates":
+    def at(self, places: Int[np.ndarray, " p"] | Bool[np.ndarray, " c"] | slice) -> "Candidates":
         """Those at these places."""
         return Candidates(self.item_ids[places], self.scores[places], self.sources[places])
 
@@ -120,7 +120,7 @@ class Sources:
         order = np.lexsort((places, item_ids))
         first = np.diff(item_ids[order], prepend=-1) > 0
         item_ids, sources = item_ids[order][first], sources[order][first]
-        scores = rules.scores(_scores_of(view, asker.query, item_ids), view.facts, item_ids)
+        scores = rules.scores(scores_of(view, asker.query, item_ids), view.facts, item_ids)
         merged = Candidates(item_ids, scores, sources)
         return merged.at(best(scores, len(scores)))
 
@@ -177,7 +177,8 @@ def best(scores: Float[np.ndarray, " m"], most: int) -> Int[np.ndarray, " p"]:
     return there[np.argsort(-scores[there], kind="stable")][:most]
 
 
-def _scores_of(view: View, query: Query | None, item_ids: Int[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+def scores_of(view: View, query: Query | None, item_ids: Int[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+    """Of some items, rising ids; by popularity where nobody knows anything of the user."""
     return np.log1p(view.popularity[item_ids]) if query is None else view.scores_of(query, item_ids)
 
 
@@ -189,7 +190,8 @@ def _listed(name: str, view: View, asker: Asker, size: int) -> Int[np.ndarray, "
     if name == "trending":
         return np.array(sorted(asker.trending, key=lambda item: -asker.trending[item]), np.int64)
     if name == "recent":
-        return np.arange(view.num_items, view.version.num_items, -1)
+        came = np.flatnonzero(view.facts.added_at)
+        return came[np.lexsort((-came, -view.facts.added_at[came]))][:most]
     if not len(asker.history):
         return np.zeros(0, np.int64)
     if name == "content":

@@ -14,11 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrec.evaluation.slates import LogDeterminant, Pool, Slate, choose, relevance_of
-from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Candidates, Sources, best, of_model, scores_of
 from jaxrec.serving.exploration import Exploration
 from jaxrec.serving.formula import Formula
-from jaxrec.serving.reranking import calibrated, diverse
-from jaxrec.serving.rules import CategoryFilter, Prerequisites, Rules, capped
+from jaxrec.serving.graph import GraphRules
+from jaxrec.serving.ranker import Judged, Needs, Ranked
+from jaxrec.serving.reranking import calibrated, dpp, mmr
+from jaxrec.serving.rules import CategoryFilter, Rules, capped
 from jaxrec.serving.schema import Filter, ShownItem
 from jaxrec.serving.version import Query
 from jaxrec.serving.view import View
@@ -29,6 +31,7 @@ PASSED_OVER = 5  # candidates for each place of a list with a cap, at first
 MOST_RERANKED = 250  # places that are chosen one by one
 MOST_RESCORED = 1_000  # the pool that a formula, diversity and exploration work on
 EXPLAINED_EVENTS = 20
+DIVERSITY = {"mmr": mmr, "dpp": dpp}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class ListRequest(Asker):
 
     Attributes:
       exclude: beside the history, where that is not to come again.
+      ranked: the pool of `Engine.pool`, judged by the task heads; None = they are not asked.
       explore_key: the same key gives the same list.
     """
 
@@ -44,9 +48,11 @@ class ListRequest(Asker):
     filter: Filter = Filter()
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     diversity: float = 0.0
+    diversity_by: str = "mmr"
     calibration: float = 0.0
     size: int = 10
     offset: int = 0
+    ranked: Ranked | None = None
     explore_key: str | None = None
 
 
@@ -56,15 +62,28 @@ class Engine:
 
     Attributes:
       sources: of candidates, beside the model.
-      formula: over `COLUMNS`; what candidates are ordered by.
+      formula: over `COLUMNS` and task heads; what candidates are ordered by.
       exploration: None = lists never explore.
-      prerequisites: what must be in a history before an item is shown.
+      prerequisites: of a graph: what must be in a history before an item is shown.
     """
 
     sources: Sources = Sources()
     formula: Formula = dataclasses.field(default_factory=lambda: Formula.parse("score", COLUMNS))
     exploration: Exploration | None = None
-    prerequisites: Prerequisites | None = None
+    prerequisites: GraphRules | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What a version must have to be asked."""
+        return Needs(columns=self.formula.names, sources=frozenset(self.sources.sizes))
+
+    def orders_by_formula(self, judged: Judged) -> bool:
+        """Whether the formula is what orders: it is not, where it names task heads and they have said nothing."""
+        return self.formula.text != "score" and self.formula.names <= {*COLUMNS, *judged}
+
+    def pool(self, view: View, request: ListRequest) -> Candidates:
+        """What lists of the request are made of, the highest score first: the same for every page."""
+        return self.sources.gather(view, request, self._rules(view, request), MOST_RESCORED)
 
     def recommend(self, view: View, request: ListRequest) -> list[ShownItem]:
         """The list from `offset` on. Longer lists of the same request begin with the shorter ones.
@@ -100,10 +119,20 @@ class Engine:
             for number, (place, item, source) in enumerate(rows)
         ]
 
-    def rank(self, view: View, query: Query | None, item_ids: Sequence[int]) -> list[float | None]:
-        """The score of given items; None for id 0."""
-        scores = _scores(view, query)
-        return [float(scores[item]) if item else None for item in item_ids]
+    def rank(
+        self, view: View, asker: Asker, item_ids: Int[np.ndarray, " c"], judged: Judged
+    ) -> Float[np.ndarray, " c"]:
+        """The scores of given items, rising ids: the model's, or the formula's where it names task heads.
+
+        Args:
+          judged: what the heads say of these items; {} = nothing.
+        """
+        scores = scores_of(view, asker.query, item_ids)
+        if not judged:
+            return scores
+        found = Candidates(item_ids, scores, np.zeros_like(item_ids))
+        columns = self.sources.columns(view, asker, found, self.formula.names)
+        return self.formula({**columns, **judged})
 
     def similar(self, view: View, item_id: int, size: int, item_filter: Filter) -> list[ShownItem]:
         """Items by the cosine of their vectors with this one's."""
@@ -178,13 +207,14 @@ class Engine:
         """
         if request.query is None:
             return self.reasons(view, request, [item])[0]
-        score = float(view.scores(request.query)[item])
+        scores, only = view.scores(request.query), np.array([item])
+        score = float(scores[item])
         found = [f"Its score is {score:.3f}."]
-        changes = [(score - float(view.scores(query)[item]), event) for event, query in without]
+        changes = [(score - float(view.scores_of(query, only)[0]), event) for event, query in without]
         for change, event in sorted(changes, reverse=True)[:3]:
             if change > 0:
                 found.append(f"Without {_name(view, event)} it would be {change:.3f} less.")
-        ranks = int(np.count_nonzero(view.scores(request.query)[1:] > score)) + 1
+        ranks = int(np.count_nonzero(scores[1:] > score)) + 1
         found.append(f"It is number {ranks:,} of {view.num_items:,} before rules.")
         return [*found, *self.reasons(view, request, [item])[0]]
 
@@ -192,7 +222,7 @@ class Engine:
         """Those of a user's list: what the user lacks the first part of is left out, too."""
         exclude = request.exclude
         if self.prerequisites is not None:
-            exclude = np.concatenate([exclude, self.prerequisites.blocked(request.history)])
+            exclude = np.concatenate([exclude, self.prerequisites.of(view).blocked(request.history)])
         return _rules(view, request.filter, exclude, request.boosts)
 
     def _reorders(self, request: ListRequest) -> bool:
@@ -209,18 +239,26 @@ class Engine:
             found = of_model(view, request.query, rules, most)
             return found, found.scores, {}
         # The pool is the same for every page, so that pages fit each other; the model's next best come behind it.
-        pool = self.sources.gather(view, request, rules, MOST_RESCORED)
+        pool = self.pool(view, request) if request.ranked is None else request.ranked.pool
         rest = of_model(view, request.query, rules, most) if most > len(pool) else pool.at(slice(0))
         rest = rest.at(~np.isin(rest.item_ids, pool.item_ids))
         values = pool.scores
         explored: dict[int, tuple[float, bool]] = {}
-        if self.formula.text != "score":
-            values = self.formula(self.sources.columns(view, request, pool, self.formula.names))
+        judged: Judged = {} if request.ranked is None else request.ranked.judged
+        if self.orders_by_formula(judged):
+            if request.ranked is not None:
+                # What was not judged has no place among what was.
+                cut = request.ranked.count
+                pool, rest = pool.at(slice(cut)), pool.at(slice(cut, None)).then(rest)
+            columns = self.sources.columns(view, request, pool, self.formula.names)
+            values = self.formula({**columns, **judged})
             places = np.argsort(-values, kind="stable")
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]
         if request.diversity:
-            places = diverse(values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED)
+            places = DIVERSITY[request.diversity_by](
+                values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED
+            )
             pool, values = pool.at(places), values[places]
         if request.calibration:
             membership = view.facts.membership

@@ -177,8 +177,8 @@ class Thompson:
         return self.last_layer
 
 
-def exploration_of(text: str) -> Exploration:
-    """`0.05` = epsilon-greedy with that chance, `thompson:0.1` = Thompson sampling with that scale.
+def exploration_of(text: str) -> Exploration | None:
+    """`0.05` = epsilon-greedy with that chance, `thompson:0.1` = Thompson sampling with that scale; None = never.
 
     Raises:
       ValueError: it is neither.
@@ -190,4 +190,6 @@ def exploration_of(text: str) -> Exploration:
         number = float("nan")
     if name not in ("", "epsilon", "thompson") or not 0.0 <= number < float("inf"):
         raise ValueError(f"exploration {text!r}: say a chance such as 0.05, or thompson:SCALE.")
+    if not number:
+        return None
     return Thompson(scale=number) if name == "thompson" else EpsilonGreedy(epsilon=number)

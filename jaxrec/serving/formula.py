@@ -51,8 +51,8 @@ class Formula:
     _root: ast.expr = dataclasses.field(repr=False, compare=False)
 
     @classmethod
-    def parse(cls, text: str, known: Collection[str]) -> Self:
-        """Reads a formula over the names in `known`.
+    def parse(cls, text: str, known: Collection[str] | None = None) -> Self:
+        """Reads a formula over the names in `known`; None = over whatever names it has, which others check.
 
         Raises:
           ValueError: it is too long, is no formula, or asks for something else than numbers, names and the operations
@@ -76,7 +76,9 @@ class Formula:
         return np.broadcast_to(np.where(np.isfinite(value), value, -np.inf), shape)
 
 
-def _check(node: ast.AST, text: str, known: Collection[str], names: set[str], parts: list[int]) -> None:
+def _check(
+    node: ast.AST, text: str, known: Collection[str] | None, names: set[str], parts: list[int]
+) -> None:
     parts[0] += 1
     if parts[0] > MOST_PARTS:
         raise ValueError(f"{text!r} has more than {MOST_PARTS} parts.")
@@ -84,7 +86,7 @@ def _check(node: ast.AST, text: str, known: Collection[str], names: set[str], pa
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return
         case ast.Name(id=name):
-            if name not in known:
+            if known is not None and name not in known:
                 raise ValueError(
                     f"{text!r}: {name!r} is no score; there are {', '.join(sorted(known)) or 'none'}."
                 )

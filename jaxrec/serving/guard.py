@@ -25,7 +25,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")  # for whoever restarts the server
+HEALTH_PATHS = ("/v2/health/live", "/v2/health/ready")  # for whoever restarts the server
+PAGE_PATHS = (
+    "/",
+    "/docs",
+)  # and all below /page/: the same for everybody, without data; the page asks for the token
 MOST_CLIENTS = 10_000  # whose rates are remembered
 # What a byte of JSON does to the depth, as int8.
 _STEPS = bytes({**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", 255)}.get(byte, 0) for byte in range(256))
@@ -54,7 +58,9 @@ class Limits:
       connections: at once.
       requests_per_second: of a client, on average; 0 = no limit.
       burst: requests at once above that.
-      token: a bearer token that every request but those for health must have; "" = none.
+      hosts: names that the `Host` of a request may have, in small letters; () = any. Without a token somebody else's
+        page could reach a server on loopback through the user's browser, by a name of its own that leads there.
+      token: a bearer token that every request but those for health and the page must have; "" = none.
     """
 
     body_bytes: int = 256 * 1024
@@ -65,6 +71,7 @@ class Limits:
     connections: int = 1_000
     requests_per_second: float = 0.0
     burst: int = 50
+    hosts: tuple[str, ...] = ()
     token: str = dataclasses.field(default="", repr=False)
 
 
@@ -103,20 +110,22 @@ class Guard:
         finally:
             route = scope.get("route")
             # Never the raw path: a scanner would make a series of each one that it tries.
-            name = getattr(route, "path", "other")
+            name = getattr(route, "path_format", "other")
             self._measures.request(name, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> tuple[int, str, float] | None:
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in HEALTH_PATHS:
             return None
+        wait = self._wait(scope)  # first, so that tokens cannot be tried without limit
+        if wait > 0:
+            return 429, "too many requests from this client.", wait
         headers = dict(scope["headers"])
-        if self._limits.token:
+        if self._limits.hosts and _host(headers.get(b"host", b"")) not in self._limits.hosts:
+            return 421, "this server answers under other names; --host-name=NAME adds one.", 0.0
+        if self._limits.token and not _is_page(scope["path"]):
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self._limits.token.encode()):
                 return 401, "a bearer token is wanted: Authorization: Bearer TOKEN.", 0.0
-        wait = self._wait(scope)
-        if wait > 0:
-            return 429, "too many requests from this client.", wait
         return None
 
     def _wait(self, scope: Scope) -> float:
@@ -167,6 +176,16 @@ class Guard:
         if body.count(b"[") + body.count(b"{") > depth and depth_of(body) > depth:
             return 400, f"JSON of more than {depth} levels is not read.", 0.0
         return body
+
+
+def _is_page(path: str) -> bool:
+    return path in PAGE_PATHS or path.startswith("/page/")
+
+
+def _host(header: bytes) -> str:
+    """The name in a `Host` header, without the port."""
+    name = header.decode("latin-1").lower()
+    return name.rpartition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 def depth_of(text: bytes) -> int:

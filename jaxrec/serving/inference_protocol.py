@@ -5,40 +5,58 @@ https://github.com/kserve/open-inference-protocol. The model takes histories in 
 
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import ConfigDict, Field, StrictInt
 
 from jaxrec import __version__
 from jaxrec.serving.live import UnknownError
-from jaxrec.serving.schema import Key, RecommendRequest
+from jaxrec.serving.schema import Key, RecommendRequest, Told
 from jaxrec.serving.service import Service
 
 __all__ = ["add_inference_protocol"]
 
 NAME = "jaxrec"
 MOST_ROWS, MOST_EVENTS = 64, 1_000
+ModelName = Annotated[str, Path(description="of the model.", examples=[NAME])]
 
 
-class Tensor(BaseModel):
-    """An input: `history`, oldest event first, "" or 0 where a shorter history has no event."""
+class Tensor(Told):
+    """An input: histories.
+
+    Attributes:
+      name: of the input.
+      shape: histories, and events of each.
+      datatype: of the ids.
+      data: items, oldest first, a history after the other; "" or 0 where a shorter history has no event.
+    """
 
     model_config = ConfigDict(extra="ignore")
     name: Literal["history"]
-    shape: Annotated[list[StrictInt], Field(min_length=2, max_length=2)]
-    datatype: Literal["BYTES", "INT64", "INT32"]
-    data: Annotated[list[Key | Literal[""]], Field(max_length=MOST_ROWS * MOST_EVENTS)]
+    shape: Annotated[list[StrictInt], Field(min_length=2, max_length=2, examples=[[1, 2]])]
+    datatype: Annotated[Literal["BYTES", "INT64", "INT32"], Field(examples=["INT64"])]
+    data: Annotated[list[Key | Literal[""]], Field(max_length=MOST_ROWS * MOST_EVENTS, examples=[[1, 2]])]
 
 
-class Parameters(BaseModel):
-    """Of a request: `k`, the items of a list."""
+class Parameters(Told):
+    """Of a request.
+
+    Attributes:
+      k: items of a list.
+    """
 
     model_config = ConfigDict(extra="ignore")
     k: Annotated[StrictInt, Field(ge=1, le=100)] = 10
 
 
-class InferRequest(BaseModel):
-    """As the protocol has it."""
+class InferRequest(Told):
+    """Histories, as the protocol has them.
+
+    Attributes:
+      id: comes back in the answer.
+      parameters: of the lists.
+      inputs: the histories.
+    """
 
     model_config = ConfigDict(extra="ignore")
     id: Annotated[str, Field(max_length=200)] = ""
@@ -66,7 +84,7 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/models/{name}")
     @app.get("/v2/models/{name}/versions/{version}")
-    async def model(name: str, version: str = "") -> dict[str, Any]:
+    async def model(name: ModelName, version: str = "") -> dict[str, Any]:
         """The model's inputs and outputs."""
         _check(service, name, version)
         text = service.live.newest.version.bundle.catalogue.vocabulary.is_text
@@ -84,14 +102,14 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/models/{name}/ready")
     @app.get("/v2/models/{name}/versions/{version}/ready")
-    async def model_ready(name: str, version: str = "") -> dict[str, Any]:
+    async def model_ready(name: ModelName, version: str = "") -> dict[str, Any]:
         """Whether the model answers."""
         _check(service, name, version)
         return {"name": NAME, "ready": service.ready}
 
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{version}/infer")
-    async def infer(request: InferRequest, name: str, version: str = "") -> dict[str, Any]:
+    async def infer(request: InferRequest, name: ModelName, version: str = "") -> dict[str, Any]:
         """The best items of each history."""
         _check(service, name, version)
         return await _inferred(service, request, version)

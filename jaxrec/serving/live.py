@@ -5,6 +5,7 @@ Use it on one event loop.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -13,12 +14,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jaxrec.export.bundle import Bundle
 from jaxrec.export.catalogue import Key
 from jaxrec.export.layout import STABLEHLO
 from jaxrec.export.manifest import Manifest
 from jaxrec.serving.batcher import Batcher
 from jaxrec.serving.measures import Measures
 from jaxrec.serving.precompile import precompile
+from jaxrec.serving.ranker import Judged, Needs, ToJudge
 from jaxrec.serving.store import Store
 from jaxrec.serving.version import History, Query, Version
 from jaxrec.serving.view import View
@@ -34,11 +37,26 @@ class UnknownError(LookupError):
 
 
 class Live:
-    """A version with its batches and the latest view of its catalogue."""
+    """A version with its batches and the latest view of its catalogue.
 
-    def __init__(self, version: Version, batcher: Batcher[History, Query]):
-        self.version, self.batcher = version, batcher
+    Attributes:
+      ranker: None = the formula names no task heads.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        batcher: Batcher[History, Query],
+        ranker: Batcher[ToJudge, Judged] | None = None,
+    ):
+        self.version, self.batcher, self.ranker = version, batcher, ranker
         self._view: View | None = None
+
+    async def close(self) -> None:
+        """Takes nothing more, and answers what waits: the tower's first, whose answers the ranker is asked with."""
+        await self.batcher.close()
+        if self.ranker is not None:
+            await self.ranker.close()
 
     def view(self, store: Store) -> View:
         """The catalogue as the store has it now."""
@@ -59,13 +77,18 @@ class LiveVersions:
         *,
         shares: Mapping[str, float],
         kept: Collection[str],
+        needs: Needs = Needs(),
+        ranker_of: Callable[[Version], Batcher[ToJudge, Judged] | None] = lambda version: None,
     ):
         """Empty.
 
         Args:
           shares: version -> its share of the users; {} = the newest version has all.
           kept: versions that stay when newer ones come, beside those with a share.
+          needs: what a version must have; one that lacks it is refused.
+          ranker_of: compiles the task heads that the formula names.
         """
+        self._needs, self._ranker_of = needs, ranker_of
         self._batcher_of, self._store, self._measures = batcher_of, store, measures
         self._shares, self._kept = shares, {*shares, *kept}
         self._live: dict[str, Live] = {}
@@ -113,29 +136,56 @@ class LiveVersions:
             drawn -= share
         return self.newest
 
+    def is_kept(self, name: str) -> bool:
+        """Whether an option names the version, so that it stays."""
+        return name in self._kept
+
+    def share_of(self, name: str) -> float:
+        """Of the users that have an id, those that the version is dealt."""
+        shares = {key: share for key, share in self._shares.items() if key in self._live}
+        if not shares:
+            return float(name == self.newest.version.name)
+        return shares.get(name, 0.0) / sum(shares.values())
+
     def install(self, version: Version, *, keep: int = 2) -> None:
-        """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option."""
-        self._install(Live(version, self._batcher_of(version)), keep)
+        """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option.
+
+        Raises:
+          ValueError: it lacks what the options ask for.
+        """
+        self._needs.check(version)
+        self._install(self._live_of(version), keep)
 
     async def load(self, directory: str | Path) -> str:
         """Opens a version beside those in use, and takes it into use; a damaged one changes nothing.
 
         Raises:
-          ValueError: it is damaged.
+          ValueError: it is damaged, or lacks what the options ask for.
         """
 
-        def opened() -> Live:
+        def opened() -> Version:
             with _short_turns():
-                version = Version.open(directory)
-                live = Live(version, self._batcher_of(version))
+                version = Version(Bundle.open(directory))
+                self._needs.check(version)  # before it is compiled
+                return version
+
+        def compiled() -> Live:
+            with _short_turns():
+                version.warm_up()
+                live = self._live_of(version)
                 live.view(self._store)  # made here, the first request need not wait for it
                 return live
 
-        if self._live and not _programs_of(Manifest.read(Path(directory))) <= self._programs_in_use():
-            await precompile(directory)
-        live = await asyncio.get_running_loop().run_in_executor(self._loader, opened)
+        in_loader = functools.partial(asyncio.get_running_loop().run_in_executor, self._loader)
+        version = await in_loader(opened)
+        if self._live and not _programs_of(version.bundle.manifest) <= self._programs_in_use():
+            await precompile(directory, self._needs)
+        live = await in_loader(compiled)
         self._install(live)
         return live.version.name
+
+    def _live_of(self, version: Version) -> Live:
+        return Live(version, self._batcher_of(version), self._ranker_of(version))
 
     def _programs_in_use(self) -> set[str]:
         return set().union(*(_programs_of(live.version.bundle.manifest) for live in self._live.values()))
@@ -156,7 +206,7 @@ class LiveVersions:
     async def close(self) -> None:
         """Takes nothing more, and answers what waits."""
         self._loader.shutdown(wait=False, cancel_futures=True)
-        await asyncio.gather(*(live.batcher.close() for live in self._live.values()), *self._retiring)
+        await asyncio.gather(*(live.close() for live in self._live.values()), *self._retiring)
 
     def _install(self, live: Live, keep: int = 2) -> None:
         version = live.version
@@ -170,7 +220,7 @@ class LiveVersions:
 
     def _retire(self, live: Live) -> None:
         """Answers what waits for a version, and lets go of it."""
-        task = asyncio.ensure_future(live.batcher.close())
+        task = asyncio.ensure_future(live.close())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 

@@ -24,9 +24,15 @@ class Measures:
         self._batch_seconds = Histogram(
             "jaxrec_batch_seconds", "Time to compute a batch.", buckets=_SECONDS, registry=self._registry
         )
+        self._ranker_seconds = Histogram(
+            "jaxrec_ranker_seconds",
+            "Time of the task heads for a batch.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
         self._feedback = Counter("jaxrec_feedback_events", "New events.", registry=self._registry)
         self._degraded = Counter(
-            "jaxrec_degraded", "Answers without the model.", ["why"], registry=self._registry
+            "jaxrec_degraded", "Answers without the model or its heads.", ["why"], registry=self._registry
         )
         self._reload_failures = Counter(
             "jaxrec_reload_failures", "Versions that could not be loaded.", registry=self._registry
@@ -57,12 +63,16 @@ class Measures:
         self._batch_size.observe(size)
         self._batch_seconds.observe(seconds)
 
+    def ranked(self, size: int, seconds: float) -> None:
+        """Task heads have judged the candidates of a batch."""
+        self._ranker_seconds.observe(seconds)
+
     def feedback(self, new: int) -> None:
         """Events were taken."""
         self._feedback.inc(new)
 
     def degraded(self, why: str) -> None:
-        """An answer lacks the model."""
+        """An answer lacks the model, or its heads."""
         self._degraded.labels(why).inc()
 
     def shadow(self, alike: float, seconds: float) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from jaxrec.serving.ranker import Needs
 from jaxrec.serving.version import Version
 
 __all__ = ["keep_programs", "precompile"]
@@ -38,10 +39,13 @@ def keep_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-async def precompile(directory: str | Path) -> bool:
+async def precompile(directory: str | Path, needs: Needs = Needs()) -> bool:
     """Whether the programs of a version lie in the cache now; what went wrong is in the log, and changes nothing.
 
     An accelerator belongs to the process that has it, and without a cache there is nowhere to put them: False.
+
+    Args:
+      needs: the task heads that its formula names are compiled, too.
     """
     cache = jax.config.values["jax_compilation_cache_dir"]
     if cache is None or jax.default_backend() != "cpu":
@@ -49,7 +53,7 @@ async def precompile(directory: str | Path) -> bool:
     nice = shutil.which("nice")
     command = [
         *((nice, "-n", "19") if nice else ()),  # from its first import on
-        *(sys.executable, "-m", __name__, str(directory)),
+        *(sys.executable, "-m", __name__, str(directory), *sorted(needs.columns)),
     ]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -78,9 +82,10 @@ async def precompile(directory: str | Path) -> bool:
 
 
 def main() -> None:
-    """The process: opens the version, and is done."""
+    """The process: opens the version, compiles its task heads, and is done."""
+    directory, *columns = sys.argv[1:]
     try:
-        Version.open(sys.argv[1])
+        Needs(columns=frozenset(columns)).ranker(Version.open(directory))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

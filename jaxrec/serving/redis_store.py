@@ -1,8 +1,9 @@
 """The state at a Redis server, for replicas. What outlives a crash of Redis is for its own settings to say."""
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import redis
 
@@ -11,6 +12,7 @@ from jaxrec.serving.store import HOUR, MOST_HISTORY, AddedItem, Feedback
 __all__ = ["RedisStore"]
 
 KEPT_HOURS = 24 * 30  # of trends
+AWAY_SECONDS = 3.0
 KEPT_IDS = 7 * 24 * HOUR  # seconds for which an event that comes again is known
 
 # One script an operation: nothing of another client comes between its commands.
@@ -49,10 +51,33 @@ return #events
 """
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _unless_away(
+    method: Callable[Concatenate["RedisStore", P], R],
+) -> Callable[Concatenate["RedisStore", P], R]:
+    """A method that fails at once for some seconds after the server did not answer: a request waits for it on the loop
+    that answers all others, and once is enough."""
+
+    @functools.wraps(method)
+    def checked(self: "RedisStore", *arguments: P.args, **keywords: P.kwargs) -> R:
+        if time.monotonic() < self._away_until:
+            raise redis.ConnectionError("the server did not answer a moment ago.")
+        try:
+            return method(self, *arguments, **keywords)
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            raise
+
+    return checked
+
+
 class RedisStore:
     """See `store.Store`."""
 
-    def __init__(self, url: str, *, prefix: str = "jaxrec:", timeout_seconds: float = 5.0):
+    def __init__(self, url: str, *, prefix: str = "jaxrec:", timeout_seconds: float = 2.0):
         """Connects.
 
         Args:
@@ -62,7 +87,7 @@ class RedisStore:
         Raises:
           ConnectionError: nobody answers.
         """
-        self._prefix = prefix
+        self._prefix, self._away_until = prefix, 0.0
         self._client = redis.Redis.from_url(
             url,
             socket_timeout=timeout_seconds,
@@ -78,6 +103,7 @@ class RedisStore:
         self._append = self._client.register_script(_APPEND)
         self._erase = self._client.register_script(_ERASE)
 
+    @_unless_away
     def append(self, events: Sequence[Feedback]) -> int:
         """See `Store`."""
         arguments: list[Any] = [self._prefix, KEPT_IDS, KEPT_HOURS * HOUR, ""]
@@ -86,15 +112,18 @@ class RedisStore:
             arguments += [event.event_id, event.user_id, event.item_id, hour, event.to_json()]
         return int(cast(int, self._append(args=arguments)))
 
+    @_unless_away
     def history(self, user_id: str, limit: int = MOST_HISTORY) -> list[Feedback]:
         """See `Store`."""
         entries = self._client.lrange(self._key("user:" + user_id), -min(limit, MOST_HISTORY), -1)
         return [Feedback.from_json(entry.split(" ", 2)[2]) for entry in cast(list[str], entries)]
 
+    @_unless_away
     def erase(self, user_id: str) -> int:
         """See `Store`."""
         return int(cast(int, self._erase(args=[self._prefix, user_id])))
 
+    @_unless_away
     def trending(self, since: int, limit: int) -> list[tuple[str, int]]:
         """See `Store`; of the last thirty days at most."""
         first, last = since // HOUR, int(time.time()) // HOUR + 1
@@ -105,6 +134,7 @@ class RedisStore:
         ordered = sorted(counts, key=lambda pair: (-pair[1], pair[0]))
         return [(item, int(count)) for item, count in ordered[:limit]]
 
+    @_unless_away
     def log(self, after: int, limit: int) -> list[tuple[int, Feedback]]:
         """See `Store`."""
         rows = cast(
@@ -113,6 +143,7 @@ class RedisStore:
         )
         return [(int(number.split("-")[0]), Feedback.from_json(row["event"])) for number, row in rows]
 
+    @_unless_away
     def put_item(self, item: AddedItem) -> None:
         """See `Store`."""
         with self._client.pipeline(transaction=True) as changes:
@@ -120,11 +151,13 @@ class RedisStore:
             changes.incr(self._key("revision"))
             changes.execute()
 
+    @_unless_away
     def items(self) -> Mapping[str, AddedItem]:
         """See `Store`."""
         rows = cast(dict[str, str], self._client.hgetall(self._key("items")))
         return {item: AddedItem.from_json(rows[item]) for item in sorted(rows)}
 
+    @_unless_away
     def hide(self, item_id: str, hidden: bool = True) -> None:
         """See `Store`."""
         with self._client.pipeline(transaction=True) as changes:
@@ -132,10 +165,12 @@ class RedisStore:
             changes.incr(self._key("revision"))
             changes.execute()
 
+    @_unless_away
     def hidden(self) -> frozenset[str]:
         """See `Store`."""
         return frozenset(cast(set[str], self._client.smembers(self._key("hidden"))))
 
+    @_unless_away
     def revision(self) -> int:
         """See `Store`."""
         return int(cast(str | None, self._client.get(self._key("revision"))) or 0)

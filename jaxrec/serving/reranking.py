@@ -6,12 +6,14 @@ Both are greedy, so that a longer list begins as a shorter one does. C = candida
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["calibrated", "diverse"]
+__all__ = ["calibrated", "dpp", "mmr"]
 
+LEAST_WEIGHT = 1e-3  # what comes of less are numbers too small to tell apart
+OWN = 0.01  # of an item's likeness to itself is its own: a list may be longer than vectors have dimensions
 SMOOTHING = 0.01  # of the list's shares by the user's: a category that is missing costs much, not everything
 
 
-def diverse(
+def mmr(
     scores: Float[np.ndarray, " c"], unit: Float[np.ndarray, "c d"], weight: float, most: int
 ) -> Int[np.ndarray, " c"]:
     """Maximal marginal relevance: places by `(1 - weight) relevance - weight * likeness to those before`.
@@ -33,6 +35,37 @@ def diverse(
     return np.append(np.array(places, np.int64), np.flatnonzero(left))
 
 
+def dpp(
+    scores: Float[np.ndarray, " c"], unit: Float[np.ndarray, "c d"], weight: float, most: int
+) -> Int[np.ndarray, " c"]:
+    """The likeliest set of a determinantal point process, greedily: places by the volume that an item adds.
+
+    The kernel is `exp(a r_i) s_ij exp(a r_j)`, with likeness `s`, relevance `r` as in `mmr` and `a = (1 - w) / (2 w)`
+    for the weight `w`; 0 = by score alone. Unlike `mmr`, an item is held against all that stand before it at once.
+
+    Source: Chen, Zhang and Zhou, NeurIPS 2018 (fast greedy MAP inference).
+    """
+    if not weight:
+        return np.argsort(-scores, kind="stable")
+    weight = max(weight, LEAST_WEIGHT)
+    pull = np.exp((1.0 - weight) / (2.0 * weight) * (_relevance(scores) - 1.0))
+    count = min(most, len(scores))
+    rows = np.zeros((count, len(scores)))  # of the Cholesky factor: of each place, against all candidates
+    gain = pull**2
+    left = np.ones(len(scores), bool)
+    places: list[int] = []
+    for number in range(count):
+        place = int(np.argmax(np.where(left, gain, -np.inf)))
+        likeness = (1.0 - OWN) * (unit @ unit[place])
+        likeness[place] += OWN
+        rows[number] = pull * pull[place] * likeness - rows[:number, place] @ rows[:number]
+        rows[number] /= np.sqrt(max(gain[place], np.finfo(np.float64).tiny))
+        places.append(place)
+        left[place] = False
+        gain = gain - rows[number] ** 2
+    return np.append(np.array(places, np.int64), np.flatnonzero(left))
+
+
 def calibrated(
     scores: Float[np.ndarray, " c"],
     membership: Bool[np.ndarray, "c g"],
@@ -45,7 +78,7 @@ def calibrated(
     Args:
       membership: which candidate is in which category; one of several counts for each in part.
       wanted: the user's shares of the categories, of sum 1; zeros = nothing is known, and scores alone decide.
-      most: as in `diverse`.
+      most: as in `mmr`.
 
     Source: Steck, RecSys 2018 (calibrated recommendations).
     """

@@ -30,13 +30,11 @@ class ItemFacts:
     Attributes:
       categories: names.
       membership: which item is in which category, row = item id.
-      available: False = not to be shown to anyone.
       added_at: seconds since 1970 when the item came in; 0 = unknown.
     """
 
     categories: tuple[str, ...]
     membership: sparse.csr_array
-    available: Bool[np.ndarray, " n_plus_1"]
     added_at: Int[np.ndarray, " n_plus_1"]
 
     @classmethod
@@ -44,7 +42,6 @@ class ItemFacts:
         cls,
         item_categories: Sequence[Collection[str]],
         *,
-        available: Bool[np.ndarray, " n_plus_1"] | None = None,
         added_at: Int[np.ndarray, " n_plus_1"] | None = None,
     ) -> Self:
         """From the names of each item's categories, item 1 first."""
@@ -58,7 +55,6 @@ class ItemFacts:
         return cls(
             categories=names,
             membership=membership,
-            available=np.ones(size, bool) if available is None else available,
             added_at=np.zeros(size, np.int64) if added_at is None else added_at,
         )
 
@@ -73,7 +69,7 @@ class ItemFacts:
         if unknown:
             some = ", ".join(self.categories[:20]) or "none"
             raise ValueError(f"category {unknown[0]!r}: the catalogue has {some}.")
-        found = np.zeros_like(self.available)
+        found = np.zeros(len(self.added_at), bool)
         starts, rows = self._items_of.indptr, self._items_of.indices
         for name in names:
             found[rows[starts[number[name]] : starts[number[name] + 1]]] = True
@@ -99,7 +95,7 @@ class CategoryFilter:
 
     def allowed(self, facts: ItemFacts, item_ids: Ids = EVERY) -> Bool[np.ndarray, " c"]:
         """Which items pass."""
-        passed = np.ones_like(facts.available[item_ids])
+        passed = np.ones(len(facts.added_at[item_ids]), bool)
         if self.any_of:
             passed &= facts.in_any(self.any_of, item_ids)
         if self.none_of:
@@ -120,24 +116,8 @@ class Prerequisites:
     needed: Int[np.ndarray, " e"]
 
     @classmethod
-    def of(
-        cls,
-        triples: Sequence[tuple[str, str, str]],
-        relation: str,
-        ids: Mapping[str, int],
-        *,
-        reverse: bool = False,
-    ) -> Self:
-        """From the triples (head, relation, tail) of a graph: the head needs the tail; with `reverse`, the other way.
-
-        An item that needs something outside of the catalogue is never shown; edges of unknown heads say nothing.
-        """
-        edges = []
-        for head, of_edge, tail in triples:
-            if of_edge == relation:
-                item, needed = (tail, head) if reverse else (head, tail)
-                if item in ids:
-                    edges.append((ids[item], ids.get(needed, 0)))
+    def of(cls, edges: Sequence[tuple[int, int]]) -> Self:
+        """From (item, needed): an item that needs the unknown 0 is never shown."""
         columns = np.array(edges, np.int64).reshape(-1, 2)
         return cls(columns[:, 0], columns[:, 1])
 
@@ -170,7 +150,7 @@ class Rules:
 
     def allowed(self, facts: ItemFacts, item_ids: Ids = EVERY) -> Bool[np.ndarray, " c"]:
         """Which items a list may have, before scores are looked at."""
-        allowed = facts.available[item_ids] & self.categories.allowed(facts, item_ids)
+        allowed = self.categories.allowed(facts, item_ids)
         if self.added_after:
             allowed &= facts.added_at[item_ids] >= self.added_after
         if not isinstance(item_ids, slice):

@@ -9,32 +9,37 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxrec.export.bundle import UserEvents
 from jaxrec.export.catalogue import Key
-from jaxrec.serving.batcher import Batcher, Closed, Expired
+from jaxrec.export.layout import MOST_CANDIDATES
+from jaxrec.serving.asking import Asked, Asking, ServiceOptions
+from jaxrec.serving.batcher import Expired, Overloaded
+from jaxrec.serving.candidates import Asker
 from jaxrec.serving.engine import EXPLAINED_EVENTS, Engine, ListRequest
-from jaxrec.serving.live import Live, LiveVersions, UnknownError
+from jaxrec.serving.live import Live, UnknownError
 from jaxrec.serving.measures import Measures
+from jaxrec.serving.ranker import Judged, Ranked
 from jaxrec.serving.schema import (
     AddItem,
     Answer,
     BundleRequest,
+    ExplainAnswer,
     ExplainRequest,
     FeedbackRequest,
     HideItem,
     RankRequest,
     RecommendRequest,
+    ScoredBy,
     SearchRequest,
     ShownItem,
     SimilarRequest,
 )  # fmt: skip
 from jaxrec.serving.store import HOUR, AddedItem, Feedback, Store
-from jaxrec.serving.version import History, Query, Version
+from jaxrec.serving.version import Query
 from jaxrec.serving.view import View
 
 __all__ = ["Service", "ServiceOptions"]
@@ -45,56 +50,16 @@ MOST_BEHIND = 16  # tasks that no answer waits for
 TRENDING_HOURS, TRENDING_ITEMS, TRENDING_SECONDS = 24, 100, 5.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServiceOptions:
-    """How the service behaves.
-
-    Attributes:
-      deadline_ms: of requests that name none.
-      explore: whether lists explore where a request says nothing.
-      shares: version -> its share of the users; {} = the newest version has all.
-      shadow: a version that gets every request for a list, too; nobody sees its answers, `Measures` compares them.
-      max_queue, max_batch: of the user tower.
-    """
-
-    deadline_ms: int = 2_000
-    explore: bool = False
-    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    shadow: str = ""
-    max_queue: int = 256
-    max_batch: int = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """A user's side of a request.
-
-    Attributes:
-      known: the events that the user tower reads.
-      history: all events that the view knows, by its ids; new items too.
-      num_events: of the history, known or not.
-      query: None = the tower was not asked, or not in time; `notes` say so.
-    """
-
-    live: Live
-    view: View
-    known: UserEvents
-    history: np.ndarray
-    num_events: int
-    query: Query | None
-    notes: list[str]
-
-
 class Service:
     """Answers requests; use it on one event loop."""
 
     def __init__(self, store: Store, engine: Engine, options: ServiceOptions, measures: Measures):
         self.store, self.engine, self.options, self.measures = store, engine, options, measures
-        self.live = LiveVersions(
-            self._batcher_of, store, measures, shares=options.shares, kept=[options.shadow]
-        )
+        self.asking = Asking(store, engine.needs, options, measures)
+        self.live = self.asking.live
         self._trending: tuple[float, list[tuple[str, int]]] = (0.0, [])
         self._closing = False
+        self._in_threads = 0
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -121,10 +86,13 @@ class Service:
 
     async def _recommend(self, request: RecommendRequest, *, noted: bool = True) -> Answer:
         """A list; with `noted`, exploration learns from it."""
-        deadline = self._deadline(request.deadline_ms)
-        asked = await self._ask(request.user_id, request.history, deadline, version=request.version)
+        deadline = self.asking.deadline(request.deadline_ms)
+        asked = await self.asking.ask(request.user_id, request.history, deadline, version=request.version)
         view, name = asked.view, asked.live.version.name
-        explores = self.options.explore if request.explore is None else request.explore
+        wants = self.options.explore if request.explore is None else request.explore
+        explores = wants and self.engine.exploration is not None
+        # Who cannot be told from others gets draws of their own: else all would see the same, and never another.
+        seed = request.explore_seed or (uuid.uuid4().hex if request.user_id is None else str(request.user_id))
         wanted = ListRequest(
             query=asked.query,
             history=asked.history,
@@ -132,20 +100,28 @@ class Service:
             filter=request.filter,
             boosts=request.boosts,
             diversity=request.diversity,
+            diversity_by=request.diversity_by,
             calibration=request.calibration,
             size=request.k,
             offset=request.offset,
             trending=self._trends(view),
-            explore_key=f"{request.user_id} {asked.num_events} {name}" if explores else None,
+            explore_key=f"{seed} {name} {asked.history.tobytes().hex()}" if explores else None,
         )
+        judged: Judged = {}
+        if asked.ranks:
+            pool = self.engine.pool(view, wanted)
+            judged = await self.asking.judge(asked, pool.item_ids[:MOST_CANDIDATES])
+            wanted = dataclasses.replace(wanted, ranked=Ranked(pool, judged))
         if explores or request.diversity or request.calibration:
             # They look at the pool once for each place; others are answered meanwhile.
-            items = await asyncio.to_thread(self.engine.recommend, view, wanted)
+            items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
         else:
             items = self.engine.recommend(view, wanted)
         if explores and noted and self.engine.exploration is not None:
             self.engine.exploration.shown(view.vectors[view.ids_of(item.item_id for item in items)])
-        return self._answer(asked.live, items, asked.query, asked.notes)
+        by_formula = self.engine.orders_by_formula(judged)
+        answer = self._answer(asked.live, items, asked.query, asked.notes, "formula" if by_formula else None)
+        return answer.model_copy(update={"explore_seed": seed}) if explores else answer
 
     async def _compare(self, request: RecommendRequest, answer: Answer) -> None:
         """Asks the shadow what was asked, and measures how alike the lists are."""
@@ -164,33 +140,39 @@ class Service:
 
     async def rank(self, request: RankRequest) -> Answer:
         """Scores of given items, in their order; unknown ones have none."""
-        asked = await self._ask(request.user_id, request.history, self._deadline(None))
+        asked = await self._ask(request)
         view = asked.view
         ids = [view.id_of(key) for key in request.items]
-        scores = self.engine.rank(view, asked.query, ids)
+        known = np.unique(np.array([item for item in ids if item], np.int64))
+        judged = await self.asking.judge(asked, known)
+        asker = Asker(query=asked.query, history=asked.history, trending=self._trends(view))
+        found = self.engine.rank(view, asker, known, judged).tolist()
+        # What a formula makes no finite number of has no score.
+        scores = {item: score for item, score in zip(known.tolist(), found, strict=True) if score > -np.inf}
         items = [
-            ShownItem(item_id=key, title=view.titles[item], score=score, source="given")
-            for key, item, score in zip(request.items, ids, scores, strict=True)
+            ShownItem(item_id=key, title=view.titles[item], score=scores.get(item), source="given")
+            for key, item in zip(request.items, ids, strict=True)
         ]
-        return self._answer(asked.live, items, asked.query, asked.notes)
+        return self._answer(asked.live, items, asked.query, asked.notes, "formula" if judged else None)
 
     async def similar(self, request: SimilarRequest) -> Answer:
         """Items like one."""
-        live = self.live.newest
-        view = live.view(self.store)
-        items = self.engine.similar(view, self._item(view, request.item_id), request.k, request.filter)
-        return self._answer(live, items, None, [])
+        live, view, item = self._known(request.item_id)
+        items = self.engine.similar(view, item, request.k, request.filter)
+        return self._answer(live, items, None, [], "likeness")
 
     async def search(self, request: SearchRequest) -> Answer:
         """Items by text."""
         live = self.live.of_user(request.user_id)
         view = live.view(self.store)
-        items = await asyncio.to_thread(self.engine.search, view, request.query, request.k, request.filter)
-        return self._answer(live, items, None, [])
+        items = await self._in_thread(
+            self.asking.deadline(), self.engine.search, view, request.query, request.k, request.filter
+        )
+        return self._answer(live, items, None, [], "words")
 
     async def bundle(self, request: BundleRequest) -> Answer:
         """A set of items."""
-        asked = await self._ask(request.user_id, request.history, self._deadline(None))
+        asked = await self._ask(request)
         wanted = ListRequest(
             query=asked.query,
             history=asked.history,
@@ -201,11 +183,11 @@ class Service:
         items = self.engine.bundle(asked.view, wanted, request.diversity)
         return self._answer(asked.live, items, asked.query, asked.notes)
 
-    async def explain(self, request: ExplainRequest) -> dict[str, Any]:
+    async def explain(self, request: ExplainRequest) -> ExplainAnswer:
         """Why an item: what the score would be without each of the latest events."""
-        deadline = self._deadline(None)
-        asked = await self._ask(request.user_id, request.history, deadline)
-        view, events = asked.view, asked.known
+        deadline = self.asking.deadline()
+        asked = await self.asking.ask(request.user_id, request.history, deadline, version=request.version)
+        view = asked.view
         item = self._item(view, request.item_id)
         wanted = ListRequest(
             query=asked.query,
@@ -213,41 +195,33 @@ class Service:
             exclude=np.zeros(0, np.int64),
             trending=self._trends(view),
         )
-        without: list[tuple[int, Query]] = []
-        if asked.query is not None:
-            latest = range(max(0, len(events) - EXPLAINED_EVENTS), len(events))
-            others = [
-                asked.live.batcher.submit(History(_without(events, at), request.user_id), deadline=deadline)
-                for at in latest
-            ]
-            found = await asyncio.gather(*others, return_exceptions=True)
-            for error in found:
-                if isinstance(error, BaseException) and not isinstance(error, Expired):
-                    raise error
-            # What was not computed in time is not told.
-            without = [
-                (int(events.item_ids[at]), other)
-                for at, other in zip(latest, found, strict=True)
-                if isinstance(other, Query)
-            ]
-        return {
-            "item_id": view.key_of(item),
-            "title": view.titles[item],
-            "reasons": self.engine.explain(view, wanted, item, without),
-            "model_version": asked.live.version.name,
-        }
+        without = await self.asking.without_each(asked, EXPLAINED_EVENTS)
+        return ExplainAnswer(
+            item_id=view.key_of(item),
+            title=view.titles[item],
+            reasons=self.engine.explain(view, wanted, item, without),
+            model_version=asked.live.version.name,
+            degraded=bool(asked.notes),
+            notes=asked.notes,
+        )
 
     async def feedback(self, request: FeedbackRequest) -> dict[str, int]:
-        """Takes events; they are in the next answer of every process.
+        """Takes events; they are in the next answer of every process. Those of unknown items are counted and left out.
 
         Raises:
-          UnknownError: an item is not in the catalogue.
+          UnknownError: no item is in any catalogue.
         """
-        view = self.live.newest.view(self.store)
         now = int(time.time())
-        events = []
+        events, unknown = [], 0
         for event in request.events:
-            key = view.key_of(self._item(view, event.item_id))
+            try:
+                _, view, item = self._known(event.item_id, event.version)
+            except UnknownError:
+                unknown += 1
+                if unknown == len(request.events):
+                    raise
+                continue
+            key = view.key_of(item)
             events.append(
                 Feedback(
                     event_id=event.event_id or uuid.uuid4().hex,
@@ -262,7 +236,7 @@ class Service:
             )
         new = self.store.append(events)
         self.measures.feedback(new)
-        return {"taken": new, "known_already": len(events) - new}
+        return {"taken": new, "known_already": len(events) - new, "unknown": unknown}
 
     async def user(self, user_id: str) -> dict[str, Any]:
         """What is remembered of a user."""
@@ -308,8 +282,8 @@ class Service:
 
     async def hide_item(self, request: HideItem) -> dict[str, Any]:
         """Hides an item, or shows it again."""
-        view = self.live.newest.view(self.store)
-        key = view.key_of(self._item(view, request.item_id))
+        _, view, item = self._known(request.item_id)
+        key = view.key_of(item)
         self.store.hide(str(key), request.hidden)
         return {"item_id": key, "hidden": request.hidden}
 
@@ -322,83 +296,18 @@ class Service:
             "versions": self.live.names,
             "dataset": live.version.bundle.facts["data"]["name"],
             "num_items": view.num_items,
+            "formula": self.engine.formula.text,
             "categories": list(view.facts.categories),
             "example_users": live.version.known_users[:20],
+            "explores": self.engine.exploration is not None,
         }
 
-    def _events(
-        self, live: Live, view: View, user_id: Key | None, history: Sequence[Key] | None
-    ) -> tuple[UserEvents, int]:
-        """Of the request, or what the version was exported with and the state has had since; in ids of the view.
-
-        Returns: those that the view knows, and how many there are.
-        """
-        if history is not None:
-            ids = view.ids_of(history)
-            return UserEvents(ids, np.full(len(ids), -1)), len(history)
-        if user_id is None:
-            return UserEvents(np.zeros(0, np.int64), np.zeros(0, np.int64)), 0
-        before = live.version.history(str(user_id))
-        since = self.store.history(str(user_id))
-        if not since:
-            return before, len(before)
-        known = [(item, event.seconds) for event in since if (item := view.id_of(event.item_id))]
-        new = np.array(known, np.int64).reshape(-1, 2)
-        events = UserEvents(
-            np.concatenate([before.item_ids, new[:, 0]]), np.concatenate([before.seconds, new[:, 1]])
-        )
-        return events, len(before) + len(since)
-
-    def _left_out(self, asked: _Asked, exclude: np.ndarray) -> np.ndarray:
+    def _left_out(self, asked: Asked, exclude: np.ndarray) -> np.ndarray:
         seen = asked.history if asked.live.version.bundle.facts["filter_seen"] else np.zeros(0, np.int64)
         return np.concatenate([seen, exclude])
 
-    async def _ask(
-        self, user_id: Key | None, history: Sequence[Key] | None, deadline: float, *, version: str = ""
-    ) -> _Asked:
-        """The user's events and the query made of them."""
-        live = self.live.named(version) if version else self.live.of_user(user_id)
-        view = live.view(self.store)
-        events, num_events = self._events(live, view, user_id, history)
-        has_vector = events.item_ids <= live.version.num_items
-        known = UserEvents(events.item_ids[has_vector], events.seconds[has_vector])
-        try:
-            query, notes = await self._query(live, History(known, user_id), deadline)
-        except Closed:
-            if live is self.live.newest:
-                raise
-            # The version went out of use meanwhile, and its ids with it.
-            return await self._ask(user_id, history, deadline)
-        return _Asked(
-            live=live,
-            view=view,
-            known=known,
-            history=events.item_ids,
-            num_events=num_events,
-            query=query,
-            notes=notes,
-        )
-
-    async def _query(self, live: Live, history: History, deadline: float) -> tuple[Query | None, list[str]]:
-        """The query of a user with a known event; who has none gets popular items, and so does who cannot wait."""
-        if not len(history.events):
-            return None, []
-        try:
-            return await live.batcher.submit(history, deadline=deadline), []
-        except Expired:
-            self.measures.degraded("deadline")
-            return None, ["The model was not in time; popular items are listed."]
-
-    def _batcher_of(self, version: Version) -> Batcher[History, Query]:
-        return Batcher(
-            version.encode,
-            max_batch=self.options.max_batch,
-            max_queue=self.options.max_queue,
-            observe=self.measures.batch,
-        )
-
-    def _deadline(self, milliseconds: int | None) -> float:
-        return time.monotonic() + (milliseconds or self.options.deadline_ms) / 1000
+    async def _ask(self, request: RankRequest | BundleRequest) -> Asked:
+        return await self.asking.ask(request.user_id, request.history, self.asking.deadline())
 
     def _trends(self, view: View) -> dict[int, int]:
         read, found = self._trending
@@ -408,6 +317,43 @@ class Service:
             self._trending = (now, found)
         return {item: count for key, count in found if (item := view.id_of(key))}
 
+    def _known(self, key: Key, version: str = "") -> tuple[Live, View, int]:
+        """A version that has the item: the named one, else the newest, else another.
+
+        Raises:
+          UnknownError: none has it.
+        """
+        names = [*([version] if version in self.live else []), *reversed(self.live.names)]
+        for name in names:
+            live = self.live.named(name)
+            view = live.view(self.store)
+            if item := view.id_of(key):
+                return live, view, item
+        raise UnknownError(f"item {key!r} is not in the catalogue.")
+
+    async def _in_thread(
+        self, deadline: float, function: Callable[..., list[ShownItem]], *arguments: Any
+    ) -> list[ShownItem]:
+        """The function's result; others are answered meanwhile.
+
+        Raises:
+          Overloaded: too many wait already.
+          Expired: its turn came after the deadline.
+        """
+        if self._in_threads >= self.options.max_queue:
+            raise Overloaded(f"{self._in_threads} lists wait to be ordered.")
+
+        def in_time() -> list[ShownItem]:
+            if time.monotonic() > deadline:
+                raise Expired("the list was not ordered in time.")
+            return function(*arguments)
+
+        self._in_threads += 1
+        try:
+            return await asyncio.to_thread(in_time)
+        finally:
+            self._in_threads -= 1
+
     def _item(self, view: View, key: Key) -> int:
         item = view.id_of(key)
         if not item:
@@ -415,16 +361,19 @@ class Service:
         return item
 
     def _answer(
-        self, live: Live, items: Sequence[ShownItem], query: Query | None, notes: list[str]
+        self,
+        live: Live,
+        items: Sequence[ShownItem],
+        query: Query | None,
+        notes: list[str],
+        scored_by: ScoredBy | None = None,
     ) -> Answer:
+        """With `scored_by` None the scores are the model's, or by popularity where nobody knows the user."""
         return Answer(
             items=list(items),
             model_version=live.version.name,
+            scored_by=scored_by or ("popularity" if query is None else "model"),
             degraded=bool(notes),
             known_user=query is not None,
             notes=notes,
         )
-
-
-def _without(events: UserEvents, at: int) -> UserEvents:
-    return UserEvents(np.delete(events.item_ids, at), np.delete(events.seconds, at))

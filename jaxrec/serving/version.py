@@ -6,7 +6,7 @@ N = items, D = item dim, B = users, L = events.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from jaxrec.evaluation.word_index import TfIdf, WordIndex
-from jaxrec.export.bundle import Bundle, UserEvents
+from jaxrec.export.bundle import Bundle
 from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import Catalogue, Key, read_histories
 from jaxrec.export.compiled import Shared
+from jaxrec.export.events import EventLabels, UserEvents
 from jaxrec.export.item_index import ItemIndex
 from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, history_lengths
 from jaxrec.serving.rules import ItemFacts
@@ -90,6 +91,7 @@ class Version:
       by_popularity: all items, the most popular first.
       others: other methods that know the items.
       index: None = all items are looked at.
+      event_labels: how events become labels; None = the model reads none.
     """
 
     def __init__(self, bundle: Bundle):
@@ -106,7 +108,7 @@ class Version:
         self.index = ItemIndex.read(bundle.directory, bundle.facts)
         self._of_texts: dict[str, np.ndarray] = {}
         self._tower = bundle.program(USER_TOWER)
-        self._wanted = {array["name"] for array in bundle.manifest.programs[USER_TOWER]["inputs"]}
+        self.event_labels = EventLabels.of_facts(bundle.facts) if bundle.facts["reads"]["labels"] else None
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:
@@ -154,11 +156,10 @@ class Version:
         """The events that the user had when the version was exported, where it was exported with histories."""
         row = self._rows_of_users.get(user_id)
         if row is None:
-            return UserEvents(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        offsets, item_ids, seconds = self._events
-        its = slice(offsets[row], offsets[row + 1])
-        known = item_ids[its] > 0
-        return UserEvents(item_ids[its][known], seconds[its][known])
+            return UserEvents.of_items(np.zeros(0, np.int64))
+        offsets, events = self._events
+        its = np.arange(offsets[row], offsets[row + 1])
+        return events.at(its[events.item_ids[its] > 0])
 
     @property
     def known_users(self) -> list[str]:
@@ -171,19 +172,24 @@ class Version:
         return {str(key): row for row, key in enumerate(keys)}
 
     @functools.cached_property
-    def _events(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where each user's begin, the items' ids, the seconds."""
+    def _events(self) -> tuple[np.ndarray, UserEvents]:
+        """Where each user's begin, and those of all users; item 0 = it is not in the catalogue."""
         table = self._histories
-        lists = {name: table[name].combine_chunks() for name in ("item_ids", "seconds")}
-        keys = lists["item_ids"].values
+        lists = {name: table[name].combine_chunks() for name in table.column_names if name != "user_id"}
+        flat = {name: array.values for name, array in lists.items()}
+        keys = flat["item_ids"]
         ids = pc.fill_null(
             pc.index_in(keys, value_set=self.bundle.catalogue.vocabulary.keys.cast(keys.type)), -1
         )
-        return (
-            lists["item_ids"].offsets.to_numpy(),
+        labels = None
+        if self.event_labels is not None and "labels" in flat:
+            labels = flat["labels"].to_numpy().reshape(-1, len(self.event_labels.behaviours))
+        events = UserEvents(
             ids.to_numpy(zero_copy_only=False).astype(np.int64) + 1,
-            lists["seconds"].values.to_numpy(zero_copy_only=False).astype(np.int64),
+            flat["seconds"].to_numpy(zero_copy_only=False).astype(np.int64),
+            labels,
         )
+        return lists["item_ids"].offsets.to_numpy(), events
 
     @functools.cached_property
     def _histories(self) -> pa.Table:
@@ -196,40 +202,47 @@ class Version:
             self.bundle.vectors_of_texts([""])
         for batch_size in BATCH_SIZES:
             for length in self.lengths:
-                ones = np.ones(length, np.int64)
-                histories = [History(UserEvents(ones, -ones))] * batch_size
-                self._tower.warm_up(self._inputs(histories, batch_size, length))
+                histories = [History(UserEvents.of_items(np.ones(length, np.int64)))] * batch_size
+                self._tower.warm_up(self.inputs(USER_TOWER, histories, batch_size, length))
 
     def encode(self, histories: Sequence[History]) -> list[Query]:
         """The queries of users, each with its own history; those of about the same length are computed together."""
         found: dict[int, Query] = {}
+        for rows, num_rows, length in self.batches(histories):
+            queries = self._run([histories[row] for row in rows], num_rows, length)
+            found.update(zip(rows, queries, strict=True))
+        return [found[row] for row in range(len(histories))]
+
+    def batches(self, histories: Sequence[History]) -> Iterator[tuple[list[int], int, int]]:
+        """Which of the histories are computed together, and the compiled size: rows and events."""
         size_of = [self._length_of(history) for history in histories]
         for length in sorted(set(size_of)):
             group = [row for row, size in enumerate(size_of) if size == length]
             while group:
                 num_rows = _batch_size(len(group))
                 rows, group = group[:num_rows], group[num_rows:]
-                queries = self._run([histories[row] for row in rows], num_rows, length)
-                found.update(zip(rows, queries, strict=True))
-        return [found[row] for row in range(len(histories))]
+                yield rows, num_rows, length
 
     def _length_of(self, history: History) -> int:
         """The smallest compiled size that holds it; of longer ones the latest events are read."""
         return next((size for size in self.lengths if size >= len(history.events)), self.lengths[-1])
 
-    def _inputs(self, histories: Sequence[History], num_rows: int, length: int) -> dict[str, np.ndarray]:
+    def inputs(
+        self, program: str, histories: Sequence[History], num_rows: int, length: int
+    ) -> dict[str, np.ndarray]:
+        """What a program reads of users."""
         inputs = self.bundle.history_inputs(
             [history.events for history in histories],
             num_rows=num_rows,
             length=length,
             user_ids=[history.user_id for history in histories],
         )
-        if "domain_ids" in self._wanted:
-            inputs["domain_ids"] = np.zeros(num_rows, np.int32)
-        return {name: inputs[name] for name in self._wanted}
+        inputs["domain_ids"] = np.zeros(num_rows, np.int32)
+        wanted = {array["name"] for array in self.bundle.manifest.programs[program]["inputs"]}
+        return {name: array for name, array in inputs.items() if name in wanted}
 
     def _run(self, histories: Sequence[History], num_rows: int, length: int) -> list[Query]:
-        found = jax.device_get(self._tower(self._inputs(histories, num_rows, length)))
+        found = jax.device_get(self._tower(self.inputs(USER_TOWER, histories, num_rows, length)))
         count = len(histories)
         vectors = found["query"][:count]
         ids = found.get("memory_item_ids", np.zeros((count, 0), np.int32))

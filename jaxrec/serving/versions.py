@@ -88,11 +88,15 @@ class Watcher:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def look_once(self) -> list[str]:
-        """Takes what is new and newer than the newest into use; returns the names.
+        """Takes what is new and newer than the newest into use; returns the names. What is gone is dropped: a rollback.
 
         One that was refused is tried again when its files have changed: it may have been copied meanwhile.
         """
         loaded = []
+        for name in self._service.live.names:
+            if len(self._service.live) > 1 and await asyncio.to_thread(self._is_gone, name):
+                self._service.live.drop(name)
+                log.info("version %s is gone: %s answers now", name, self._service.live.newest.version.name)
         for path in await asyncio.to_thread(self._unknown):
             lying = await asyncio.to_thread(_lying, path)
             if self._refused.get(path.name) == lying:
@@ -100,12 +104,20 @@ class Watcher:
             try:
                 loaded.append(await self._service.live.load(path))
                 self._known.add(path.name)
-                log.info("version %s answers now", path.name)
+                share = self._service.live.share_of(path.name)
+                log.info("version %s answers now: %.0f %% of the users", path.name, 100 * share)
             except Exception as error:
                 self._refused[path.name] = lying
                 self._service.measures.reload_failed()
                 log.error("version %s is not taken into use: %s", path.name, error)
         return loaded
+
+    def _is_gone(self, name: str) -> bool:
+        """Whether the directory of a version that no option names was removed."""
+        if self._service.live.is_kept(name):
+            return False
+        directory = self._service.live.named(name).version.bundle.directory
+        return directory.parent.is_dir() and not (directory / MANIFEST).exists()
 
     def _unknown(self) -> list[Path]:
         """The versions that came after the newest of those that were taken into use."""

@@ -33,6 +33,7 @@ class View:
       unit: the vectors over their lengths.
       titles: "" = none.
       added: the new items, in the order of their ids.
+      ages: of items that came in earlier and are the version's now: id, seconds since 1970.
       words: of titles, texts and categories.
     """
 
@@ -46,6 +47,7 @@ class View:
     facts: ItemFacts
     hidden: Int[np.ndarray, " h"]
     added: tuple[AddedItem, ...]
+    ages: tuple[tuple[int, int], ...]
     words: WordIndex
     _ids: Mapping[str, int]
 
@@ -65,12 +67,16 @@ class View:
             shops hide items all the time.
         """
         vocabulary = version.bundle.catalogue.vocabulary
-        new = tuple(item for key, item in items.items() if not vocabulary.id_of(_own_key(version, key)))
-        view = before if before is not None and before.added == new else cls._with(version, new)
-        return dataclasses.replace(view, hidden=view.ids_of(hidden), revision=revision)
+        new = tuple(item for key, item in items.items() if not vocabulary.id_of(vocabulary.own(key)))
+        # An update has given these a row since; they came in when they came in.
+        rows = ((vocabulary.id_of(vocabulary.own(key)), item.seconds) for key, item in items.items())
+        ages = tuple((row, seconds) for row, seconds in rows if row)
+        if before is None or (before.added, before.ages) != (new, ages):
+            before = cls._with(version, new, ages)
+        return dataclasses.replace(before, hidden=before.ids_of(hidden), revision=revision)
 
     @classmethod
-    def _with(cls, version: Version, new: tuple[AddedItem, ...]) -> Self:
+    def _with(cls, version: Version, new: tuple[AddedItem, ...], ages: tuple[tuple[int, int], ...]) -> Self:
         """A version with new items, and nothing hidden."""
         whole = cls(
             version=version,
@@ -80,9 +86,10 @@ class View:
             unit=version.unit,
             popularity=version.popularity,
             titles=version.bundle.catalogue.titles,
-            facts=version.facts,
+            facts=_with_ages(version.facts, ages),
             hidden=np.zeros(0, np.int64),
             added=new,
+            ages=ages,
             words=version.word_index,
             _ids={},
         )
@@ -96,7 +103,7 @@ class View:
             unit=np.vstack([whole.unit, unit_rows(vectors)]),
             popularity=np.append(whole.popularity, np.zeros(len(new), np.int64)),
             titles=[*whole.titles, *(item.title for item in new)],
-            facts=_facts(version, new),
+            facts=_facts(whole.facts, new),
             words=whole.words.with_items([_words_of(item) for item in new]),
             _ids={item.item_id: version.num_items + 1 + number for number, item in enumerate(new)},
         )
@@ -108,8 +115,8 @@ class View:
 
     def id_of(self, key: Key) -> int:
         """The view's id of an own id; 0 = unknown. A number as text is found where ids are numbers."""
-        found = self.version.bundle.catalogue.vocabulary.id_of(_own_key(self.version, key))
-        return found or self._ids.get(str(key), 0)
+        vocabulary = self.version.bundle.catalogue.vocabulary
+        return vocabulary.id_of(vocabulary.own(key)) or self._ids.get(str(key), 0)
 
     def ids_of(self, keys: Iterable[Key]) -> Int[np.ndarray, " i"]:
         """Those that are known."""
@@ -152,16 +159,6 @@ class View:
         return np.append(query.scores, self.vectors[first:] @ query.vector + self.bias[first:])
 
 
-def _own_key(version: Version, key: Key) -> Key:
-    """As the catalogue has it: text for numbers and numbers for text are taken for what they say."""
-    vocabulary = version.bundle.catalogue.vocabulary
-    if vocabulary.is_text:
-        return str(key)
-    if isinstance(key, str) and key.removeprefix("-").isdecimal() and len(key) < 20:
-        return int(key)
-    return key
-
-
 def _vector(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:
     """Of its text; of its words where the model reads none, or knows none of it."""
     if version.reads_text:
@@ -186,10 +183,20 @@ def _words_of(item: AddedItem) -> str:
     return " ".join((item.title, item.text, *item.categories))
 
 
-def _facts(version: Version, new: Sequence[AddedItem]) -> ItemFacts:
+def _with_ages(facts: ItemFacts, ages: Sequence[tuple[int, int]]) -> ItemFacts:
+    if not ages:
+        return facts
+    rows, seconds = np.array(ages, np.int64).T
+    added_at = facts.added_at.copy()
+    added_at[rows] = seconds
+    return dataclasses.replace(facts, added_at=added_at)
+
+
+def _facts(there: ItemFacts, new: Sequence[AddedItem]) -> ItemFacts:
     of_new = ItemFacts.of([item.categories for item in new])
-    names = tuple(sorted({*version.facts.categories, *of_new.categories}))
-    size = version.num_items + 1 + len(new)
+    names = tuple(sorted({*there.categories, *of_new.categories}))
+    num_items = len(there.added_at) - 1
+    size = num_items + 1 + len(new)
     at = {name: number for number, name in enumerate(names)}
 
     def widened(facts: ItemFacts, first_row: int) -> sparse.csr_array:
@@ -198,10 +205,9 @@ def _facts(version: Version, new: Sequence[AddedItem]) -> ItemFacts:
         columns = places[parts.col] if len(parts.col) else parts.col
         return sparse.csr_array((parts.data, (parts.row + first_row, columns)), shape=(size, len(names)))
 
-    membership = widened(version.facts, 0) + widened(of_new, version.num_items)
+    membership = widened(there, 0) + widened(of_new, num_items)
     return ItemFacts(
         categories=names,
         membership=sparse.csr_array(membership),
-        available=np.append(version.facts.available, np.ones(len(new), bool)),
-        added_at=np.append(version.facts.added_at, np.array([item.seconds for item in new], np.int64)),
+        added_at=np.append(there.added_at, np.array([item.seconds for item in new], np.int64)),
     )

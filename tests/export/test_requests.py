@@ -20,7 +20,7 @@ def test_every_length_gets_a_history_that_fills_it():
     np.testing.assert_array_equal(found["item_ids"][3, :4], [101, 102, 103, 104])
     assert found["seconds"][3].tolist() == [0, 1, 2, 3] + [-1] * 8
     for length in (4, 8, 12):
-        _, sized = sized_request(found, 1, length)
+        sized, _ = sized_request(found, {}, (1, length))
         assert sized["item_ids"].all(), "a single row is the one that fills it"
 
 
@@ -28,7 +28,8 @@ def test_every_length_gets_a_history_that_fills_it():
 @pytest.mark.parametrize("length", [4, 16])
 def test_rows_go_from_the_longest_that_fits_to_the_empty_one(num_rows, length):
     inputs = tower_request(1, 3, 12, 4, 0)
-    rows, sized = sized_request(inputs, num_rows, length)
+    sized, wanted = sized_request(inputs, {"row": np.arange(5)}, (num_rows, length))
+    rows = wanted["row"]
     assert sized["item_ids"].shape == sized["seconds"].shape == (num_rows, length)
     counts = np.count_nonzero(sized["item_ids"], axis=1)
     assert counts[0] == (4 if length == 4 else 12) and (np.diff(counts) <= 0).all()
@@ -37,3 +38,10 @@ def test_rows_go_from_the_longest_that_fits_to_the_empty_one(num_rows, length):
     kept = min(length, 12)
     np.testing.assert_array_equal(sized["item_ids"][:, :kept], inputs["item_ids"][rows, :kept])
     assert not sized["item_ids"][:, kept:].any() and (sized["seconds"][:, kept:] == -1).all()
+
+
+def test_candidates_come_again_until_there_are_enough():
+    inputs = {**tower_request(1, 3), "candidate_ids": np.arange(6, dtype=np.int32).reshape(2, 3)}
+    sized, wanted = sized_request(inputs, {"scores": inputs["candidate_ids"] + 0.5}, (2, 4, 5))
+    assert sized["candidate_ids"].tolist() == [[3, 4, 5, 3, 4], [0, 1, 2, 0, 1]], "the longer history first"
+    np.testing.assert_array_equal(wanted["scores"], sized["candidate_ids"] + 0.5)

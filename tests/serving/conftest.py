@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ import redis
 
 from jaxrec.config import load_config
 from jaxrec.data.config import TextConfig
-from jaxrec.export.exporter import ExportOptions, export_run
+from jaxrec.export.exporter import ExportOptions, export_run, export_state
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.memory import TransitionMemory
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.serving.redis_store import RedisStore
 from jaxrec.serving.sqlite_store import SqliteStore
 from jaxrec.serving.version import Version
+from jaxrec.tasks.behaviour import Behaviour
+from jaxrec.tasks.next_item import NextItem
+from jaxrec.tasks.rating import Rating
 from jaxrec.train import train_run
 
 
@@ -122,3 +126,28 @@ def raw_requests(repository):
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def judging(repository, tmp_path_factory):
+    """A version with task heads, random as they start, of more items than are judged; it reads labels."""
+    spec = importlib.util.spec_from_file_location("world", repository / "tests" / "export" / "conftest.py")
+    world = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(world)
+    num_items = 300
+    dataset = world.random_dataset(
+        num_items=num_items,
+        behaviours=("click", "add to cart"),
+        item_titles=[f"Item {i}" for i in range(1, num_items + 1)],
+        item_keys=[f"i{i}" for i in range(1, num_items + 1)],
+        item_tokens=None,
+        filter_seen=False,
+    )
+    model = dataclasses.replace(world.MODEL, event_behaviours=True)
+    tasks = {"next_item": NextItem(), "behaviour": Behaviour(), "rating": Rating()}
+    run, state = world.run_of(dataset, model, tasks)
+    out = tmp_path_factory.mktemp("judging")
+    options = ExportOptions(version="v1", k=12, saved_model=False, histories=True, candidates=("item_knn",))
+    export_state(run, state, out, options)
+    version = Version.open(out / "v1")
+    return types.SimpleNamespace(version=version, dataset=dataset, out=out)

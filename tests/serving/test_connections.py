@@ -279,7 +279,7 @@ def test_sigterm_finishes_what_was_asked(bundles, tmp_path):
     for connection in connections:
         connection.close()
     _, errors = server.communicate(timeout=60)
-    assert server.returncode in (0, -signal.SIGTERM)
+    assert server.returncode == 0, "what comes after the last answer was done, too"
     assert "Traceback" not in errors
     with pytest.raises(ConnectionRefusedError):
         ask(port, "/v2/health/live")

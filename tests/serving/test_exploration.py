@@ -80,6 +80,7 @@ def test_a_list_that_was_shown_moves_less():
 def test_what_the_command_line_says():
     assert exploration_of("0.05") == exploration_of("epsilon:0.05") == EpsilonGreedy(epsilon=0.05)
     assert exploration_of("thompson:0.2") == Thompson(scale=0.2)
+    assert exploration_of("0") is exploration_of("thompson:0") is None
     for text in ("", "x", "ucb:1", "thompson:", "thompson:-1", "nan", "inf"):
         with pytest.raises(ValueError, match="say a chance such as 0.05, or thompson:SCALE"):
             exploration_of(text)

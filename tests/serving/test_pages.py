@@ -11,9 +11,9 @@ from jaxrec.serving.app import make_app
 from jaxrec.serving.engine import COLUMNS, Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
+from jaxrec.serving.graph import GraphRules
 from jaxrec.serving.guard import Limits
 from jaxrec.serving.measures import Measures
-from jaxrec.serving.rules import Prerequisites
 from jaxrec.serving.schema import FeedbackRequest, HideItem, RecommendRequest
 from jaxrec.serving.service import Service, ServiceOptions
 from jaxrec.serving.sqlite_store import SqliteStore
@@ -38,6 +38,7 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
         "exclude": [key_of(item) for item in excluded],
         "diversity": data.draw(st.sampled_from([0.0, 0.4])),
         "explore": data.draw(st.booleans()),
+        "diversity_by": data.draw(st.sampled_from(["mmr", "dpp"])),
         "boosts": data.draw(st.dictionaries(st.sampled_from(NAMES), st.floats(-5, 5), max_size=2)),
         "filter": {
             "any_of": any_of,
@@ -50,10 +51,8 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
     engine = Engine(
         formula=Formula.parse(data.draw(engines), COLUMNS),
         exploration=EpsilonGreedy(epsilon=0.5),
-        prerequisites=Prerequisites.of(
-            [(f"{second}", "sequel_of", f"{first}") for first, second in SECOND_PARTS.items()],
-            "sequel_of",
-            {f"{item}": item for pair in SECOND_PARTS.items() for item in pair},
+        prerequisites=GraphRules(
+            [(str(key_of(second)), str(key_of(first))) for first, second in SECOND_PARTS.items()]
         ),
     )
 
@@ -69,11 +68,15 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
         if remembered and seen:
             events = [{"user_id": "u", "item_id": key_of(item)} for item in seen]
             await service.feedback(FeedbackRequest.model_validate({"events": events}))
-        pages = []
+        pages, seed = [], ""
         for page in range(4):
-            request = RecommendRequest.model_validate({**asked, **who, "k": size, "offset": page * size})
-            pages.append([id_of(item.item_id) for item in (await service.recommend(request)).items])
-        whole = RecommendRequest.model_validate({**asked, **who, "k": min(100, 4 * size)})
+            wanted = {**asked, **who, "k": size, "offset": page * size, "explore_seed": seed}
+            answer = await service.recommend(RecommendRequest.model_validate(wanted))
+            seed = answer.explore_seed
+            pages.append([id_of(item.item_id) for item in answer.items])
+        whole = RecommendRequest.model_validate(
+            {**asked, **who, "k": min(100, 4 * size), "explore_seed": seed}
+        )
         at_once = [id_of(item.item_id) for item in (await service.recommend(whole)).items]
         await service.close()
         return pages, at_once

@@ -67,7 +67,7 @@ def test_a_server_that_stops_waits_for_no_compiler(bundles, cache, monkeypatch):
 def test_only_programs_that_no_version_in_use_has_are_compiled_ahead(bundles, tmp_path, monkeypatch):
     asked = []
 
-    async def seen(directory):
+    async def seen(directory, needs):
         asked.append(directory.name)
 
     monkeypatch.setattr(live_module, "precompile", seen)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.serving.reranking import calibrated, diverse
+from jaxrec.serving.reranking import OWN, calibrated, dpp, mmr
 
 SIZE, CATEGORIES = 12, 3
 
@@ -20,7 +20,11 @@ def a_pool(seed):
 def orders(seed, weight, most):
     scores, unit, membership = a_pool(seed)
     wanted = np.random.default_rng(seed + 1).dirichlet(np.ones(CATEGORIES))
-    return diverse(scores, unit, weight, most), calibrated(scores, membership, wanted, weight, most)
+    return (
+        mmr(scores, unit, weight, most),
+        dpp(scores, unit, weight, most),
+        calibrated(scores, membership, wanted, weight, most),
+    )
 
 
 @given(seed=st.integers(0, 99), weight=st.floats(0, 1), most=st.integers(1, 15))
@@ -34,6 +38,21 @@ def test_an_order_has_every_place_once_and_begins_as_a_shorter_one(seed, weight,
 def test_no_weight_leaves_the_order_alone(seed):
     for order in orders(seed, 0.0, 10):
         assert order.tolist() == list(range(SIZE))
+
+
+@given(seed=st.integers(0, 99), weight=st.sampled_from([0.2, 0.5, 1.0]))
+def test_each_place_of_a_dpp_adds_the_most_volume(seed, weight):
+    scores, unit, _ = a_pool(seed)
+    relevance = (scores - scores.min()) / np.ptp(scores)
+    pull = np.exp((1 - weight) / (2 * weight) * relevance)
+    kernel = np.outer(pull, pull) * ((1 - OWN) * unit @ unit.T + OWN * np.eye(SIZE))
+    order = dpp(scores, unit, weight, SIZE).tolist()
+    for place in range(SIZE):  # more places than vectors have dimensions
+        volumes = [
+            np.linalg.slogdet(kernel[np.ix_([*order[:place], item], [*order[:place], item])])[1]
+            for item in order[place:]
+        ]
+        assert volumes[0] >= max(volumes) - 1e-9
 
 
 def divergence(places, membership, wanted):
@@ -72,4 +91,5 @@ def test_nothing_known_and_nothing_there():
     scores, _, membership = a_pool(0)
     assert calibrated(scores, membership, np.zeros(CATEGORIES), 0.9, 5).tolist() == list(range(SIZE))
     assert not len(calibrated(scores[:0], membership[:0], np.ones(CATEGORIES) / 3, 0.5, 5))
-    assert not len(diverse(scores[:0], np.zeros((0, 4)), 0.5, 5))
+    assert not len(mmr(scores[:0], np.zeros((0, 4)), 0.5, 5))
+    assert not len(dpp(scores[:0], np.zeros((0, 4)), 0.5, 5))

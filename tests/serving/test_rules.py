@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrec.serving.rules import CategoryFilter, ItemFacts, Prerequisites, Rules, capped
+from jaxrec.serving.rules import CategoryFilter, ItemFacts, Rules, capped
 
 NAMES = ("drama", "comedy", "horror")
 ITEMS = 30
@@ -17,11 +17,8 @@ some_names = st.lists(st.sampled_from(NAMES), max_size=2, unique=True).map(tuple
 @st.composite
 def catalogues(draw):
     rows = draw(st.lists(some_names, min_size=ITEMS, max_size=ITEMS))
-    available = np.array(draw(st.lists(st.booleans(), min_size=ITEMS + 1, max_size=ITEMS + 1)))
     added = np.array(draw(st.lists(st.integers(0, 5), min_size=ITEMS + 1, max_size=ITEMS + 1)))
-    return rows, ItemFacts.of(
-        (*rows, *[NAMES]), available=np.append(available, True), added_at=np.append(added, 9)
-    )
+    return rows, ItemFacts.of((*rows, *[NAMES]), added_at=np.append(added, 9))
 
 
 @st.composite
@@ -54,7 +51,6 @@ def test_no_list_has_what_is_forbidden_and_none_is_short_without_a_reason(catalo
             or (rule.allow is not None and item not in rule.allow)
             or (rule.categories.any_of and not own & set(rule.categories.any_of))
             or own & set(rule.categories.none_of)
-            or not facts.available[item]
             or (rule.added_after and facts.added_at[item] < rule.added_after)
             or raw[item] < rule.threshold
         )
@@ -71,23 +67,6 @@ def test_no_list_has_what_is_forbidden_and_none_is_short_without_a_reason(catalo
         assert all(set(rows[item - 1]) & full for item in left), "each is of a category that is full"
     boosted = [raw[i] + sum(rule.boosts.get(name, 0.0) for name in rows[i - 1]) for i in found.tolist()]
     assert boosted == pytest.approx(sorted(boosted, reverse=True))
-
-
-def test_a_sequel_waits_for_its_first_part():
-    ids = {"first": 1, "second": 2, "third": 3, "other": 4}
-    triples = [
-        ("second", "sequel_of", "first"),
-        ("third", "sequel_of", "second"),
-        ("other", "sequel_of", "lost film"),
-        ("first", "made_by", "other"),
-    ]
-    rule = Prerequisites.of(triples, "sequel_of", ids)
-    assert rule.blocked(np.array([], np.int64)).tolist() == [2, 3, 4]
-    assert rule.blocked(np.array([1])).tolist() == [3, 4]
-    assert rule.blocked(np.array([2, 1])).tolist() == [4]
-    before = [(tail, "followed_by", head) for head, relation, tail in triples if relation == "sequel_of"]
-    turned = Prerequisites.of(before, "followed_by", ids, reverse=True)
-    assert turned.blocked(np.array([1])).tolist() == [3, 4]
 
 
 def test_an_unknown_category_is_named():

@@ -18,6 +18,33 @@ def test_others_cannot_reach_a_server_without_a_token(tmp_path, capsys, monkeypa
     assert not serve.is_loopback("0.0.0.0")
 
 
+def test_without_a_token_the_server_is_called_by_names_of_this_machine():
+    given = serve.parse_arguments(["--model=m", "--host=::1", "--host-name=Recs.example"])
+    assert serve.limits_of(given, "").hosts == ("localhost", "127.0.0.1", "[::1]", "[::1]", "recs.example")
+    assert serve.limits_of(given, "secret").hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tls-key=k.pem"], "--tls-certificate and --tls-key belong together"),
+        (["--graph=g.csv"], "--graph and --needs belong together"),
+        (["--graph=nowhere.csv", "--needs=sequel_of"], "the graph nowhere.csv cannot be read"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(options, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert serve.main([f"--model={tmp_path}", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--requests-per-second=-1", "--watch-seconds=0", "--deadline-ms=0"])
+def test_numbers_have_bounds(option, capsys):
+    with pytest.raises(SystemExit):
+        serve.parse_arguments(["--model=m", option])
+    assert "must be" in capsys.readouterr().err
+
+
 def test_a_directory_without_a_version_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert serve.main([f"--model={tmp_path}"]) == 2

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import urllib.parse
 
 import httpx
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from jaxrec.export.compiled import Compiled
 from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, sized_program
 from jaxrec.serving.app import make_app
-from jaxrec.serving.batcher import Closed
+from jaxrec.serving.batcher import Closed, Expired
 from jaxrec.serving.candidates import COLUMNS, Sources
 from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
@@ -79,7 +80,12 @@ def test_ten_pages_of_ten_are_a_hundred_items_none_of_which_was_seen(version, tm
     history = [version.bundle.catalogue.vocabulary.key_of(item) for item in range(1, 20)]
 
     async def work(http):
-        for body in ({}, {"diversity": 0.5}, {"filter": {"max_per_category": 60}}, {"explore": True}):
+        for body in (
+            {},
+            {"diversity": 0.5},
+            {"filter": {"max_per_category": 60}},
+            {"explore": True, "explore_seed": "a"},
+        ):
             pages = [
                 await post(http, "/v1/recommend", {"history": history, "offset": 10 * page, **body})
                 for page in range(10)
@@ -98,8 +104,12 @@ def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path):
         assert {item["source"] for item in guest["items"]} == {"popular"}
         taken = keys_of(guest)[0]
         event = {"user_id": "new one", "item_id": taken, "event_id": "e1"}
-        assert await post(http, "/v1/feedback", {"events": [event]}) == {"taken": 1, "known_already": 0}
-        assert await post(http, "/v1/feedback", {"events": [event]}) == {"taken": 0, "known_already": 1}
+        assert await post(http, "/v1/feedback", {"events": [event]}) == {
+            "taken": 1,
+            "known_already": 0,
+            "unknown": 0,
+        }
+        assert (await post(http, "/v1/feedback", {"events": [event]}))["known_already"] == 1
         known = await post(http, "/v1/recommend", {"user_id": "new one"})
         assert known["known_user"]
         assert taken not in keys_of(known)
@@ -128,6 +138,48 @@ def test_what_is_remembered_is_explained_as_what_is_given(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
+def test_an_explanation_is_that_of_the_version_that_is_asked(version, tmp_path):
+    service = make_service(None, tmp_path)
+    for name in ("old", "new"):
+        service.live.install(renamed(version, name))
+
+    async def work(http):
+        body = {"history": [1, 2, 3], "item_id": 6}
+        for asked, answers in (({}, "new"), ({"version": "old"}, "old"), ({"version": "new"}, "new")):
+            why = await post(http, "/v1/explain", body | asked)
+            assert (why["model_version"], why["degraded"], why["notes"]) == (answers, False, [])
+        error = await post(http, "/v1/explain", body | {"version": "none"}, status=404)
+        assert "version 'none' is not loaded" in error["error"]
+        batcher = service.live.named("old").batcher
+        submit, asked = batcher.submit, itertools.count()
+
+        async def late(history, *, deadline):
+            if next(asked) > 1:
+                raise Expired("too late")
+            return await submit(history, deadline=deadline)
+
+        batcher.submit = late
+        why = await post(http, "/v1/explain", body | {"version": "old"})
+        assert why["degraded"] and why["notes"] == ["The model was in time for 1 of the latest 3 events."]
+        why = await post(http, "/v1/explain", body | {"version": "old"})
+        assert why["degraded"] and why["notes"] == ["The model was not in time; popular items are listed."]
+        assert 'jaxrec_degraded_total{why="deadline"} 2.0' in (await http.get("/metrics")).text
+
+    talk(service, work)
+
+
+def test_a_server_says_whether_it_explores(version, tmp_path):
+    async def work(http):
+        explores = (await http.get("/v1/about")).json()["explores"]
+        body = {"history": [1, 2], "explore": True}
+        shown = (await post(http, "/v1/recommend", body))["items"]
+        assert all((item["propensity"] is not None) == explores for item in shown)
+        return explores
+
+    assert not talk(make_service(version, tmp_path), work)
+    assert talk(make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.1))), work)
+
+
 def test_users_of_the_training_data_are_known(version, tmp_path):
     async def work(http):
         about = (await http.get("/v1/about")).json()
@@ -137,6 +189,26 @@ def test_users_of_the_training_data_are_known(version, tmp_path):
         assert len(history) == 32 and found["known_user"]
         assert not {event["item_id"] for event in history} & set(keys_of(found))
         assert "Comedy" in about["categories"]
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_a_user_whose_id_has_a_slash_is_read_and_forgotten(version, tmp_path):
+    async def work(http):
+        for user in ("a/b", "a", "/", "a/b/", "..%2f?#"):
+            await post(http, "/v1/feedback", {"events": [{"user_id": user, "item_id": 1}]})
+            path = f"/v1/users/{urllib.parse.quote(user, safe='')}"
+            found = (await http.get(path)).json()
+            assert (found["user_id"], len(found["history"])) == (user, 1)
+            assert (await http.delete(path)).json() == {"erased": 1}
+            assert (await http.get(path)).json()["history"] == []
+        for nobody in ("", "%00", "a" * 201):
+            assert (await http.get(f"/v1/users/{nobody}")).status_code == 422
+        described = (await http.get("/openapi.json")).json()["paths"]
+        assert [path for path in described if "users" in path] == ["/v1/users/{user_id}"]
+        assert set(described["/v1/users/{user_id}"]) == {"get", "delete"}
+        metrics = (await http.get("/metrics")).text
+        assert 'jaxrec_requests_total{route="/v1/users/{user_id}",status="200"} 15.0' in metrics
 
     talk(make_service(version, tmp_path), work)
 
@@ -288,6 +360,12 @@ def test_limits_come_before_parsing(version, tmp_path):
             answer = await http.get("/v1/about", headers=headers)
             assert answer.status_code == 401
             assert "secret" not in answer.text
+        for path in ("/", "/docs", "/page/page.js", "/page/page.css"):
+            assert (await http.get(path)).status_code == 200, "it is the page that asks for the token"
+        for path in ("/page", "/docs/", "/metrics", "/openapi.json", "/v1/users/page/"):
+            assert (await http.get(path)).status_code == 401
+        for path in ("/page/../v1/about", "/page/%2e%2e/v1/about", "/page//v1/about"):
+            assert (await http.get(path)).status_code in (401, 404)
         http.headers["authorization"] = "Bearer secret"
         page = await http.get("/")
         assert page.status_code == 200
@@ -317,6 +395,24 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(version, tmp_pat
         assert int((await http.get("/v1/about")).headers["retry-after"]) >= 1
 
     talk(make_service(version, tmp_path), work, limits)
+
+
+def test_tokens_cannot_be_tried_without_limit(version, tmp_path):
+    async def work(http):
+        wrong = {"authorization": "Bearer wrong"}
+        return [(await http.get("/v1/about", headers=wrong)).status_code for _ in range(4)]
+
+    limits = Limits(requests_per_second=0.5, burst=2, token="secret")
+    assert talk(make_service(version, tmp_path), work, limits) == [401, 401, 429, 429]
+
+
+def test_a_page_of_somebody_else_cannot_reach_the_server_by_a_name_of_its_own(version, tmp_path):
+    async def work(http):
+        hosts = ("localhost:8000", "LOCALHOST", "[::1]:8000", "evil.example:8000", "[::2]", "")
+        return [(await http.get("/v1/about", headers={"host": host})).status_code for host in hosts]
+
+    limits = Limits(hosts=("localhost", "[::1]"))
+    assert talk(make_service(version, tmp_path), work, limits) == [200, 200, 200, 421, 421, 421]
 
 
 json_values = st.recursive(

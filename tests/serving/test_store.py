@@ -9,9 +9,11 @@ import time
 import uuid
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxrec.serving import redis_store
 from jaxrec.serving.redis_store import RedisStore
 from jaxrec.serving.sqlite_store import SqliteStore
 from jaxrec.serving.store import HOUR, AddedItem, Feedback, read_log
@@ -182,3 +184,21 @@ def test_what_cannot_be_opened_says_so(tmp_path):
         SqliteStore(path)
     with pytest.raises(ConnectionError, match="no Redis server answers there"):
         RedisStore(f"unix://{tmp_path}/nobody.sock")
+
+
+def test_a_redis_that_does_not_answer_is_waited_for_once(redis_url, monkeypatch):
+    monkeypatch.setattr(redis_store, "AWAY_SECONDS", 0.6)
+    store = RedisStore(redis_url, prefix="away:", timeout_seconds=0.2)
+    other = redis.Redis.from_url(redis_url)
+    other.client_pause(500)
+    began = time.monotonic()
+    with pytest.raises(redis.TimeoutError):
+        store.revision()
+    waited = time.monotonic()
+    with pytest.raises(redis.ConnectionError, match="a moment ago"):
+        store.history("u")
+    assert waited - began >= 0.2 > 10 * (time.monotonic() - waited)
+    time.sleep(0.7)
+    assert store.revision() == 0
+    store.close()
+    other.close()

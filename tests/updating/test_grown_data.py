@@ -11,6 +11,8 @@ from jaxrec.data.columns import ColumnMap
 from jaxrec.data.config import DataConfig
 from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
 from jaxrec.data.prepare import prepare
+from jaxrec.export.events import EventLabels
+from jaxrec.export.histories import label_facts
 from jaxrec.serving.store import AddedItem, Feedback
 from jaxrec.updating.grown_data import grown_config
 from jaxrec.updating.snapshot import Plan, write_snapshot
@@ -94,6 +96,29 @@ def test_a_name_says_that_the_others_are_not_meant(tmp_path):
     assert dataset.metadata.behaviours == ("buy", "view")
     labels = dataset.histories(np.arange(3)).labels.tolist()
     assert labels[3:5] == [[1, 0], [-1, -1]] and labels[-1] == [0, 1]
+
+
+def served_labels(tmp_path, log):
+    """As a server labels what it is told, whose model was trained on the run's data."""
+    base = PreparedDataset.open(tmp_path / "base")
+    labels = EventLabels(behaviours=base.metadata.behaviours, **label_facts(base))
+    return labels.labels([(behaviour, value) for _, _, behaviour, value in log]).tolist()
+
+
+def test_a_server_labels_events_as_training_does(tmp_path):
+    (tmp_path / "flags").mkdir()
+    grown(tmp_path / "flags", EVENTS, LOG)
+    assert served_labels(tmp_path / "flags", LOG) == [[0, 1], [1, -1], [-1, -1]]
+    assert served_labels(tmp_path / "flags", [("1", "13", "like", None)]) == [[1, -1]], "at its word"
+    (tmp_path / "names").mkdir()
+    events = {k: v for k, v in EVENTS.items() if k in ("user_id", "item_id", "timestamp")}
+    events["behaviour"] = ["view", "buy", "view", "view"]
+    log = [("1", "10", "buy", None), ("1", "10", "", None), ("9", "10", "view", None), ("1", "10", "?", 1.0)]
+    dataset = grown(tmp_path / "names", events, log)
+    found = served_labels(tmp_path / "names", log)
+    assert found == [[1, 0], [-1, -1], [0, 1], [0, 0]]
+    trained = dataset.histories(np.arange(3)).labels.tolist()
+    assert [trained[3], trained[4], trained[-1], trained[5]] == found
 
 
 def test_ids_that_are_no_numbers_make_text_of_all(tmp_path):

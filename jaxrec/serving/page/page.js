@@ -2,20 +2,52 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const random = () => crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
 const state = { user: null, offset: 0, asked: 0 };
+const seed = random(); // of a guest's lists, so that their pages fit each other
+// Kept while the tab is open, and never in an address, which is written down in many places.
+let token = sessionStorage.getItem("token") || "";
+let asking = null; // the promise of a token, while the page asks for one
 
 async function call(path, body, method) {
   const options = { method: method || (body === undefined ? "GET" : "POST"), headers: {} };
+  const sent = token;
+  if (sent) options.headers.authorization = `Bearer ${sent}`;
   if (body !== undefined) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);
   }
   const answer = await fetch(path, options);
+  if (answer.status === 401) {
+    if (sent === token) await askForToken(); // else there is another one meanwhile
+    return call(path, body, method);
+  }
   const found = answer.status === 204 ? null : await answer.json();
   if (!answer.ok) {
     throw new Error(found && found.error ? found.error : `${path}: ${answer.status}`);
   }
   return found;
+}
+
+function askForToken() {
+  asking ??= new Promise((resolve) => {
+    const before = document.activeElement;
+    $("about").close(); // it would keep everybody from the form
+    $("token-why").textContent = token ? "The server did not take this token." : "The server wants its token first.";
+    $("token-form").hidden = false;
+    $("token").focus();
+    $("token-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      token = $("token").value;
+      sessionStorage.setItem("token", token);
+      $("token-form").reset();
+      $("token-form").hidden = true;
+      asking = null;
+      (before === document.body ? $("recommended") : before).focus();
+      resolve();
+    }, { once: true });
+  });
+  return asking;
 }
 
 function guarded(work) {
@@ -31,6 +63,7 @@ function guarded(work) {
   };
 }
 
+const name = (item) => item.title || String(item.item_id);
 const chosen = (id) => Array.from($(id).selectedOptions, (option) => option.value);
 
 function request(version) {
@@ -46,42 +79,62 @@ function request(version) {
     offset: state.offset,
     diversity: Number($("diversity").value),
     explore: $("explore").checked,
+    explore_seed: state.user === null ? seed : "",
     version,
     filter,
   };
 }
 
-function button(text, label, work) {
+function button(text, of, work) {
   const made = document.createElement("button");
   made.type = "button";
   made.textContent = text;
-  made.setAttribute("aria-label", label);
+  made.setAttribute("aria-label", `${text}: ${of}`);
   made.addEventListener("click", guarded(work));
   return made;
 }
 
 function row(item, answer) {
   const made = $("item").content.firstElementChild.cloneNode(true);
-  const title = item.title || String(item.item_id);
+  const title = name(item);
+  const chance = item.propensity === null ? [] : [`chance\u00a0${Number((100 * item.propensity).toPrecision(2))}\u00a0%`];
   made.dataset.item = item.item_id;
   made.querySelector(".title").textContent = title;
-  made.querySelector(".score").textContent = item.score === null ? "" : item.score.toFixed(3);
+  made.querySelector(".score").textContent =
+    (item.score === null ? chance : [item.score.toFixed(3), ...chance]).join(" · ");
   made.querySelector(".source").textContent = item.source + (item.explored ? ", explored" : "");
   made.querySelector(".reason").textContent = item.reasons.join(" ");
   const actions = made.querySelector(".actions");
   actions.append(
-    button("Took it", `Took ${title}`, () => took(item, answer)),
-    button("Why, and what is similar", `Why ${title}, and what is similar`, () => about(item)),
-    button("Hide", `Hide ${title} from everybody`, () => hide(item)),
+    button("Took it", title, () => took(item, answer)),
+    button("Why and similar", title, () => about(item, answer)),
+    button("Hide", `${title}, from everybody`, () => hide(item)),
   );
   return made;
 }
 
 function fill(id, answer) {
-  $(id).replaceChildren(...answer.items.map((item) => row(item, answer)));
+  replaceRows($(id), answer.items.map((item) => row(item, answer)));
 }
 
-async function recommend() {
+// Whoever stands on a button of a row stands on that of the row in its place afterwards, not at the page's beginning.
+function replaceRows(list, rows) {
+  const buttons = (row) => Array.from(row.querySelectorAll("button"));
+  const place = Array.from(list.children).findIndex((row) => row.contains(document.activeElement));
+  const nth = place < 0 ? place : buttons(list.children[place]).indexOf(document.activeElement);
+  list.replaceChildren(...rows);
+  if (place < 0) return;
+  const there = rows[Math.min(place, rows.length - 1)];
+  (there ? buttons(there)[nth] : list.closest("section, dialog").querySelector("h2")).focus();
+}
+
+function say(...sentences) {
+  const text = sentences.filter(Boolean).join(" ");
+  $("status").textContent = text;
+  $("about-status").textContent = $("about").open ? text : ""; // what lies behind a dialog is not read out
+}
+
+async function recommend(said) {
   const number = ++state.asked;
   const other = $("version-b").value;
   const asked = [call("v1/recommend", request($("version-a").value))];
@@ -96,25 +149,33 @@ async function recommend() {
     fill("list-b", answers[1]);
     $("name-b").textContent = `Model ${answers[1].model_version}`;
   }
-  const notes = answers.flatMap((answer) => answer.notes);
-  $("status").textContent = [`${answers[0].items.length} items.`, ...notes].join(" ");
+  const size = answers[0].items.length;
+  const where = size ? `Items ${state.offset + 1} to ${state.offset + size}.` : "There is nothing more under these rules.";
+  say(said, where, ...answers.flatMap((answer) => answer.notes));
   $("previous").disabled = state.offset === 0;
-  $("next").disabled = answers[0].items.length < (Number($("k").value) || 10);
+  $("next").disabled = size < (Number($("k").value) || 10);
 }
 
-async function show() {
-  let events = [];
-  if (state.user !== null) events = (await call(`v1/users/${encodeURIComponent(state.user)}`)).history;
+async function turn(offset) {
+  state.offset = offset;
+  await recommend();
+  $("recommended").focus(); // the button may be disabled now, and the list begins above it
+}
+
+async function show(said) {
+  const user = state.user;
+  const events = user === null ? [] : (await call(`v1/users/${encodeURIComponent(user)}`)).history;
+  if (user !== state.user) return; // another one was chosen meanwhile
   $("history-empty").hidden = events.length > 0;
   $("history").replaceChildren(
     ...events.map((event) => {
       const made = document.createElement("li");
-      made.textContent = event.title || String(event.item_id);
+      made.textContent = name(event);
       return made;
     }),
   );
   $("history").scrollTop = $("history").scrollHeight;
-  await recommend();
+  await recommend(said);
 }
 
 async function took(item, answer) {
@@ -123,16 +184,16 @@ async function took(item, answer) {
   if (item.propensity !== null) event.propensity = item.propensity;
   await call("v1/feedback", { events: [event] });
   state.offset = 0;
-  await show();
-  $("status").textContent = `${item.title || item.item_id} is in the history now. ` + $("status").textContent;
+  await show(`${name(item)} is in the history now.`);
 }
 
-async function about(item) {
+async function about(item, answer) {
   const [why, similar] = await Promise.all([
-    call("v1/explain", { user_id: state.user, item_id: item.item_id }),
+    call("v1/explain", { user_id: state.user, item_id: item.item_id, version: answer.model_version }),
     call("v1/similar", { item_id: item.item_id, k: 5 }),
   ]);
-  $("about-title").textContent = item.title || String(item.item_id);
+  $("about-title").textContent = name(item);
+  $("about-model").textContent = [`Model ${why.model_version}.`, ...why.notes].join(" ");
   $("about-reasons").replaceChildren(
     ...why.reasons.map((reason) => {
       const made = document.createElement("li");
@@ -140,17 +201,23 @@ async function about(item) {
       return made;
     }),
   );
+  $("similar-title").textContent = `Similar, by model ${similar.model_version}`;
+  $("about-status").textContent = "";
   fill("similar", similar);
-  $("about").showModal();
+  if (!$("about").open) $("about").showModal();
+  $("about-title").focus();
 }
 
 async function hide(item) {
   await call("v1/items/hide", { item_id: item.item_id });
-  await recommend();
+  for (const list of [$("found"), $("similar")]) {
+    replaceRows(list, Array.from(list.children).filter((row) => row.dataset.item !== String(item.item_id)));
+  }
+  await recommend(`${name(item)} is hidden now.`);
 }
 
 function invent() {
-  state.user = "guest-" + crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
+  state.user = `guest-${random()}`;
   $("user").value = state.user;
 }
 
@@ -169,6 +236,8 @@ async function start() {
   options($("none-of"), about.categories);
   options($("version-a"), about.versions, "as the server deals them");
   options($("version-b"), about.versions, "nothing");
+  $("explore").disabled = !about.explores;
+  $("explore-why").hidden = about.explores;
   await show();
 }
 
@@ -184,8 +253,9 @@ $("invent").addEventListener("click", guarded(async () => {
 }));
 $("erase").addEventListener("click", guarded(async () => {
   if (state.user === null) return;
-  await call(`v1/users/${encodeURIComponent(state.user)}`, undefined, "DELETE");
-  await show();
+  const { erased } = await call(`v1/users/${encodeURIComponent(state.user)}`, undefined, "DELETE");
+  state.offset = 0;
+  await show(`${erased} events of ${state.user} are forgotten.`);
 }));
 $("rules-form").addEventListener("submit", (event) => event.preventDefault());
 $("rules-form").addEventListener("input", guarded(async () => {
@@ -200,18 +270,17 @@ $("search-form").addEventListener("submit", guarded(async () => {
 $("add-form").addEventListener("submit", guarded(async () => {
   const title = $("new-title").value.trim();
   if (!title) return;
-  const item = { item_id: "new-" + crypto.getRandomValues(new Uint32Array(1))[0].toString(36), title };
+  const item = { item_id: `new-${random()}`, title };
   await call("v1/items", item);
   $("added").textContent = `${title} is in the catalogue now.`;
   $("new-title").value = "";
   await recommend();
 }));
-$("previous").addEventListener("click", guarded(async () => {
-  state.offset = Math.max(0, state.offset - (Number($("k").value) || 10));
-  await recommend();
-}));
-$("next").addEventListener("click", guarded(async () => {
-  state.offset += Number($("k").value) || 10;
-  await recommend();
-}));
+$("previous").addEventListener("click", guarded(() => turn(Math.max(0, state.offset - (Number($("k").value) || 10)))));
+$("next").addEventListener("click", guarded(() => turn(state.offset + (Number($("k").value) || 10))));
+$("about").addEventListener("close", () => {
+  // The browser goes back to the button that opened it, unless the list has been made anew since.
+  const focus = document.activeElement;
+  if (focus === document.body || $("about").contains(focus)) $("recommended").focus();
+});
 guarded(start)();
