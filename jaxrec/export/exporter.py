@@ -125,8 +125,8 @@ def export_state(
     """Exports a state of a run as a new version in `out`.
 
     Args:
-      metrics: what `evaluation.json` holds, and `update`, the paired test that a version was promoted by; {} = nothing
-        was measured.
+      metrics: what `evaluation.json` holds; `update`, the paired test that a version was promoted by; `compression`,
+        what codes have cost. {} = nothing was measured.
       histories: whose events `options.histories` means, where a server has the later ones; None = the run's own.
 
     Raises:
