@@ -74,7 +74,7 @@ Plan = Sequence[bytes | float]  # pieces of bytes to send, seconds to wait betwe
 
 def request(path: str, body: bytes | None, headers: Sequence[str] = (), method: str = "POST") -> bytes:
     """A request as it should be, but for what is given."""
-    lines = [f"{method} {path} HTTP/1.1", "host: server", *headers]
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", *headers]
     if body is not None:
         lines += ["content-type: application/json", f"content-length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + (body or b"")

@@ -84,7 +84,7 @@ async def run(host: str, port: int, requests: Iterator[bytes], clients: int, sec
 
 def in_turn(bodies: list[bytes], path: str, first: int) -> Iterator[bytes]:
     """The requests, again and again, from one of them on."""
-    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: "
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
     whole = [head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
     at = first
     while True:

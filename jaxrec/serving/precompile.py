@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from jaxrec.export.bundle import Bundle
 from jaxrec.serving.ranker import Needs
 from jaxrec.serving.version import Version
 
@@ -82,10 +83,12 @@ async def precompile(directory: str | Path, needs: Needs = Needs()) -> bool:
 
 
 def main() -> None:
-    """The process: opens the version, compiles its task heads, and is done."""
+    """The process: compiles towers and task heads of a version, of which it reads no more than that takes."""
     directory, *columns = sys.argv[1:]
     try:
-        Needs(columns=frozenset(columns)).ranker(Version.open(directory))
+        version = Version(Bundle.open(directory))
+        version.compile()
+        Needs(columns=frozenset(columns)).ranker(version)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -85,27 +85,17 @@ class Version:
 
     Attributes:
       name: of the version.
-      vectors, bias: v(y) and b_y by item id.
-      unit: the vectors over their lengths.
       popularity: training events of each item.
-      by_popularity: all items, the most popular first.
       others: other methods that know the items.
-      index: None = all items are looked at.
       event_labels: how events become labels; None = the model reads none.
     """
 
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
         self.name = bundle.manifest.version
-        self.vectors = np.ascontiguousarray(bundle.item_vectors)
-        self.bias = np.asarray(bundle.item_bias, np.float32)
-        self.unit = unit_rows(self.vectors)
         table = bundle.catalogue.table
         self.popularity = np.append(0, table["train_count"].to_numpy()).astype(np.int64)
-        self.by_popularity = 1 + np.argsort(-self.popularity[1:], kind="stable")
-        self._words = _Words.of(bundle.catalogue)
         self.others = read_candidates(bundle.directory)
-        self.index = ItemIndex.read(bundle.directory, bundle.facts)
         self._of_texts: dict[str, np.ndarray] = {}
         self._tower = bundle.program(USER_TOWER)
         self.event_labels = EventLabels.of_facts(bundle.facts) if bundle.facts["reads"]["labels"] else None
@@ -125,6 +115,35 @@ class Version:
     def num_items(self) -> int:
         """N."""
         return len(self.bundle.catalogue.vocabulary)
+
+    @functools.cached_property
+    def vectors(self) -> Float[np.ndarray, "n_plus_1 d"]:
+        """v(y) by item id."""
+        return np.ascontiguousarray(self.bundle.item_vectors)
+
+    @functools.cached_property
+    def unit(self) -> Float[np.ndarray, "n_plus_1 d"]:
+        """The vectors over their lengths."""
+        return unit_rows(self.vectors)
+
+    @functools.cached_property
+    def bias(self) -> Float[np.ndarray, " n_plus_1"]:
+        """b_y by item id."""
+        return np.asarray(self.bundle.item_bias, np.float32)
+
+    @functools.cached_property
+    def by_popularity(self) -> Int[np.ndarray, " n"]:
+        """All items, the most popular first."""
+        return 1 + np.argsort(-self.popularity[1:], kind="stable")
+
+    @functools.cached_property
+    def index(self) -> ItemIndex | None:
+        """None = all items are looked at."""
+        return ItemIndex.read(self.bundle.directory, self.bundle.facts)
+
+    @functools.cached_property
+    def _words(self) -> _Words:
+        return _Words.of(self.bundle.catalogue)
 
     @property
     def facts(self) -> ItemFacts:
@@ -196,8 +215,12 @@ class Version:
         return read_histories(self.bundle.directory)
 
     def warm_up(self) -> None:
-        """Compiles every size that no version has had; reads what would be read at the first request that asks."""
-        _ = self.known_users, self._events
+        """Compiles; reads what would be read at the first request that asks."""
+        self.compile()
+        _ = self.unit, self.bias, self.by_popularity, self.index, self._words, self.known_users, self._events
+
+    def compile(self) -> None:
+        """Compiles every size that no version has had, and reads no more than that takes."""
         if self.reads_text:
             self.bundle.vectors_of_texts([""])
         for batch_size in BATCH_SIZES:
