@@ -54,7 +54,8 @@ def run_variant(variant: str, seed: int, arguments: argparse.Namespace) -> tuple
         RuntimeError: an entry failed.
     """
     config = arguments.config if variant == "joint" else f"{arguments.config}:{variant}"
-    run = Variant(name=variant, config=config, data=DATA).run(seed, arguments.data, arguments.base)
+    tried = suite.tried(Variant(name=variant, config=config, data=DATA), arguments)
+    run = tried.run(seed, arguments.data, arguments.base)
     if not (run.workdir / "evaluation.json").exists():
         suite.train_and_evaluate(run, f"{variant}, seed {seed}")
     table = pq.read_table(run.workdir / PREDICTIONS_FILE)
@@ -218,6 +219,7 @@ def main() -> int:
     """Runs what is missing, prints a line a run, then the comparisons."""
     parser = suite.argument_parser(__doc__)
     parser.set_defaults(base=record.ROOT / "runs" / "quality_multitask")
+    suite.add_trial_arguments(parser)
     parser.add_argument("--config", default="configs/kuairand.py", help="a file with the same variants")
     arguments = parser.parse_args()
     runs: dict[str, list[Columns]] = {variant: [] for variant in VARIANTS}
@@ -231,7 +233,7 @@ def main() -> int:
     dataset = PreparedDataset.open(Path(arguments.base) / "joint-seed-0" / "data")
     figures, bars = report(runs, counted_logits(dataset, runs["joint"][0]))
     show(figures)
-    return record.finish("quality_multitask", figures | {"runs": trained}, bars)
+    return record.finish("quality_multitask", figures | {"runs": trained}, bars, results=arguments.results)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ All comparisons are paired over users, each user's metric averaged over the seed
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import tempfile
 from argparse import Namespace
@@ -42,12 +43,7 @@ def within(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
 
     def run(kind: str) -> list[Seed]:
         name = "ml1m_pretrain" if kind == "get_config" else f"ml1m_{kind}"
-        seeds = suite.run_seeds(
-            Variant(name=name, config=f"{WITHIN}:{kind}", data="ml-1m-sasrec"),
-            given.seeds,
-            given.data,
-            given.base,
-        )
+        seeds = suite.run_variant(Variant(name=name, config=f"{WITHIN}:{kind}", data="ml-1m-sasrec"), given)
         figures[name] = suite.summary(seeds)
         return seeds
 
@@ -65,16 +61,13 @@ def within(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
 def transfer(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
     """The model of one shop on another."""
 
-    def run(kind: str, seeds: int) -> list[Seed]:
+    def run(kind: str) -> list[Seed]:
         name = "text_transfer" if kind == "get_config" else f"text_{kind}"
-        # The stage on the other shop reads its own path, below the environment's JAXREC_DATA.
-        found = suite.run_seeds(
-            Variant(name=name, config=f"{TRANSFER}:{kind}"), seeds, given.data, given.base
-        )
+        found = suite.run_variant(Variant(name=name, config=f"{TRANSFER}:{kind}"), given)
         figures[name] = suite.summary(found)
         return found
 
-    moved, random, trained = (run(kind, given.seeds) for kind in ("get_config", "scratch", "trained"))
+    moved, random, trained = (run(kind) for kind in ("get_config", "scratch", "trained"))
     content = content_knn(given.data / TARGET)
     figures["content_knn"] = {METRIC: float(content.mean())}
     bars = []
@@ -107,10 +100,13 @@ def content_knn(path: Path) -> np.ndarray:
 
 def main() -> int:
     """Trains what is missing, compares, checks."""
-    given = suite.argument_parser(__doc__).parse_args()
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
+    os.environ["JAXREC_DATA"] = str(given.data.resolve())  # the stages name their own places in it
     figures: dict[str, Any] = {}
     bars = [*within(given, figures), *transfer(given, figures)]
-    return record.finish("quality_pretraining", figures, bars)
+    return record.finish("quality_pretraining", figures, bars, results=given.results)
 
 
 if __name__ == "__main__":

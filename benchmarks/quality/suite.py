@@ -341,8 +341,10 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tried(variant: Variant, given: argparse.Namespace) -> Variant:
-    """The variant with the overrides of a trial."""
-    return dataclasses.replace(variant, overrides=(*variant.overrides, *given.override))
+    """The variant with the overrides of a trial; one of a stage only where the config has that stage."""
+    stages = load_config(variant.config).stages
+    own = [text for text in given.override if not text.startswith("stages.") or text.split(".")[1] in stages]
+    return dataclasses.replace(variant, overrides=(*variant.overrides, *own))
 
 
 def prepared(variant: Variant, seed: int, given: argparse.Namespace) -> PreparedDataset:
@@ -353,6 +355,9 @@ def prepared(variant: Variant, seed: int, given: argparse.Namespace) -> Prepared
     return PreparedDataset.open(run.workdir / "data")
 
 
-def run_variant(variant: Variant, given: argparse.Namespace) -> list[Seed]:
-    """Every seed of a variant, as a command line with the trial options says."""
-    return run_seeds(tried(variant, given), given.seeds, given.data, given.base, given.results / "quality")
+def run_variant(
+    variant: Variant, given: argparse.Namespace, measure: Callable[[Path], dict[str, Any]] | None = None
+) -> list[Seed]:
+    """`run_seeds`, as a command line with the trial options says."""
+    results = given.results / "quality"
+    return run_seeds(tried(variant, given), given.seeds, given.data, given.base, results, measure)

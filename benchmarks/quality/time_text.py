@@ -27,8 +27,10 @@ APART = {"time, the target's too": "target_time"}
 
 def main() -> int:
     """Trains what is missing, compares, checks."""
-    given = suite.argument_parser(__doc__).parse_args()
-    ids_alone = suite.run_seeds(ml1m.WITH, given.seeds, given.data, given.base)
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
+    ids_alone = suite.run_variant(ml1m.WITH, given)
     figures: dict[str, Any] = {"ids alone": suite.summary(ids_alone)}
     lows = {}
     for name, kind in (KINDS | APART).items():
@@ -37,7 +39,7 @@ def main() -> int:
             config=f"configs/ml1m_time_text.py:{kind}",
             overrides=(f"data.source.directory={given.data}",),
         )
-        seeds = suite.run_seeds(variant, given.seeds, given.data, given.base)
+        seeds = suite.run_variant(variant, given)
         of_user = [
             np.mean([per_user_metrics(seed.ranks, (10,))[METRIC] for seed in some], axis=0)
             for some in (ids_alone, seeds)
@@ -49,7 +51,7 @@ def main() -> int:
             lows[name] = comparison.low
     best = max(lows, key=lambda name: lows[name])
     bar = record.Bar(name=f"{best} against ids alone, lower end", value=lows[best], limit=0, strict=True)
-    return record.finish("quality_time_text", figures, [bar])
+    return record.finish("quality_time_text", figures, [bar], results=given.results)
 
 
 if __name__ == "__main__":
