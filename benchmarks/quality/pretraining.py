@@ -19,7 +19,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import suite
 from suite import METRIC, Seed, Variant, record
 
@@ -28,7 +27,6 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepare
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.baselines.content_knn import ContentKNN
-from jaxrec.evaluation.significance import paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
 
 GAIN = 0.1
@@ -68,24 +66,19 @@ def transfer(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
         return found
 
     moved, random, trained = (run(kind) for kind in ("get_config", "scratch", "trained"))
-    content = content_knn(given.data / TARGET)
-    figures["content_knn"] = {METRIC: float(content.mean())}
+    content = [content_knn(given.data / TARGET)]
+    figures["content_knn"] = {METRIC: float(suite.of_users(content).mean())} | content[0].figures
     bars = []
-    for name, system in (("random", ndcg(random)), ("content-kNN", content)):
-        comparison = paired_comparison(system, ndcg(moved))
+    for name, system in (("random", random), ("content-kNN", content)):
+        comparison = suite.compare_variants(system, moved)
         figures[f"transfer against {name}"] = dataclasses.asdict(comparison)
         bars.append(suite.paired_bar(f"transfer against {name}", comparison))
-    figures["transfer against trained"] = dataclasses.asdict(paired_comparison(ndcg(trained), ndcg(moved)))
+    figures["transfer against trained"] = dataclasses.asdict(suite.compare_variants(trained, moved))
     return bars
 
 
-def ndcg(seeds: list[Seed]) -> np.ndarray:
-    """Of each user, averaged over the seeds."""
-    return np.mean([per_user_metrics(seed.ranks, (10,))[METRIC] for seed in seeds], axis=0)
-
-
-def content_knn(path: Path) -> np.ndarray:
-    """NDCG@10 of each user's test target, by the decay that is best on the validation targets."""
+def content_knn(path: Path) -> Seed:
+    """The ranks of the test targets, by the decay that is best on the validation targets."""
     config = dataclasses.replace(load_config(f"{TRANSFER}:scratch").data, path=str(path))
     with tempfile.TemporaryDirectory() as directory:
         prepare(config, Path(directory) / "data")
@@ -94,8 +87,8 @@ def content_knn(path: Path) -> np.ndarray:
         validation = evaluate_baselines(dataset, "validation", systems).ranks
         best = max(systems, key=lambda name: per_user_metrics(validation[name], (10,))[METRIC].mean())
         print(f"content-kNN: decay {best}")
-        ranks = evaluate_baselines(dataset, "test", {best: systems[best]}).ranks[best]
-    return per_user_metrics(ranks, (10,))[METRIC]
+        found = evaluate_baselines(dataset, "test", {best: systems[best]})
+        return Seed({"decay": best}, found.ranks[best], dataset.user_keys[found.user_indices])
 
 
 def main() -> int:

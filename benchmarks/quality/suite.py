@@ -279,12 +279,24 @@ def summary(seeds: Sequence[Seed]) -> dict[str, Any]:
     }
 
 
-def compare_variants(a: Sequence[Seed], b: Sequence[Seed], metric: str = METRIC) -> Comparison:
-    """B against A over the same users, each user's metric averaged over the seeds."""
-    means = [
-        np.mean([per_user_metrics(seed.ranks, (10,))[metric] for seed in seeds], axis=0) for seeds in (a, b)
-    ]
-    return paired_comparison(*means)
+def of_users(seeds: Sequence[Seed], metric: str = METRIC) -> np.ndarray:
+    """Of each user, averaged over the seeds."""
+    return np.mean([per_user_metrics(seed.ranks, (10,))[metric] for seed in seeds], axis=0)
+
+
+def compare_variants(
+    a: Sequence[Seed], b: Sequence[Seed], metric: str = METRIC, *, confidence: float = 0.95
+) -> Comparison:
+    """B against A over the same users, each user's metric averaged over the seeds.
+
+    Raises:
+        ValueError: the runs were asked about other users, or about the same in another order.
+    """
+    if not all(np.array_equal(seed.users, a[0].users) for seed in (*a, *b)):
+        raise ValueError(
+            "the runs ranked other users, or the same in another order; evaluate all on the same data."
+        )
+    return paired_comparison(of_users(a, metric), of_users(b, metric), confidence=confidence)
 
 
 def mean_bar(name: str, seeds: Sequence[Seed], limit: float, metric: str = METRIC) -> record.Bar:

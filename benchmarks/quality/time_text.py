@@ -14,12 +14,8 @@ import sys
 from typing import Any
 
 import ml1m
-import numpy as np
 import suite
-from suite import METRIC, Variant, record
-
-from jaxrec.evaluation.significance import paired_comparison
-from jaxrec.metrics.ranking import per_user_metrics
+from suite import Variant, record
 
 KINDS = {"time": "time", "text": "text", "time and text": "get_config"}
 APART = {"time, the target's too": "target_time"}
@@ -40,11 +36,7 @@ def main() -> int:
             overrides=(f"data.source.directory={given.data}",),
         )
         seeds = suite.run_variant(variant, given)
-        of_user = [
-            np.mean([per_user_metrics(seed.ranks, (10,))[METRIC] for seed in some], axis=0)
-            for some in (ids_alone, seeds)
-        ]
-        comparison = paired_comparison(*of_user, confidence=1 - 0.05 / len(KINDS))
+        comparison = suite.compare_variants(ids_alone, seeds, confidence=1 - 0.05 / len(KINDS))
         figures[name] = suite.summary(seeds) | {"against ids alone": dataclasses.asdict(comparison)}
         print(f"  {name}: {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]")
         if name in KINDS:
