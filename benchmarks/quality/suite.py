@@ -136,14 +136,25 @@ def _run_seed(
 ) -> Seed:
     run = variant.run(seed, data, base)
     kept = results / f"{run.workdir.name}.json"
-    overrides = [f"--config.{text}" for text in run.overrides]
-    config = json.loads(to_json(apply_overrides(load_config(variant.config), overrides)))
-    if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
+    config = config_of(run)
+    if not kept.exists() or not is_same(json.loads(kept.read_text())["config"], config):
         train_and_evaluate(run, f"{variant.name}, seed {seed}")
         _keep(run, config, kept, measure(run.workdir) if measure else {}, data)
     arrays = _ranks(kept.with_suffix(".parquet"))
     cold = kept.with_suffix(".cold.parquet")
     return Seed(json.loads(kept.read_text()), *arrays, *(_ranks(cold)[::-1] if cold.exists() else ()))
+
+
+def config_of(run: training_runs.Run) -> dict[str, Any]:
+    """The config of a run, as JSON."""
+    overrides = [f"--config.{text}" for text in run.overrides]
+    config: dict[str, Any] = json.loads(to_json(apply_overrides(load_config(run.config), overrides)))
+    return config
+
+
+def is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two configs ask for the same, wherever the data lie."""
+    return _without_place(a) == _without_place(b)
 
 
 def _ranks(path: Path) -> tuple[np.ndarray, np.ndarray]:
