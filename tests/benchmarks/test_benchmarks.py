@@ -1,7 +1,6 @@
 """The benchmark programs' own arithmetic: a benchmark that cannot fail shows nothing."""
 
 import dataclasses
-import functools
 import json
 import types
 
