@@ -175,8 +175,8 @@ def _without_place(config: dict[str, Any]) -> TrainConfig:
 
 def _somewhere(data: DataConfig) -> DataConfig:
     source: Any = data.source
-    if hasattr(source, "directory"):
-        source = dataclasses.replace(source, directory=Path(source.directory).name)
+    if hasattr(source, "directory"):  # of all sets, for one: its name is as free as its place
+        source = dataclasses.replace(source, directory="")
     if isinstance(source, Domains):
         source = Domains(paths={domain: Path(path).name for domain, path in source.paths.items()})
     return dataclasses.replace(data, path=Path(data.path).name, source=source)
