@@ -82,18 +82,18 @@ def row(seeds: Sequence[Seed], base: Sequence[Seed]) -> dict[str, Any]:
 
 def main() -> int:
     """Trains what is missing, compares."""
-    given = suite.argument_parser(__doc__).parse_args()
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
     seeds = {
-        name: suite.run_seeds(
+        name: suite.run_variant(
             Variant(
                 name="ablation-" + "_".join(name.replace(",", "").replace(".", "").lower().split()),
                 config="configs/ml1m_sasrec.py",
                 overrides=(*BASE, *changes),
                 data="ml-1m-sasrec",
             ),
-            given.seeds,
-            given.data,
-            given.base,
+            given,
         )
         for name, changes in VARIANTS.items()
     }
@@ -110,7 +110,7 @@ def main() -> int:
             f"[{low:+.4f}, {high:+.4f}], p = {adjusted[name]:.4f}, {statistics.mean(found['train_minutes']):.1f} min"
         )
     bar = record.Bar(name=f"variants with a {METRIC}", value=len(figures), limit=len(VARIANTS))
-    return record.finish("quality_ablation", figures, [bar])
+    return record.finish("quality_ablation", figures, [bar], results=given.results)
 
 
 if __name__ == "__main__":

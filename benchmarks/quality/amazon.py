@@ -26,7 +26,9 @@ BARS = {
 
 def main() -> int:
     """Trains what is missing, compares, checks."""
-    given = suite.argument_parser(__doc__).parse_args()
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
     figures: dict[str, Any] = {}
     bars: list[record.Bar] = []
     for name, protocols in BARS.items():
@@ -37,7 +39,7 @@ def main() -> int:
                 config=f"configs/amazon_{name}.py:{kind}",
                 data=f"amazon14-{name}",
             )
-            seeds[kind] = suite.run_seeds(variant, given.seeds, given.data, given.base)
+            seeds[kind] = suite.run_variant(variant, given)
             figures[variant.name] = suite.summary(seeds[kind])
         for kind, limits in protocols.items():
             for hits, ndcg in limits:
@@ -46,7 +48,7 @@ def main() -> int:
         comparison = suite.compare_variants(seeds[ABLATION], seeds[MAIN])
         bars.append(suite.paired_bar(f"{name}: with the memory against without", comparison))
         figures[f"{name}: with the memory against without"] = dataclasses.asdict(comparison)
-    return record.finish("quality_amazon", figures, bars)
+    return record.finish("quality_amazon", figures, bars, results=given.results)
 
 
 if __name__ == "__main__":

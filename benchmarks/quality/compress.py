@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,8 @@ LIMITS = {INT8: (0.30, -0.01), "smallest": (0.15, -0.02)}  # share of the bytes,
 
 
 def distilled(base: Path) -> Variant:
-    """The student of each seed's own teacher."""
-    teacher = base / f"{TEACHER.name}-seed-{{seed}}"
+    """The student of each seed's own teacher, whose place is seen from where the entries run, as on any machine."""
+    teacher = Path(os.path.relpath(base, record.ROOT)) / f"{TEACHER.name}-seed-{{seed}}"
     return Variant(
         name="ml1m_distilled",
         config="configs/ml1m_student.py:distilled",
@@ -89,7 +90,7 @@ def means(method: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, floa
     value, before = (statistics.mean(row["metrics"][METRIC] for row in side) for side in (rows, originals))
     return {
         METRIC: value,
-        "relative_change": value / before - 1.0,
+        "relative_change": value / before - 1.0 if before else float("nan"),
         "share_of_bytes": statistics.mean(row["share_of_bytes"] for row in rows),
         "num_bytes": rows[0]["num_bytes"],
         "latency_ms": statistics.mean(row["latency_ms"] for row in rows),

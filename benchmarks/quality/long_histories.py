@@ -68,7 +68,9 @@ def shown(comparison: Comparison) -> dict[str, Any]:
 
 def main() -> int:
     """Trains what is missing, compares."""
-    given = suite.argument_parser(__doc__).parse_args()
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
     variants = {
         name: Variant(
             name="long-" + "_".join(name.replace(",", "").split()),
@@ -78,11 +80,8 @@ def main() -> int:
         )
         for name, changes in VARIANTS.items()
     }
-    seeds = {
-        name: suite.run_seeds(variant, given.seeds, given.data, given.base, measure=speed)
-        for name, variant in variants.items()
-    }
-    dataset = suite.prepared(variants["200 events"], 0, given)
+    seeds = {name: suite.run_variant(variant, given, measure=speed) for name, variant in variants.items()}
+    dataset = suite.prepared(suite.tried(variants["200 events"], given), 0, given)
     long = np.asarray(dataset.user_keys)[np.asarray(dataset.validation_end) > LONG]
     base, figures = seeds["200 events"], {}
     for name, of_variant in seeds.items():
@@ -106,7 +105,7 @@ def main() -> int:
             name="compressed against 1,000 singly, events/s", value=rates[1] / rates[0], limit=1, strict=True
         ),
     ]
-    return record.finish("quality_long_histories", figures, bars)
+    return record.finish("quality_long_histories", figures, bars, results=given.results)
 
 
 if __name__ == "__main__":

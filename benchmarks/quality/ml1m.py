@@ -22,10 +22,10 @@ WITHOUT = Variant(name="ml1m_sasrec", config="configs/ml1m_sasrec.py", data=DATA
 
 def main() -> int:
     """Trains what is missing, compares, checks."""
-    given = suite.argument_parser(__doc__).parse_args()
-    with_memory, without = (
-        suite.run_seeds(variant, given.seeds, given.data, given.base) for variant in (WITH, WITHOUT)
-    )
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
+    with_memory, without = (suite.run_variant(variant, given) for variant in (WITH, WITHOUT))
     comparison = suite.compare_variants(without, with_memory)
     bars = [
         suite.mean_bar(WITH.name, with_memory, PUBLISHED),
@@ -37,7 +37,7 @@ def main() -> int:
         WITHOUT.name: suite.summary(without),
         "paired": dataclasses.asdict(comparison),
     }
-    return record.finish("quality_ml1m", figures, bars)
+    return record.finish("quality_ml1m", figures, bars, results=given.results)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Every variant of `configs/kuairand.py` is trained and evaluated by the entries, on a split by time; every event of the
 test part is judged. Each (variant, seed) has a workdir of its own under `runs/quality_multitask/`; one whose
-`evaluation.json` is there is read, not run again, so that the program may be stopped and started at will.
+`evaluation.json` is there is read, not run again, so that the program may be stopped and started at will; where the
+config has changed since, the program says so and ends.
 
 A comparison takes, of each user, the parts of the AUC that are the user's (`metrics.binary.auc_by_user`), in the mean
 over the seeds; Holm's correction is over all comparisons. The bars ask that the funnel never breaks its order, and
@@ -16,6 +17,7 @@ What is above what else is in the figures and printed, whichever way it went.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -54,8 +56,11 @@ def run_variant(variant: str, seed: int, arguments: argparse.Namespace) -> tuple
         RuntimeError: an entry failed.
     """
     config = arguments.config if variant == "joint" else f"{arguments.config}:{variant}"
-    run = Variant(name=variant, config=config, data=DATA).run(seed, arguments.data, arguments.base)
-    if not (run.workdir / "evaluation.json").exists():
+    tried = suite.tried(Variant(name=variant, config=config, data=DATA), arguments)
+    run = tried.run(seed, arguments.data, arguments.base)
+    done = (run.workdir / "evaluation.json").exists()
+    # A run of another config is not read: training refuses its workdir, and says why.
+    if not done or not suite.is_same(held_config(run.workdir), suite.config_of(run)):
         suite.train_and_evaluate(run, f"{variant}, seed {seed}")
     table = pq.read_table(run.workdir / PREDICTIONS_FILE)
     facts = {
@@ -63,6 +68,12 @@ def run_variant(variant: str, seed: int, arguments: argparse.Namespace) -> tuple
         "command": suite.without_place(run.shown_command("train"), arguments.data),
     }  # fmt: skip
     return facts, {name: table[name].to_numpy() for name in table.column_names}
+
+
+def held_config(workdir: Path) -> dict[str, Any]:
+    """The config of the run that a workdir holds."""
+    config: dict[str, Any] = json.loads((workdir / "config.json").read_text())["config"]
+    return config
 
 
 def counted_logits(dataset: PreparedDataset, predictions: Columns) -> dict[str, np.ndarray]:
@@ -218,6 +229,7 @@ def main() -> int:
     """Runs what is missing, prints a line a run, then the comparisons."""
     parser = suite.argument_parser(__doc__)
     parser.set_defaults(base=record.ROOT / "runs" / "quality_multitask")
+    suite.add_trial_arguments(parser)
     parser.add_argument("--config", default="configs/kuairand.py", help="a file with the same variants")
     arguments = parser.parse_args()
     runs: dict[str, list[Columns]] = {variant: [] for variant in VARIANTS}
@@ -231,7 +243,7 @@ def main() -> int:
     dataset = PreparedDataset.open(Path(arguments.base) / "joint-seed-0" / "data")
     figures, bars = report(runs, counted_logits(dataset, runs["joint"][0]))
     show(figures)
-    return record.finish("quality_multitask", figures | {"runs": trained}, bars)
+    return record.finish("quality_multitask", figures | {"runs": trained}, bars, results=arguments.results)
 
 
 if __name__ == "__main__":

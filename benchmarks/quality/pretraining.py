@@ -12,13 +12,13 @@ All comparisons are paired over users, each user's metric averaged over the seed
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import suite
 from suite import METRIC, Seed, Variant, record
 
@@ -27,7 +27,6 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepare
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.baselines.content_knn import ContentKNN
-from jaxrec.evaluation.significance import paired_comparison
 from jaxrec.metrics.ranking import per_user_metrics
 
 GAIN = 0.1
@@ -42,12 +41,7 @@ def within(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
 
     def run(kind: str) -> list[Seed]:
         name = "ml1m_pretrain" if kind == "get_config" else f"ml1m_{kind}"
-        seeds = suite.run_seeds(
-            Variant(name=name, config=f"{WITHIN}:{kind}", data="ml-1m-sasrec"),
-            given.seeds,
-            given.data,
-            given.base,
-        )
+        seeds = suite.run_variant(Variant(name=name, config=f"{WITHIN}:{kind}", data="ml-1m-sasrec"), given)
         figures[name] = suite.summary(seeds)
         return seeds
 
@@ -65,34 +59,26 @@ def within(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
 def transfer(given: Namespace, figures: dict[str, Any]) -> list[record.Bar]:
     """The model of one shop on another."""
 
-    def run(kind: str, seeds: int) -> list[Seed]:
+    def run(kind: str) -> list[Seed]:
         name = "text_transfer" if kind == "get_config" else f"text_{kind}"
-        # The stage on the other shop reads its own path, below the environment's JAXREC_DATA.
-        found = suite.run_seeds(
-            Variant(name=name, config=f"{TRANSFER}:{kind}"), seeds, given.data, given.base
-        )
+        found = suite.run_variant(Variant(name=name, config=f"{TRANSFER}:{kind}"), given)
         figures[name] = suite.summary(found)
         return found
 
-    moved, random, trained = (run(kind, given.seeds) for kind in ("get_config", "scratch", "trained"))
-    content = content_knn(given.data / TARGET)
-    figures["content_knn"] = {METRIC: float(content.mean())}
+    moved, random, trained = (run(kind) for kind in ("get_config", "scratch", "trained"))
+    content = [content_knn(given.data / TARGET)]
+    figures["content_knn"] = {METRIC: float(suite.of_users(content).mean())} | content[0].figures
     bars = []
-    for name, system in (("random", ndcg(random)), ("content-kNN", content)):
-        comparison = paired_comparison(system, ndcg(moved))
+    for name, system in (("random", random), ("content-kNN", content)):
+        comparison = suite.compare_variants(system, moved)
         figures[f"transfer against {name}"] = dataclasses.asdict(comparison)
         bars.append(suite.paired_bar(f"transfer against {name}", comparison))
-    figures["transfer against trained"] = dataclasses.asdict(paired_comparison(ndcg(trained), ndcg(moved)))
+    figures["transfer against trained"] = dataclasses.asdict(suite.compare_variants(trained, moved))
     return bars
 
 
-def ndcg(seeds: list[Seed]) -> np.ndarray:
-    """Of each user, averaged over the seeds."""
-    return np.mean([per_user_metrics(seed.ranks, (10,))[METRIC] for seed in seeds], axis=0)
-
-
-def content_knn(path: Path) -> np.ndarray:
-    """NDCG@10 of each user's test target, by the decay that is best on the validation targets."""
+def content_knn(path: Path) -> Seed:
+    """The ranks of the test targets, by the decay that is best on the validation targets."""
     config = dataclasses.replace(load_config(f"{TRANSFER}:scratch").data, path=str(path))
     with tempfile.TemporaryDirectory() as directory:
         prepare(config, Path(directory) / "data")
@@ -101,16 +87,19 @@ def content_knn(path: Path) -> np.ndarray:
         validation = evaluate_baselines(dataset, "validation", systems).ranks
         best = max(systems, key=lambda name: per_user_metrics(validation[name], (10,))[METRIC].mean())
         print(f"content-kNN: decay {best}")
-        ranks = evaluate_baselines(dataset, "test", {best: systems[best]}).ranks[best]
-    return per_user_metrics(ranks, (10,))[METRIC]
+        found = evaluate_baselines(dataset, "test", {best: systems[best]})
+        return Seed({"decay": best}, found.ranks[best], dataset.user_keys[found.user_indices])
 
 
 def main() -> int:
     """Trains what is missing, compares, checks."""
-    given = suite.argument_parser(__doc__).parse_args()
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
+    os.environ["JAXREC_DATA"] = str(given.data.resolve())  # the stages name their own places in it
     figures: dict[str, Any] = {}
     bars = [*within(given, figures), *transfer(given, figures)]
-    return record.finish("quality_pretraining", figures, bars)
+    return record.finish("quality_pretraining", figures, bars, results=given.results)
 
 
 if __name__ == "__main__":

@@ -95,13 +95,13 @@ def series(points: Mapping[float, Sequence[Seed]]) -> dict[str, Any]:
     return {"x": xs, LOSS: losses, METRIC: quality, "fit": power_law(xs, losses)}
 
 
-def draw(name: str, label: str, found: Mapping[str, Any]) -> None:
+def draw(name: str, label: str, found: Mapping[str, Any], results: Path) -> None:
     """The losses with their curve, as SVG beside the figures."""
     fit, xs = found["fit"], found["x"]
     line = np.geomspace(xs[0], xs[-1], 50)
     curve = fit["a"] + fit["b"] * (line / fit["x0"]) ** -fit["c"]
     plots.draw_fit(
-        record.RESULTS / f"quality_scaling_{name}.svg",
+        results / f"quality_scaling_{name}.svg",
         f"Test loss, {fit['a']:.3f} + {fit['b']:.3f} (x / {fit['x0']:,.0f})^-{fit['c']:.2f}",
         points=list(zip(xs, found[LOSS], strict=True)),
         curve=list(zip(line, curve, strict=True)),
@@ -113,10 +113,12 @@ def draw(name: str, label: str, found: Mapping[str, Any]) -> None:
 
 def main() -> int:
     """Trains what is missing, fits, draws."""
-    given = suite.argument_parser(__doc__).parse_args()
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
 
     def run(width: int, share: float) -> list[Seed]:
-        return suite.run_seeds(variant(width, share), given.seeds, given.data, given.base, measure=measure)
+        return suite.run_variant(variant(width, share), given, measure=measure)
 
     by_width = {width: run(width, 1.0) for width in WIDTHS}
     by_share = {share: run(WIDTH_OF_SHARES, share) for share in SHARES}
@@ -126,14 +128,14 @@ def main() -> int:
     }
     bars = []
     for name, label in (("parameters", "parameters, tables included"), ("users", "users trained on")):
-        draw(name, label, figures[name])
+        draw(name, label, figures[name], given.results)
         losses, quality = figures[name][LOSS], figures[name][METRIC]
         print(f"{name}: {METRIC} " + ", ".join(f"{value:.4f}" for value in quality))
         bars.append(record.Bar(name=f"{name}: points", value=len(losses), limit=4))
         bars.append(
             record.Bar(name=f"{name}: variance explained", value=figures[name]["fit"]["explained"], limit=0.9)
         )
-    return record.finish("quality_scaling", figures, bars)
+    return record.finish("quality_scaling", figures, bars, results=given.results)
 
 
 if __name__ == "__main__":

@@ -136,14 +136,25 @@ def _run_seed(
 ) -> Seed:
     run = variant.run(seed, data, base)
     kept = results / f"{run.workdir.name}.json"
-    overrides = [f"--config.{text}" for text in run.overrides]
-    config = json.loads(to_json(apply_overrides(load_config(variant.config), overrides)))
-    if not kept.exists() or _without_place(json.loads(kept.read_text())["config"]) != _without_place(config):
+    config = config_of(run)
+    if not kept.exists() or not is_same(json.loads(kept.read_text())["config"], config):
         train_and_evaluate(run, f"{variant.name}, seed {seed}")
         _keep(run, config, kept, measure(run.workdir) if measure else {}, data)
     arrays = _ranks(kept.with_suffix(".parquet"))
     cold = kept.with_suffix(".cold.parquet")
     return Seed(json.loads(kept.read_text()), *arrays, *(_ranks(cold)[::-1] if cold.exists() else ()))
+
+
+def config_of(run: training_runs.Run) -> dict[str, Any]:
+    """The config of a run, as JSON."""
+    overrides = [f"--config.{text}" for text in run.overrides]
+    config: dict[str, Any] = json.loads(to_json(apply_overrides(load_config(run.config), overrides)))
+    return config
+
+
+def is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two configs ask for the same, wherever the data lie."""
+    return _without_place(a) == _without_place(b)
 
 
 def _ranks(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +175,8 @@ def _without_place(config: dict[str, Any]) -> TrainConfig:
 
 def _somewhere(data: DataConfig) -> DataConfig:
     source: Any = data.source
-    if hasattr(source, "directory"):
-        source = dataclasses.replace(source, directory=Path(source.directory).name)
+    if hasattr(source, "directory"):  # of all sets, for one: its name is as free as its place
+        source = dataclasses.replace(source, directory="")
     if isinstance(source, Domains):
         source = Domains(paths={domain: Path(path).name for domain, path in source.paths.items()})
     return dataclasses.replace(data, path=Path(data.path).name, source=source)
@@ -279,12 +290,24 @@ def summary(seeds: Sequence[Seed]) -> dict[str, Any]:
     }
 
 
-def compare_variants(a: Sequence[Seed], b: Sequence[Seed], metric: str = METRIC) -> Comparison:
-    """B against A over the same users, each user's metric averaged over the seeds."""
-    means = [
-        np.mean([per_user_metrics(seed.ranks, (10,))[metric] for seed in seeds], axis=0) for seeds in (a, b)
-    ]
-    return paired_comparison(*means)
+def of_users(seeds: Sequence[Seed], metric: str = METRIC) -> np.ndarray:
+    """Of each user, averaged over the seeds."""
+    return np.mean([per_user_metrics(seed.ranks, (10,))[metric] for seed in seeds], axis=0)
+
+
+def compare_variants(
+    a: Sequence[Seed], b: Sequence[Seed], metric: str = METRIC, *, confidence: float = 0.95
+) -> Comparison:
+    """B against A over the same users, each user's metric averaged over the seeds.
+
+    Raises:
+        ValueError: the runs were asked about other users, or about the same in another order.
+    """
+    if not all(np.array_equal(seed.users, a[0].users) for seed in (*a, *b)):
+        raise ValueError(
+            "the runs ranked other users, or the same in another order; evaluate all on the same data."
+        )
+    return paired_comparison(of_users(a, metric), of_users(b, metric), confidence=confidence)
 
 
 def mean_bar(name: str, seeds: Sequence[Seed], limit: float, metric: str = METRIC) -> record.Bar:
@@ -341,8 +364,10 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tried(variant: Variant, given: argparse.Namespace) -> Variant:
-    """The variant with the overrides of a trial."""
-    return dataclasses.replace(variant, overrides=(*variant.overrides, *given.override))
+    """The variant with the overrides of a trial; one of a stage only where the config has that stage."""
+    stages = load_config(variant.config).stages
+    own = [text for text in given.override if not text.startswith("stages.") or text.split(".")[1] in stages]
+    return dataclasses.replace(variant, overrides=(*variant.overrides, *own))
 
 
 def prepared(variant: Variant, seed: int, given: argparse.Namespace) -> PreparedDataset:
@@ -353,6 +378,9 @@ def prepared(variant: Variant, seed: int, given: argparse.Namespace) -> Prepared
     return PreparedDataset.open(run.workdir / "data")
 
 
-def run_variant(variant: Variant, given: argparse.Namespace) -> list[Seed]:
-    """Every seed of a variant, as a command line with the trial options says."""
-    return run_seeds(tried(variant, given), given.seeds, given.data, given.base, given.results / "quality")
+def run_variant(
+    variant: Variant, given: argparse.Namespace, measure: Callable[[Path], dict[str, Any]] | None = None
+) -> list[Seed]:
+    """`run_seeds`, as a command line with the trial options says."""
+    results = given.results / "quality"
+    return run_seeds(tried(variant, given), given.seeds, given.data, given.base, results, measure)

@@ -14,12 +14,8 @@ import sys
 from typing import Any
 
 import ml1m
-import numpy as np
 import suite
-from suite import METRIC, Variant, record
-
-from jaxrec.evaluation.significance import paired_comparison
-from jaxrec.metrics.ranking import per_user_metrics
+from suite import Variant, record
 
 KINDS = {"time": "time", "text": "text", "time and text": "get_config"}
 APART = {"time, the target's too": "target_time"}
@@ -27,8 +23,10 @@ APART = {"time, the target's too": "target_time"}
 
 def main() -> int:
     """Trains what is missing, compares, checks."""
-    given = suite.argument_parser(__doc__).parse_args()
-    ids_alone = suite.run_seeds(ml1m.WITH, given.seeds, given.data, given.base)
+    parser = suite.argument_parser(__doc__)
+    suite.add_trial_arguments(parser)
+    given = parser.parse_args()
+    ids_alone = suite.run_variant(ml1m.WITH, given)
     figures: dict[str, Any] = {"ids alone": suite.summary(ids_alone)}
     lows = {}
     for name, kind in (KINDS | APART).items():
@@ -37,19 +35,15 @@ def main() -> int:
             config=f"configs/ml1m_time_text.py:{kind}",
             overrides=(f"data.source.directory={given.data}",),
         )
-        seeds = suite.run_seeds(variant, given.seeds, given.data, given.base)
-        of_user = [
-            np.mean([per_user_metrics(seed.ranks, (10,))[METRIC] for seed in some], axis=0)
-            for some in (ids_alone, seeds)
-        ]
-        comparison = paired_comparison(*of_user, confidence=1 - 0.05 / len(KINDS))
+        seeds = suite.run_variant(variant, given)
+        comparison = suite.compare_variants(ids_alone, seeds, confidence=1 - 0.05 / len(KINDS))
         figures[name] = suite.summary(seeds) | {"against ids alone": dataclasses.asdict(comparison)}
         print(f"  {name}: {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]")
         if name in KINDS:
             lows[name] = comparison.low
     best = max(lows, key=lambda name: lows[name])
     bar = record.Bar(name=f"{best} against ids alone, lower end", value=lows[best], limit=0, strict=True)
-    return record.finish("quality_time_text", figures, [bar])
+    return record.finish("quality_time_text", figures, [bar], results=given.results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The benchmark programs' own arithmetic: a benchmark that cannot fail shows nothing."""
 
 import dataclasses
-import functools
 import json
 import types
 
@@ -232,9 +231,7 @@ def test_the_comparison_of_variants_runs_through(multitask, monkeypatch, tmp_pat
     run = {"minutes": 1.0, "command": "python -m jaxrec.train"}
     monkeypatch.setattr(program, "run_variant", lambda variant, seed, _: (run, columns(variant, seed)))
     monkeypatch.setattr(program.PreparedDataset, "open", lambda path: dataset)
-    finish = functools.partial(program.record.finish, results=tmp_path)
-    monkeypatch.setattr(program.record, "finish", finish)
-    monkeypatch.setattr("sys.argv", ["multitask.py", "--seeds=2"])
+    monkeypatch.setattr("sys.argv", ["multitask.py", "--seeds=2", f"--results={tmp_path}"])
     program.main()
     assert capsys.readouterr().out.splitlines()[-1].startswith("quality_multitask: ")
     document = json.loads((tmp_path / "quality_multitask.json").read_text())

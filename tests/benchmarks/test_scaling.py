@@ -11,7 +11,7 @@ def test_a_power_law_is_found_again(module):
     assert fit["explained"] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_series_take_the_mean_over_the_seeds(module, tmp_path, monkeypatch):
+def test_series_take_the_mean_over_the_seeds(module, tmp_path):
     scaling = module("scaling")
     seed = lambda loss, ndcg: scaling.Seed(  # noqa: E731
         {scaling.LOSS: loss, "metrics": {scaling.METRIC: ndcg}}, np.zeros(0, np.int64)
@@ -20,6 +20,5 @@ def test_series_take_the_mean_over_the_seeds(module, tmp_path, monkeypatch):
     found = scaling.series(points)
     assert found[scaling.LOSS] == pytest.approx([7.1, 6.9, 6.7, 6.5])
     assert found[scaling.METRIC] == pytest.approx([0.0, 0.2, 0.4, 0.6])
-    monkeypatch.setattr(scaling.record, "RESULTS", tmp_path)
-    scaling.draw("users", "users", found)
+    scaling.draw("users", "users", found, tmp_path)
     assert "fitted" in (tmp_path / "quality_scaling_users.svg").read_text()
