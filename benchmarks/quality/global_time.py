@@ -30,7 +30,8 @@ from jaxrec.evaluation.significance import by_user, paired_comparison
 from jaxrec.metrics.ranking import ndcg_at_k
 
 HOUR = 3600
-WINDOWS = (HOUR // 12, HOUR // 4, *(hours * HOUR for hours in (1, 6, 24, 7 * 24, 30 * 24, 90 * 24)))
+# From half a minute, about a session's pace, to a season.
+WINDOWS = (30, 60, 120, 300, 900, *(hours * HOUR for hours in (1, 6, 24, 7 * 24, 30 * 24, 90 * 24)))
 RIVALS = ("recent_popularity", "item_knn")
 
 
