@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import threadpoolctl
 import uvicorn
@@ -39,6 +40,7 @@ from jaxrec.serving.service import Service, ServiceOptions
 from jaxrec.serving.stores import open_store
 from jaxrec.serving.versions import Watcher
 
+Number = TypeVar("Number", int, float)
 TOKEN_VARIABLE = "JAXREC_TOKEN"
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse_arguments(arguments)
     start_logging()
     try:
+        check_options(given)
         limits = limits_of(given, os.environ.get(TOKEN_VARIABLE, ""))
         uvloop.run(serve(given, limits))
     except (ValueError, OSError) as error:
@@ -128,12 +131,16 @@ def share_the_interpreter() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
+def check_options(given: argparse.Namespace) -> None:
+    """Raises ValueError where options do not fit each other."""
+    for one, other in (("graph", "needs"), ("tls_certificate", "tls_key")):
+        if bool(getattr(given, one)) != bool(getattr(given, other)):
+            names = (f"--{name.replace('_', '-')}" for name in (one, other))
+            raise ValueError(f"{' and '.join(names)} belong together; give both, or none.")
+
+
 def limits_of(given: argparse.Namespace, token: str) -> Limits:
-    """Raises ValueError where the server would be open to others without a token, or options do not fit each other."""
-    if bool(given.graph) != bool(given.needs):
-        raise ValueError("--graph and --needs belong together; give both, or none.")
-    if bool(given.tls_certificate) != bool(given.tls_key):
-        raise ValueError("--tls-certificate and --tls-key belong together; give both, or none.")
+    """Raises ValueError where the server would be open to others without a token."""
     if not token and not is_loopback(given.host):
         raise ValueError(
             f"--host={given.host} can be reached by others: set a token in the variable {TOKEN_VARIABLE}, or use "
@@ -171,15 +178,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--model", metavar="DIR", type=Path, required=True, help="an exported version, or a directory of them"
     )
-    add("--host", default="127.0.0.1", help="address to listen on; others than loopback want a token")
-    add(
-        "--host-name",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a further name that requests may call the server by, where no token is set: behind a proxy",
-    )
-    add("--port", metavar="P", type=int, default=8000, help="port (default 8000)")
     add(
         "--state",
         metavar="WHERE",
@@ -227,45 +225,52 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="a version's share of users",
     )
     add("--shadow", metavar="VERSION", default="", help="a version that is asked too, and never heard")
-    add("--deadline-ms", metavar="MS", type=_whole(1), default=2_000, help="of requests that name none")
+    add("--deadline-ms", metavar="MS", type=_at_least(1), default=2_000, help="of requests that name none")
     add(
         "--watch-seconds",
         metavar="S",
-        type=_number(0.05),
+        type=_at_least(0.05),
         default=10.0,
         help="between looks for newer versions",
     )
-    add(
-        "--requests-per-second",
-        metavar="R",
-        type=_number(0.0),
-        default=0.0,
-        help="of one client; 0 = no limit",
-    )
-    add("--most-connections", metavar="N", type=_whole(1), default=1_000, help="at once")
-    add("--tls-certificate", metavar="FILE", help="PEM; with --tls-key")
-    add("--tls-key", metavar="FILE", help="PEM")
+    _add_network_arguments(parser)
     return parser.parse_args(arguments)
 
 
-def _number(least: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        found = float(text)
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the server listens, and what it bears."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; others than loopback want a token")
+    add(
+        "--host-name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a further name that requests may call the server by, where no token is set: behind a proxy",
+    )
+    add("--port", metavar="P", type=int, default=8000, help="port (default 8000)")
+    add(
+        "--requests-per-second",
+        metavar="R",
+        type=_at_least(0.0),
+        default=0.0,
+        help="of one client; 0 = no limit",
+    )
+    add("--most-connections", metavar="N", type=_at_least(1), default=1_000, help="at once")
+    add("--tls-certificate", metavar="FILE", help="PEM; with --tls-key")
+    add("--tls-key", metavar="FILE", help="PEM")
+
+
+def _at_least(least: Number) -> Callable[[str], Number]:
+    """A number of this one's type."""
+
+    def number(text: str) -> Number:
+        found = type(least)(text)
         if not least <= found < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} must be a number of at least {least}.")
         return found
 
     return number
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        found = int(text)
-        if found < least:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {least}.")
-        return found
-
-    return whole_number
 
 
 def share(text: str) -> tuple[str, float]:

@@ -166,6 +166,14 @@ class PreparedDataset:
             directory=directory,
         )
 
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What `prepare` has written of the data: columns, rows, times, ...; {} = they are in memory alone."""
+        if self.directory is None:
+            return {}
+        found: dict[str, Any] = json.loads((self.directory / "statistics.json").read_text(encoding="utf-8"))
+        return found
+
     @classmethod
     def from_histories(
         cls,

@@ -22,6 +22,7 @@ from jaxrec.export.compiled import Compiled, Program
 from jaxrec.export.events import Event, UserEvents
 from jaxrec.export.layout import (
     CONFIG_FILE,
+    ITEM_TOWER,
     METRICS_FILE,
     SIZED_PLATFORM,
     STABLEHLO,
@@ -254,7 +255,7 @@ class Bundle:
 
     @functools.cached_property
     def _item_tower(self) -> Program:
-        return self.program("item_tower")
+        return self.program(ITEM_TOWER)
 
     @functools.cached_property
     def _recommend(self) -> Program:

@@ -3,7 +3,6 @@
 E = events, K = behaviours.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,7 @@ def histories_of(dataset: PreparedDataset, most: int, *, labels: bool) -> pa.Tab
 def label_facts(dataset: PreparedDataset) -> dict[str, Any]:
     """What `events.EventLabels` is made of; of a data set in memory nothing is known."""
     others, at_least = UNKNOWN_LABEL, None
-    if dataset.directory is not None:
-        statistics = json.loads((dataset.directory / "statistics.json").read_text(encoding="utf-8"))
-        columns = statistics["columns"]
+    if columns := dataset.statistics.get("columns"):
         if columns["behaviour"] not in (ABSENT, ""):
             others = 0
         if columns["value"]["column"] not in (ABSENT, ""):

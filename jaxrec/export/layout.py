@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-USER_TOWER, BEHAVIOURS, VALUES = "user_tower", "behaviours", "values"
+USER_TOWER, ITEM_TOWER, BEHAVIOURS, VALUES = "user_tower", "item_tower", "behaviours", "values"
 STABLEHLO = "stablehlo"  # one file a program, named as the program; and `sized_program`s
 SAVED_MODEL = "saved_model/1"  # TensorFlow Serving wants a number below the model's directory
 ONNX = "onnx"
@@ -16,6 +16,7 @@ CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "MODEL_CAR
 # letters and of the platform, JAX holds the interpreter, and with it every request.
 SIZED_PLATFORM = "cpu"
 SIZED_PROGRAMS = (USER_TOWER, BEHAVIOURS, VALUES)
+SERVED_PROGRAMS = (*SIZED_PROGRAMS, ITEM_TOWER)
 BATCH_SIZES = (1, 4, 16)
 SHORTEST_HISTORY = 32
 MOST_CANDIDATES = 256  # of a user, that the task heads judge at a time

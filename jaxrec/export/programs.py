@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxrec.export.layout import USER_TOWER
+from jaxrec.export.layout import ITEM_TOWER, USER_TOWER
 from jaxrec.export.lowering import live_equations
 from jaxrec.export.served_model import Inputs, Program, ServedModel, Weights
 from jaxrec.export.weights import HostWeights, arrays_of, of_arrays
@@ -87,7 +87,7 @@ def programs_of(model: ServedModel, weights: Weights, k: int) -> dict[str, Progr
     k = min(k, model.facts.num_items)
     functions: dict[str, tuple[Program, tuple[Array, ...]]] = {
         USER_TOWER: (model.user_tower, _history(model)),
-        "item_tower": (model.item_tower, _items(model)),
+        ITEM_TOWER: (model.item_tower, _items(model)),
         "recommend": (
             functools.partial(model.recommend, k=k),
             (*_history(model, recommends=True), _ids("exclude_ids", "b", "x")),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
-from jaxrec.export.layout import USER_TOWER, history_lengths
+from jaxrec.export.layout import ITEM_TOWER, USER_TOWER, history_lengths
 from jaxrec.export.programs import ProgramSpec
 from jaxrec.export.served_model import ServedModel
 
@@ -52,7 +52,7 @@ def requests_of(
     found = {}
     for name, program in programs.items():
         found[name] = {array.name: arrays[array.name] for array in program.inputs}
-        if name == "item_tower":
+        if name == ITEM_TOWER:
             found[name]["item_ids"] = items
         if name == USER_TOWER:
             found[name] = with_beginnings(found[name], history_lengths(model.max_events - model.masked))

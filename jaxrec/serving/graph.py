@@ -31,9 +31,6 @@ class GraphRules:
         self._edges = edges
         self._of_views: weakref.WeakKeyDictionary[View, Prerequisites] = weakref.WeakKeyDictionary()
 
-    def __len__(self) -> int:
-        return len(self._edges)
-
     @classmethod
     def read(cls, path: Path, relation: str) -> Self:
         """The edges of a relation: its heads need its tails; with a `~` before its name, its tails need its heads.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jaxrec.export.bundle import Bundle
 from jaxrec.export.catalogue import Key
-from jaxrec.export.layout import STABLEHLO
+from jaxrec.export.layout import SERVED_PROGRAMS, STABLEHLO
 from jaxrec.export.manifest import Manifest
 from jaxrec.serving.batcher import Batcher
 from jaxrec.serving.measures import Measures
@@ -226,8 +226,9 @@ class LiveVersions:
 
 
 def _programs_of(manifest: Manifest) -> set[str]:
-    """The checksums of what a version has to compile."""
-    return {entry.sha256 for path, entry in manifest.files.items() if path.startswith(f"{STABLEHLO}/")}
+    """The checksums of what a version has to compile; lists of another length, for one, are none of it."""
+    served = tuple(f"{STABLEHLO}/{name}" for name in SERVED_PROGRAMS)
+    return {entry.sha256 for path, entry in manifest.files.items() if path.startswith(served)}
 
 
 def _stand_back() -> None:

@@ -90,7 +90,7 @@ class Service:
         asked = await self.asking.ask(request.user_id, request.history, deadline, version=request.version)
         view, name = asked.view, asked.live.version.name
         wants = self.options.explore if request.explore is None else request.explore
-        explores = wants and self.engine.exploration is not None
+        exploration = self.engine.exploration if wants else None
         # Who cannot be told from others gets draws of their own: else all would see the same, and never another.
         seed = request.explore_seed or (uuid.uuid4().hex if request.user_id is None else str(request.user_id))
         wanted = ListRequest(
@@ -105,23 +105,23 @@ class Service:
             size=request.k,
             offset=request.offset,
             trending=self._trends(view),
-            explore_key=f"{seed} {name} {asked.history.tobytes().hex()}" if explores else None,
+            explore_key=f"{seed} {name} {asked.history.tobytes().hex()}" if exploration is not None else None,
         )
         judged: Judged = {}
         if asked.ranks:
             pool = self.engine.pool(view, wanted)
             judged = await self.asking.judge(asked, pool.item_ids[:MOST_CANDIDATES])
             wanted = dataclasses.replace(wanted, ranked=Ranked(pool, judged))
-        if explores or request.diversity or request.calibration:
+        if exploration is not None or request.diversity or request.calibration:
             # They look at the pool once for each place; others are answered meanwhile.
             items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
         else:
             items = self.engine.recommend(view, wanted)
-        if explores and noted and self.engine.exploration is not None:
-            self.engine.exploration.shown(view.vectors[view.ids_of(item.item_id for item in items)])
+        if exploration is not None and noted:
+            exploration.shown(view.vectors[view.ids_of(item.item_id for item in items)])
         by_formula = self.engine.orders_by_formula(judged)
         answer = self._answer(asked.live, items, asked.query, asked.notes, "formula" if by_formula else None)
-        return answer.model_copy(update={"explore_seed": seed}) if explores else answer
+        return answer.model_copy(update={"explore_seed": seed}) if exploration is not None else answer
 
     async def _compare(self, request: RecommendRequest, answer: Answer) -> None:
         """Asks the shadow what was asked, and measures how alike the lists are."""

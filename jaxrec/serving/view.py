@@ -67,10 +67,10 @@ class View:
             shops hide items all the time.
         """
         vocabulary = version.bundle.catalogue.vocabulary
-        new = tuple(item for key, item in items.items() if not vocabulary.id_of(vocabulary.own(key)))
+        rows = [(vocabulary.id_of(vocabulary.own(key)), item) for key, item in items.items()]
+        new = tuple(item for row, item in rows if not row)
         # An update has given these a row since; they came in when they came in.
-        rows = ((vocabulary.id_of(vocabulary.own(key)), item.seconds) for key, item in items.items())
-        ages = tuple((row, seconds) for row, seconds in rows if row)
+        ages = tuple((row, item.seconds) for row, item in rows if row)
         if before is None or (before.added, before.ages) != (new, ages):
             before = cls._with(version, new, ages)
         return dataclasses.replace(before, hidden=before.ids_of(hidden), revision=revision)

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import json
 import logging
 import shutil
 import time
@@ -281,9 +280,7 @@ def _data_of(run: Path) -> Path:
 
 def _last_seconds(dataset: PreparedDataset) -> int:
     """The time of the run's last event; the least there is where no time is known."""
-    assert dataset.directory is not None, "a run's data lie on disk"
-    statistics = json.loads((dataset.directory / "statistics.json").read_text(encoding="utf-8"))
-    last = statistics["times"]["last"]
+    last = dataset.statistics["times"]["last"]
     return int(np.iinfo(np.int64).min if last is None else last)
 
 
