@@ -1,5 +1,6 @@
 """Stores to test with: SQLite, and a real Redis server of this test's own."""
 
+import copy
 import dataclasses
 import importlib.util
 import shutil
@@ -19,7 +20,10 @@ from jaxrec.export.exporter import ExportOptions, export_run, export_state
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.memory import TransitionMemory
 from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.serving.engine import Engine
+from jaxrec.serving.measures import Measures
 from jaxrec.serving.redis_store import RedisStore
+from jaxrec.serving.service import Service, ServiceOptions
 from jaxrec.serving.sqlite_store import SqliteStore
 from jaxrec.serving.version import Version
 from jaxrec.tasks.behaviour import Behaviour
@@ -151,3 +155,28 @@ def judging(repository, tmp_path_factory):
     export_state(run, state, out, options)
     version = Version.open(out / "v1")
     return types.SimpleNamespace(version=version, dataset=dataset, out=out)
+
+
+@pytest.fixture(scope="session")
+def make_service():
+    """A function that makes a service with a state of its own in a directory, and a version in use; None = none."""
+
+    def made(version, directory, engine=Engine(), **options):
+        service = Service(SqliteStore(directory / "state.db"), engine, ServiceOptions(**options), Measures())
+        if version is not None:
+            service.live.install(version)
+        return service
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def renamed():
+    """A function that gives a version another name; it shares everything else."""
+
+    def other(version, name):
+        found = copy.copy(version)
+        found.name = name
+        return found
+
+    return other

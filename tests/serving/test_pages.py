@@ -13,10 +13,7 @@ from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.graph import GraphRules
 from jaxrec.serving.guard import Limits
-from jaxrec.serving.measures import Measures
 from jaxrec.serving.schema import FeedbackRequest, HideItem, RecommendRequest
-from jaxrec.serving.service import Service, ServiceOptions
-from jaxrec.serving.sqlite_store import SqliteStore
 
 NAMES = ("Comedy", "Drama", "Horror", "Children")
 SECOND_PARTS = {40: 41, 42: 43, 300: 301}  # an item, and what waits for it
@@ -28,7 +25,7 @@ engines = st.sampled_from(["score", "score + 0.1*log(1 + popularity)", "newness 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
+def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, make_service, data):
     key_of, id_of = version.bundle.catalogue.vocabulary.key_of, version.bundle.catalogue.vocabulary.id_of
     seen, excluded, hidden = data.draw(some_items), data.draw(some_items), data.draw(some_items)
     allowed = data.draw(st.none() | st.lists(items, min_size=1, max_size=60, unique=True))
@@ -57,8 +54,7 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
     )
 
     async def main():
-        service = Service(SqliteStore(tmp_path / "state.db"), engine, ServiceOptions(), Measures())
-        service.live.install(version)
+        service = make_service(version, tmp_path, engine)
         await service.erase("u")
         for item in await asyncio.to_thread(service.store.hidden):
             await service.hide_item(HideItem(item_id=item, hidden=False))
@@ -98,10 +94,9 @@ def test_pages_are_one_list_without_what_is_forbidden(version, tmp_path, data):
     assert full == sorted(full, reverse=True), "a page is short only where nothing is left"
 
 
-def test_ten_pages_of_ten_for_a_user_who_is_remembered(version, tmp_path):
+def test_ten_pages_of_ten_for_a_user_who_is_remembered(version, tmp_path, make_service):
     async def main():
-        service = Service(SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(), Measures())
-        service.live.install(version)
+        service = make_service(version, tmp_path)
         user = version.known_users[0]
         seen = {event["item_id"] for event in (await service.user(user))["history"]}
         pages = [
@@ -117,14 +112,11 @@ def test_ten_pages_of_ten_for_a_user_who_is_remembered(version, tmp_path):
     assert not seen & set(found)
 
 
-def test_a_full_queue_says_when_to_come_back(version, tmp_path):
+def test_a_full_queue_says_when_to_come_back(version, tmp_path, make_service):
     begun, let = threading.Event(), threading.Event()
 
     async def main():
-        service = Service(
-            SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(max_queue=2, max_batch=1), Measures()
-        )
-        service.live.install(version)
+        service = make_service(version, tmp_path, max_queue=2, max_batch=1)
         live = service.live.newest
         compute = live.batcher._compute
         live.batcher._compute = lambda histories: (begun.set(), let.wait(20), compute(histories))[-1]

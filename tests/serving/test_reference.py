@@ -10,12 +10,8 @@ import httpx
 import pytest
 
 from jaxrec.serving.app import make_app
-from jaxrec.serving.engine import Engine
 from jaxrec.serving.guard import Limits
-from jaxrec.serving.measures import Measures
 from jaxrec.serving.reference import ADDRESS, reference_page
-from jaxrec.serving.service import Service, ServiceOptions
-from jaxrec.serving.sqlite_store import SqliteStore
 
 VOID = {"meta", "link", "wbr"}
 
@@ -52,12 +48,12 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def ask(tmp_path):
+def ask(tmp_path, make_service):
     """A function that asks a server of its own, without a socket; `requests` are methods, paths and bodies."""
 
     def answers(*requests, versions=()):
         async def main():
-            service = Service(SqliteStore(tmp_path / "state.db"), Engine(), ServiceOptions(), Measures())
+            service = make_service(None, tmp_path)
             for version in versions:
                 service.live.install(version)
             transport = httpx.ASGITransport(app=make_app(service, Limits(), service.measures))

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxrec.export.compiled import Compiled
-from jaxrec.export.layout import BATCH_SIZES, USER_TOWER, sized_program
 from jaxrec.serving.app import make_app
 from jaxrec.serving.batcher import Closed, Expired
 from jaxrec.serving.candidates import COLUMNS, Sources
@@ -20,19 +18,6 @@ from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits, depth_of
-from jaxrec.serving.measures import Measures
-from jaxrec.serving.schema import RecommendRequest
-from jaxrec.serving.service import Service, ServiceOptions
-from jaxrec.serving.sqlite_store import SqliteStore
-from jaxrec.serving.version import History, Version
-from jaxrec.serving.versions import Watcher, versions_in
-
-
-def make_service(version, tmp_path, engine=Engine(), **options):
-    service = Service(SqliteStore(tmp_path / "state.db"), engine, ServiceOptions(**options), Measures())
-    if version is not None:
-        service.live.install(version)
-    return service
 
 
 def talk(service, work, limits=Limits(), **client):
@@ -59,7 +44,7 @@ def keys_of(answer):
     return [item["item_id"] for item in answer["items"]]
 
 
-def test_a_list_is_that_of_the_bundle_with_titles_and_reasons(version, tmp_path):
+def test_a_list_is_that_of_the_bundle_with_titles_and_reasons(version, tmp_path, make_service):
     history = [version.bundle.catalogue.vocabulary.key_of(item) for item in (3, 5, 8, 11)]
     (wanted,) = version.bundle.recommend([history], k=20)
 
@@ -76,7 +61,7 @@ def test_a_list_is_that_of_the_bundle_with_titles_and_reasons(version, tmp_path)
     assert (found["model_version"], found["degraded"], found["known_user"]) == ("v1", False, True)
 
 
-def test_ten_pages_of_ten_are_a_hundred_items_none_of_which_was_seen(version, tmp_path):
+def test_ten_pages_of_ten_are_a_hundred_items_none_of_which_was_seen(version, tmp_path, make_service):
     history = [version.bundle.catalogue.vocabulary.key_of(item) for item in range(1, 20)]
 
     async def work(http):
@@ -97,7 +82,7 @@ def test_ten_pages_of_ten_are_a_hundred_items_none_of_which_was_seen(version, tm
     talk(make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.3))), work)
 
 
-def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path):
+def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path, make_service):
     async def work(http):
         guest = await post(http, "/v1/recommend", {"user_id": "new one"})
         assert not guest["known_user"]
@@ -123,7 +108,7 @@ def test_feedback_is_in_the_next_answer_and_can_be_forgotten(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
-def test_what_is_remembered_is_explained_as_what_is_given(version, tmp_path):
+def test_what_is_remembered_is_explained_as_what_is_given(version, tmp_path, make_service):
     history = [version.bundle.catalogue.vocabulary.key_of(item) for item in (3, 5, 8)]
 
     async def work(http):
@@ -138,7 +123,7 @@ def test_what_is_remembered_is_explained_as_what_is_given(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
-def test_an_explanation_is_that_of_the_version_that_is_asked(version, tmp_path):
+def test_an_explanation_is_that_of_the_version_that_is_asked(version, tmp_path, make_service, renamed):
     service = make_service(None, tmp_path)
     for name in ("old", "new"):
         service.live.install(renamed(version, name))
@@ -168,7 +153,7 @@ def test_an_explanation_is_that_of_the_version_that_is_asked(version, tmp_path):
     talk(service, work)
 
 
-def test_a_server_says_whether_it_explores(version, tmp_path):
+def test_a_server_says_whether_it_explores(version, tmp_path, make_service):
     async def work(http):
         explores = (await http.get("/v1/about")).json()["explores"]
         body = {"history": [1, 2], "explore": True}
@@ -180,7 +165,7 @@ def test_a_server_says_whether_it_explores(version, tmp_path):
     assert talk(make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.1))), work)
 
 
-def test_users_of_the_training_data_are_known(version, tmp_path):
+def test_users_of_the_training_data_are_known(version, tmp_path, make_service):
     async def work(http):
         about = (await http.get("/v1/about")).json()
         user = about["example_users"][0]
@@ -193,7 +178,7 @@ def test_users_of_the_training_data_are_known(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
-def test_a_user_whose_id_has_a_slash_is_read_and_forgotten(version, tmp_path):
+def test_a_user_whose_id_has_a_slash_is_read_and_forgotten(version, tmp_path, make_service):
     async def work(http):
         for user in ("a/b", "a", "/", "a/b/", "..%2f?#"):
             await post(http, "/v1/feedback", {"events": [{"user_id": user, "item_id": 1}]})
@@ -215,7 +200,7 @@ def test_a_user_whose_id_has_a_slash_is_read_and_forgotten(version, tmp_path):
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_rules_hold_in_every_list(version, tmp_path, data):
+def test_rules_hold_in_every_list(version, tmp_path, data, make_service):
     names = ("Comedy", "Drama", "Horror", "Children")
     vocabulary = version.bundle.catalogue.vocabulary
     some = lambda most: data.draw(st.lists(st.integers(1, 300), max_size=most, unique=True))  # noqa: E731
@@ -258,7 +243,7 @@ def test_rules_hold_in_every_list(version, tmp_path, data):
         assert all(sum(name in own for own in of_items) <= cap for name in version.facts.categories)
 
 
-def test_a_new_item_is_found_recommended_and_refused_twice(version, tmp_path):
+def test_a_new_item_is_found_recommended_and_refused_twice(version, tmp_path, make_service):
     async def work(http):
         before = (await http.get("/v1/about")).json()["num_items"]
         item = {"item_id": "brand new", "title": "Toy Story 9 (2027)", "categories": ["Children", "Comedy"]}
@@ -280,7 +265,7 @@ def test_a_new_item_is_found_recommended_and_refused_twice(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
-def test_a_bundle_is_a_set_under_the_rules(version, tmp_path):
+def test_a_bundle_is_a_set_under_the_rules(version, tmp_path, make_service):
     async def work(http):
         found = await post(
             http, "/v1/bundle", {"history": [1, 2], "size": 6, "filter": {"none_of": ["Drama"]}}
@@ -293,7 +278,7 @@ def test_a_bundle_is_a_set_under_the_rules(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
-def test_a_formula_orders_lists(version, tmp_path):
+def test_a_formula_orders_lists(version, tmp_path, make_service):
     engine = Engine(formula=Formula.parse("popularity", COLUMNS))
 
     async def work(http):
@@ -318,14 +303,14 @@ def test_a_formula_orders_lists(version, tmp_path):
          404, "model 'other' is not here"),
     ],
 )  # fmt: skip
-def test_errors_name_what_is_wrong(version, tmp_path, path, body, status, message):
+def test_errors_name_what_is_wrong(version, tmp_path, path, body, status, message, make_service):
     async def work(http):
         assert message in (await post(http, path, body, status=status))["error"]
 
     talk(make_service(version, tmp_path), work)
 
 
-def test_the_inference_protocol(version, tmp_path):
+def test_the_inference_protocol(version, tmp_path, make_service):
     async def work(http):
         assert (await http.get("/v2/health/ready")).status_code == 200
         assert (await http.get("/v2/health/live")).json() == {"live": True}
@@ -342,7 +327,7 @@ def test_the_inference_protocol(version, tmp_path):
     talk(make_service(version, tmp_path), work)
 
 
-def test_nothing_is_ready_without_a_model(tmp_path):
+def test_nothing_is_ready_without_a_model(tmp_path, make_service):
     async def work(http):
         assert (await http.get("/v2/health/ready")).status_code == 503
         assert (await http.get("/v2/health/live")).status_code == 200
@@ -351,7 +336,7 @@ def test_nothing_is_ready_without_a_model(tmp_path):
     talk(make_service(None, tmp_path), work)
 
 
-def test_limits_come_before_parsing(version, tmp_path):
+def test_limits_come_before_parsing(version, tmp_path, make_service):
     limits = Limits(body_bytes=2_000, depth=5, token="secret")
 
     async def work(http):
@@ -386,7 +371,7 @@ def test_limits_come_before_parsing(version, tmp_path):
     talk(make_service(version, tmp_path), work, limits)
 
 
-def test_a_client_that_asks_too_often_is_told_when_to_come_back(version, tmp_path):
+def test_a_client_that_asks_too_often_is_told_when_to_come_back(version, tmp_path, make_service):
     limits = Limits(requests_per_second=0.5, burst=3)
 
     async def work(http):
@@ -397,7 +382,7 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(version, tmp_pat
     talk(make_service(version, tmp_path), work, limits)
 
 
-def test_tokens_cannot_be_tried_without_limit(version, tmp_path):
+def test_tokens_cannot_be_tried_without_limit(version, tmp_path, make_service):
     async def work(http):
         wrong = {"authorization": "Bearer wrong"}
         return [(await http.get("/v1/about", headers=wrong)).status_code for _ in range(4)]
@@ -406,7 +391,9 @@ def test_tokens_cannot_be_tried_without_limit(version, tmp_path):
     assert talk(make_service(version, tmp_path), work, limits) == [401, 401, 429, 429]
 
 
-def test_a_page_of_somebody_else_cannot_reach_the_server_by_a_name_of_its_own(version, tmp_path):
+def test_a_page_of_somebody_else_cannot_reach_the_server_by_a_name_of_its_own(
+    version, tmp_path, make_service
+):
     async def work(http):
         hosts = ("localhost:8000", "LOCALHOST", "[::1]:8000", "evil.example:8000", "[::2]", "")
         return [(await http.get("/v1/about", headers={"host": host})).status_code for host in hosts]
@@ -431,13 +418,7 @@ def test_depth_is_counted_as_json_has_it(value):
     assert depth_of(json.dumps(value).encode()) == depth(value)
 
 
-def renamed(version, name):
-    other = object.__new__(type(version))
-    other.__dict__.update(version.__dict__ | {"name": name})
-    return other
-
-
-def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
+def test_a_shadow_is_asked_and_never_heard(version, tmp_path, make_service, renamed):
     service = make_service(None, tmp_path, shadow="next")
     for name in ("next", "now"):
         service.live.install(renamed(version, name))
@@ -464,7 +445,9 @@ def test_a_shadow_is_asked_and_never_heard(version, tmp_path):
     talk(service, work)
 
 
-def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(version, tmp_path):
+def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(
+    version, tmp_path, make_service, renamed
+):
     service = make_service(None, tmp_path)
     for name in ("old", "new"):
         service.live.install(renamed(version, name))
@@ -478,72 +461,3 @@ def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(version, tm
         assert (found["model_version"], found["known_user"], len(found["items"])) == ("new", True, 5)
 
     talk(service, work)
-
-
-def test_versions_are_dealt_by_share_and_the_same_to_a_user(version, tmp_path):
-    async def main():
-        service = make_service(None, tmp_path, shares={"a": 3.0, "b": 1.0})
-        for name in ("a", "b"):
-            service.live.install(renamed(version, name))
-        dealt = {}
-        for user in range(400):
-            first = (await service.recommend(RecommendRequest(user_id=user, k=1))).model_version
-            assert (await service.recommend(RecommendRequest(user_id=user, k=1))).model_version == first
-            dealt[first] = dealt.get(first, 0) + 1
-        assert 60 < dealt["b"] < 140
-        named = await service.recommend(RecommendRequest(user_id=1, k=1, version="b"))
-        assert named.model_version == "b"
-        service.live.drop("b")
-        assert (await service.recommend(RecommendRequest(user_id=1, k=1))).model_version == "a"
-        await service.close()
-
-    asyncio.run(main())
-
-
-def test_a_damaged_version_is_refused_and_the_old_one_answers_on(bundles, tmp_path):
-    import shutil
-
-    async def main():
-        directory = tmp_path / "exports"
-        shutil.copytree(bundles / "v1", directory / "v1")
-        service = make_service(None, tmp_path)
-        watcher = Watcher(service, directory, 60)
-        await watcher.load_first(set())
-        assert service.live.names == ["v1"]
-        shutil.copytree(bundles / "v1", directory / "v2")
-        weights = directory / "v2" / "weights.safetensors"
-        damaged = bytearray(weights.read_bytes())
-        damaged[-1] ^= 1
-        weights.write_bytes(damaged)
-        assert await watcher.look_once() == []
-        assert service.live.names == ["v1"]
-        assert await watcher.look_once() == [], "it is not tried again as it is"
-        assert b"jaxrec_reload_failures_total 1.0" in service.measures.text()
-        assert (await service.recommend(RecommendRequest(history=(1,)))).model_version == "v1"
-        shutil.copyfile(bundles / "v1" / "weights.safetensors", weights)
-        assert await watcher.look_once() == ["v1"], "its manifest says so"
-        shutil.copytree(bundles / "v1", directory / "older")
-        assert await watcher.look_once() == [], "an older one that comes late is not the newest"
-        await service.close()
-
-    asyncio.run(main())
-
-
-def test_versions_of_one_model_share_what_is_compiled(bundles, version):
-    programs = bundles / "v1" / "stablehlo"
-    towers = [
-        Compiled.of((programs / sized_program(USER_TOWER, *size)).read_bytes())
-        for size in itertools.product(BATCH_SIZES, version.lengths)
-    ]
-    assert [tower.call._cache_size() for tower in towers] == [1] * len(towers)
-    again = Version.open(bundles / "v1")
-    assert [tower.call._cache_size() for tower in towers] == [1] * len(towers)
-    symbolic = Compiled.of((programs / USER_TOWER).read_bytes())
-    assert symbolic.call._cache_size() == 0, "a server asks for known sizes alone"
-    history = [History(version.bundle.events_of([1, 2]))]
-    np.testing.assert_array_equal(again.encode(history)[0].vector, version.encode(history)[0].vector)
-
-
-def test_a_directory_without_versions_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="holds no exported version; make one with python -m jaxrec.export"):
-        versions_in(tmp_path)
