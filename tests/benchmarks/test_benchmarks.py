@@ -129,6 +129,18 @@ def test_variants_are_compared_on_the_mean_of_their_seeds(module):
     assert found.low > 0
     assert suite.paired_bar("x", found).met
     assert not suite.paired_bar("x", suite.compare_variants(worse, worse)).met
+    others = [dataclasses.replace(seed, users=np.arange(500)) for seed in better]
+    with pytest.raises(ValueError, match="ranked other users"):
+        suite.compare_variants(worse, others)
+
+
+def test_an_override_of_a_stage_is_for_the_configs_that_have_it(module, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    suite = module("suite")
+    given = types.SimpleNamespace(override=["num_train_steps=2", "stages.pretrain.num_train_steps=3"])
+    names = ("configs/ml1m_pretrain.py", "configs/ml1m_pretrain.py:scratch")
+    staged, plain = (suite.tried(suite.Variant(name="v", config=name), given).overrides for name in names)
+    assert (staged, plain) == (tuple(given.override), ("num_train_steps=2",))
 
 
 def test_a_kept_seed_is_read_until_its_config_changes(module, tmp_path, repository, monkeypatch):
