@@ -261,8 +261,13 @@ class Version:
             user_ids=[history.user_id for history in histories],
         )
         inputs["domain_ids"] = np.zeros(num_rows, np.int32)
-        wanted = {array["name"] for array in self.bundle.manifest.programs[program]["inputs"]}
-        return {name: array for name, array in inputs.items() if name in wanted}
+        return {name: array for name, array in inputs.items() if name in self._read_by[program]}
+
+    @functools.cached_property
+    def _read_by(self) -> dict[str, set[str]]:
+        """The inputs of each program."""
+        programs = self.bundle.manifest.programs
+        return {name: {array["name"] for array in told["inputs"]} for name, told in programs.items()}
 
     def _run(self, histories: Sequence[History], num_rows: int, length: int) -> list[Query]:
         found = jax.device_get(self._tower(self.inputs(USER_TOWER, histories, num_rows, length)))
