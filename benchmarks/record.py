@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,15 +65,26 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def gpus() -> list[str]:
+    """The names of the machine's GPUs, as their driver gives them."""
+    asked = shutil.which("nvidia-smi")
+    if asked is None:
+        return []
+    command = [asked, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
 def machine() -> dict[str, Any]:
-    """What ran the benchmark: CPU, cores, memory, Python and package versions."""
+    """What ran the benchmark: CPU, cores, memory, GPUs where there are any, Python and package versions."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {
+    found = gpus()
+    return ({"gpus": found} if found else {}) | {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

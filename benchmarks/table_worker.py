@@ -108,9 +108,11 @@ def main() -> int:
     parser.add_argument("--mode", choices=[*OPTIMIZERS, "dense_adam", "gspmd"], required=True)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--ids", choices=["unique", "uniform", "zipf", "sorted"], default="unique")
+    parser.add_argument("--platform", choices=["cpu", "gpu"], default="cpu")
     arguments = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if arguments.platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         spec = TableSpec(num_rows=arguments.rows + 1, dim=DIM, init_scale=0.01)
