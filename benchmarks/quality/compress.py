@@ -5,8 +5,9 @@ trained from scratch and taught by the seed's own run; and for each method with 
 trained, in one seed unless --dense-seeds says more: what it loses is larger than what seeds differ by.
 
 The bars: int8 loses at most 1 % of NDCG@10 at 30 % of the bytes or less; 4 bits lose at most 2 % at 15 % or less
-(product codes stand beside them); the taught student is above the same student from scratch, in pairs over users and seeds; and each method
-with codes is above the dense model of equal bytes. Every method's figures are printed and kept, whichever way it went.
+(product codes stand beside them); the taught student is above the same student from scratch, in pairs over users and
+seeds; and each method with codes is above the dense model of equal bytes. Every method's figures are printed and kept,
+whichever way it went.
 
     python benchmarks/quality/compress.py            # thirteen trainings, of half an hour or less each on 2 quiet cores
     python benchmarks/quality/compress.py --seeds=1
