@@ -21,7 +21,7 @@ def run(
         with start(first) as one, start(second) as other:
             result = found[name] = compare(one, other, pairs, steps)
         print(
-            f"{name}: {result['first']['milliseconds']:.0f} and {result['second']['milliseconds']:.0f} ms, "
+            f"{name}: {result['first']['milliseconds']:.3g} and {result['second']['milliseconds']:.3g} ms, "
             f"ratio {result['ratio']:.2f}, load {result['load_average'][0]}",
             flush=True,
         )

@@ -6,10 +6,11 @@
 #
 # --dry-run (first) prints the commands instead of running them.
 # Environment: CUDA_VISIBLE_DEVICES chooses the GPUs; XLA_FLAGS and JAXREC_* go through as they are.
+# XLA_FLAGS=--xla_gpu_deterministic_ops=true makes runs, and those that were killed and resumed, equal to the bit.
 set -euo pipefail
 
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
