@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from jaxrec.core.hashing import hashed_rows
 from jaxrec.core.mesh import ALL_AXES, platform
@@ -130,12 +130,12 @@ class SparseGradients:
 
 
 def look_up(
-    tables: Mapping[str, Float[Array, "R W"]],
+    tables: Mapping[str, Real[Array, "R W"]],
     ids: Mapping[Where, Ids],
     *,
     placement: Placement = Rows(),
     exchange: Exchange = Exchange(),
-) -> tuple[dict[str, dict[Where, Float[Array, "b *l D"]]], Route | dict[Where, Ids], Int[Array, ""]]:
+) -> tuple[dict[str, dict[Where, Real[Array, "b *l D"]]], Route | dict[Where, Ids], Int[Array, ""]]:
     """The rows of `ids` in every one of `tables`.
 
     Args:
@@ -177,20 +177,20 @@ def look_up(
 
 
 def lookup(
-    table: Float[Array, "R W"], ids: Int[Array, "b *l"], placement: Placement = Rows()
-) -> Float[Array, "b *l D"]:
+    table: Real[Array, "R W"], ids: Int[Array, "b *l"], placement: Placement = Rows()
+) -> Real[Array, "b *l D"]:
     """The rows of ids whose leading dim is split over the devices; see `look_up`."""
     return look_up({"": table}, {"": ids}, placement=placement)[0][""][""]
 
 
 def lookup_shared(
-    table: Float[Array, "R W"], ids: Int[Array, "t"], placement: Placement = Rows()
-) -> Float[Array, "t D"]:
+    table: Real[Array, "R W"], ids: Int[Array, "t"], placement: Placement = Rows()
+) -> Real[Array, "t D"]:
     """The rows of ids that every device wants alike; the result is replicated."""
     return join_shared(lookup(table, split_shared(ids), placement), ids.size)
 
 
-def in_rows(table: Float[Array, "R W"], num_rows: int, placement: Placement) -> Float[Array, "r D"]:
+def in_rows(table: Real[Array, "R W"], num_rows: int, placement: Placement) -> Float[Array, "r D"]:
     """The table as it lies under `Rows`: for what reads it whole."""
     return table if isinstance(placement, Rows) else _in_rows(table, num_rows, placement)
 
@@ -377,7 +377,7 @@ def _locate(ids: Ids, rows_per_shard: int, parts: int) -> tuple[jax.Array, jax.A
     return jnp.where(real, ids % shards, shards), ids // shards
 
 
-def _split(rows: Float[Array, "t W"], ids: Mapping[Where, Ids], parts: int) -> dict[Where, jax.Array]:
+def _split(rows: Real[Array, "t W"], ids: Mapping[Where, Ids], parts: int) -> dict[Where, jax.Array]:
     found, start = {}, 0
     for name, wanted in ids.items():
         shape = _shape(wanted)

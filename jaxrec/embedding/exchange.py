@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.placement import num_shards
@@ -137,14 +137,16 @@ def make_route(owners: Int[Array, "t"], keys: tuple[Int[Array, "t"], ...], first
     return Route(tuple(spread(key) for key in ordered), starts, order, groups, places)
 
 
-def sort_keys(keys: tuple[Int[Array, "t"], ...]) -> tuple[tuple[Int[Array, "t"], ...], Int[Array, "t"]]:
+def sort_keys(
+    keys: tuple[Integer[Array, "t"], ...],
+) -> tuple[tuple[Integer[Array, "t"], ...], Int[Array, "t"]]:
     """Sorts by the first word, then by the next; the sorted words, and the positions that they came from."""
     positions = jnp.arange(keys[0].size, dtype=jnp.int32)
     *ordered, order = jax.lax.sort((*keys, positions), num_keys=len(keys), is_stable=True)
     return tuple(ordered), order
 
 
-def run_starts(ordered: tuple[Int[Array, "t"], ...]) -> Bool[Array, "t"]:
+def run_starts(ordered: tuple[Integer[Array, "t"], ...]) -> Bool[Array, "t"]:
     """True where a run of equal keys begins."""
     new = jnp.zeros(max(0, ordered[0].size - 1), bool)
     for key in ordered:
