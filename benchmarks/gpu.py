@@ -35,12 +35,12 @@ import turns
 from kill_resume import differences
 from worker_process import Worker, start_table
 
+from jaxrec.core.mesh import DETERMINISTIC
 from jaxrec.nn.attention import attend
 from jaxrec.nn.fused_attention import attend_fused
 
 ROWS = (1_000_000, 100_000_000)
 STEPS, KILLED_AT = 30, 14
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 LENGTHS = (200, 512, 2048)
 POSITIONS, HEADS, WIDTH = 32_768, 12, 64
 SMALL = (

@@ -21,7 +21,7 @@ from jaxrec.config import (
     write_run_config,
 )
 from jaxrec.core.log import start_logging
-from jaxrec.core.mesh import device_kind, initialize_platform, make_mesh
+from jaxrec.core.mesh import DETERMINISTIC, device_kind, initialize_platform, make_mesh, repeats_bits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
@@ -65,6 +65,10 @@ def train_run(config: TrainConfig, workdir: Path) -> bool:
     # 1. The mesh, and the config against it, before anything costly.
     mesh = make_mesh(config.mesh_shape)
     logger.info("%d devices (%s), mesh %s", mesh.size, device_kind(), dict(mesh.shape))
+    if not repeats_bits():
+        logger.info(
+            "a repeated or resumed run equals this one to the bit with XLA_FLAGS=%s only", DETERMINISTIC
+        )
 
     # 2. The data: prepared once, kept with the run.
     dataset = open_dataset(config, workdir)

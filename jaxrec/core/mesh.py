@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 DATA, MODEL = "data", "model"
 ALL_AXES = (DATA, MODEL)
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def make_mesh(shape: tuple[int, int] = (-1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -59,6 +60,11 @@ def platform() -> str:
     """`cpu`, `gpu` or `tpu`: of the mesh in use, which need not be of this machine (the planner's is not)."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.devices()[0].platform
+
+
+def repeats_bits() -> bool:
+    """Whether a program gives the same bits each time here; a GPU's does where `DETERMINISTIC` is set."""
+    return platform() != "gpu" or DETERMINISTIC in os.environ.get("XLA_FLAGS", "").split()
 
 
 def device_count() -> int:

@@ -4,7 +4,15 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxrec.core.mesh import ALL_AXES, initialize_platform, make_mesh, resolve_shape
+from jaxrec.core import mesh as mesh_module
+from jaxrec.core.mesh import (
+    ALL_AXES,
+    DETERMINISTIC,
+    initialize_platform,
+    make_mesh,
+    repeats_bits,
+    resolve_shape,
+)
 from jaxrec.core.partition import RULES, sharding, spec
 from jaxrec.core.precision import compute_dtype
 
@@ -34,6 +42,22 @@ def test_batch_and_rows_lie_over_every_device(mesh):
     array = jax.device_put(jax.numpy.zeros((16, 2)), sharding(mesh, "batch", None))
     assert len({shard.device for shard in array.addressable_shards}) == 8
     assert {shard.data.shape for shard in array.addressable_shards} == {(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "repeats"),
+    [
+        ("cpu", "", True),
+        ("tpu", "", True),
+        ("gpu", "", False),
+        ("gpu", f"--xla_dump_to=/x {DETERMINISTIC}", True),
+        ("gpu", DETERMINISTIC.replace("true", "false"), False),
+    ],
+)
+def test_a_gpu_repeats_its_bits_where_the_flag_is_set(monkeypatch, platform, flags, repeats):
+    monkeypatch.setattr(mesh_module, "platform", lambda: platform)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert repeats_bits() is repeats
 
 
 def test_distributed_start_asks_for_what_is_missing(monkeypatch):
