@@ -26,5 +26,5 @@ def get_config() -> TrainConfig:
 def distilled() -> TrainConfig:
     """The same with a teacher's scores beside the hard targets."""
     base = get_config()
-    taught = Distillation(teacher="runs/ml1m_sasrec", temperature=2.0)
+    taught = Distillation(teacher="runs/ml1m_sasrec")
     return dataclasses.replace(base, name="ml1m_distilled", tasks={**base.tasks, "distillation": taught})

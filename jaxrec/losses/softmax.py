@@ -21,15 +21,21 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.partition import spec
-from jaxrec.core.placement import all_gather, local_index, num_shards, own_ids, psum_scatter
+from jaxrec.core.placement import local_index, num_shards, own_ids
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.losses.mixture import mix, places_of, unmix
+from jaxrec.losses.sharded_rows import (
+    CHUNK_LOGITS,
+    chunks,
+    gathered,
+    masked,
+    max_of_all,
+    scattered,
+    sum_of_all,
+)
 from jaxrec.losses.target_trust import TargetTrust
 
-# Logits of one chunk on one device: 1.5 M floats = 6 MB, what stays near a core's cache.
-CHUNK_LOGITS = 1_500_000
 # A chunk of fewer tokens than this would read all rows for too little work: items are tiled instead.
 MIN_CHUNK_TOKENS = 128
 LOWEST = float(np.finfo(np.float32).min) / 2
@@ -131,25 +137,25 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
 
     def chunk(carry, part):  # type: ignore[no-untyped-def]
         d_with_ones, total = carry
-        q, target, weight, at_target, places, values, mixing = _gathered(part, rows)
+        q, target, weight, at_target, places, values, mixing = _tokens_of(part, rows)
         index, mine = _own_targets(target, rows)
         logits = q @ vectors.T + valid_bias
         if places.size:
             logits, dense = mix(logits, places, values, mixing)
             logits = _add_at(logits, index, jnp.where(mine, at_target, 0.0))
-        peak = _max(jnp.max(logits, -1))
+        peak = max_of_all(jnp.max(logits, -1))
         unnormalised = jnp.exp(logits - peak[:, None])
-        target_logit = _sum(_at(logits, index, mine))
-        mean_logit = _sum(_row_sums(logits)) / (num_rows - 1) if spread else None
+        target_logit = sum_of_all(_at(logits, index, mine))
+        mean_logit = sum_of_all(_row_sums(logits)) / (num_rows - 1) if spread else None
         if not with_gradient:
-            log_z = jnp.log(_sum(jnp.sum(unnormalised, -1))) + peak
+            log_z = jnp.log(sum_of_all(jnp.sum(unnormalised, -1))) + peak
             loss, _ = trust.of(log_z, target_logit, mean_logit)
-            return (d_with_ones, total + jnp.sum(_masked(weight, loss))), ()
+            return (d_with_ones, total + jnp.sum(masked(weight, loss))), ()
         weighted = unnormalised @ with_ones
-        normaliser = _sum(weighted[:, dim])
+        normaliser = sum_of_all(weighted[:, dim])
         loss, trusted = trust.of(jnp.log(normaliser) + peak, target_logit, mean_logit)
-        total += jnp.sum(_masked(weight, loss))
-        weight = _masked(weight, trusted)
+        total += jnp.sum(masked(weight, loss))
+        weight = masked(weight, trusted)
         scale = (weight / normaliser)[:, None]
         own = ((1.0 - trust.smoothing) * weight * mine)[:, None]
         d_query = weighted[:, :dim] * scale - own * vectors[index]
@@ -165,9 +171,9 @@ def _whole_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
             d_mixed = *unmix(d_logits, dense, places, mixing), _at(d_logits, index, mine)
         else:
             d_mixed = jnp.zeros_like(values), jnp.zeros_like(mixing), jnp.zeros_like(at_target)
-        return (d_with_ones, total), _scattered(mixing.shape[1], d_query, *d_mixed)
+        return (d_with_ones, total), _to_devices(mixing.shape[1], d_query, *d_mixed)
 
-    parts, cut_off = _chunks(tokens, chunk_logits // rows)
+    parts, cut_off = chunks(tokens, _blocks_of(tokens, chunk_logits // rows))
     start = (jnp.zeros((rows, dim + 1) if with_gradient else (0,), jnp.float32), jnp.float32(0))
     (d_with_ones, total), of_tokens = jax.lax.scan(chunk, start, parts)
     if not with_gradient:
@@ -195,7 +201,7 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
 
     def chunk(carry, part):  # type: ignore[no-untyped-def]
         (d_vectors, d_bias), total = carry
-        q, target, weight, at_target, places, values, mixing = _gathered(part, rows)
+        q, target, weight, at_target, places, values, mixing = _tokens_of(part, rows)
         index, mine = _own_targets(target, rows)
 
         def score(number):  # type: ignore[no-untyped-def]
@@ -222,13 +228,13 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
         zeros = jnp.zeros(q.shape[0], jnp.float32)
         start = (jnp.full_like(zeros, LOWEST), zeros, zeros, zeros)
         own_peak, own_sum, target_logit, mean_logit = jax.lax.fori_loop(0, num_tiles, scan_sums, start)
-        peak = _max(own_peak)
-        log_z = jnp.log(_sum(own_sum * jnp.exp(own_peak - peak))) + peak
-        loss, trusted = trust.of(log_z, _sum(target_logit), _sum(mean_logit) if spread else None)
-        total += jnp.sum(_masked(weight, loss))
+        peak = max_of_all(own_peak)
+        log_z = jnp.log(sum_of_all(own_sum * jnp.exp(own_peak - peak))) + peak
+        loss, trusted = trust.of(log_z, sum_of_all(target_logit), sum_of_all(mean_logit) if spread else None)
+        total += jnp.sum(masked(weight, loss))
         if not with_gradient:
             return ((d_vectors, d_bias), total), ()
-        weight = _masked(weight, trusted)
+        weight = masked(weight, trusted)
 
         def gradient(number, sums):  # type: ignore[no-untyped-def]
             d_vectors, d_bias, d_query, d_mixed = sums
@@ -245,9 +251,9 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
         none = jax.tree.map(jnp.zeros_like, (values, mixing, at_target))
         sums = (d_vectors, d_bias, jnp.zeros_like(q), none)
         d_vectors, d_bias, d_query, d_mixed = jax.lax.fori_loop(0, num_tiles, gradient, sums)
-        return ((d_vectors, d_bias), total), _scattered(mixing.shape[1], d_query, *d_mixed)
+        return ((d_vectors, d_bias), total), _to_devices(mixing.shape[1], d_query, *d_mixed)
 
-    parts, cut_off = _chunks(tokens, side)
+    parts, cut_off = chunks(tokens, _blocks_of(tokens, side))
     empty = (jnp.zeros((rows, dim) if with_gradient else (0,)), jnp.zeros(rows if with_gradient else 0))
     ((d_vectors, d_bias), total), of_tokens = jax.lax.scan(chunk, (empty, jnp.float32(0)), parts)
     if not with_gradient:
@@ -255,18 +261,18 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
     return total, (cut_off(of_tokens), d_vectors, d_bias)
 
 
-def _gathered(part, rows):  # type: ignore[no-untyped-def]
+def _tokens_of(part, rows):  # type: ignore[no-untyped-def]
     """A chunk of every device: tokens one after the other, lists by block with the local rows of their items."""
-    q, target, weight, list_ids, values, mixing, at_target = (all_gather(x) for x in part)
+    q, target, weight, list_ids, values, mixing, at_target = (gathered(x) for x in part)
     flat = functools.partial(jax.lax.collapse, start_dimension=0, stop_dimension=2)
     tokens = (flat(x) for x in (q.astype(jnp.float32), target, weight, at_target))
     return *tokens, places_of(list_ids, rows), values, mixing
 
 
-def _scattered(block, d_query, d_values, d_mixing, d_at_target):  # type: ignore[no-untyped-def]
+def _to_devices(block, d_query, d_values, d_mixing, d_at_target):  # type: ignore[no-untyped-def]
     """Each device's part of the sums over devices, by blocks."""
     blocks = lambda x: x.reshape(-1, block, *x.shape[1:])  # noqa: E731
-    return tuple(psum_scatter(x) for x in (blocks(d_query), d_values, d_mixing, blocks(d_at_target)))
+    return tuple(scattered(x) for x in (blocks(d_query), d_values, d_mixing, blocks(d_at_target)))
 
 
 def _own_targets(target_ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
@@ -295,29 +301,6 @@ def _add_slice(array, part, start):  # type: ignore[no-untyped-def]
     return jax.lax.dynamic_update_slice_in_dim(array, old + part, start, 0)
 
 
-def _chunks(arrays, chunk_tokens):  # type: ignore[no-untyped-def]
-    """Cuts the local blocks into equal chunks of at most `chunk_tokens` over all devices, padded with weight 0.
-
-    Returns the chunks, and the function that puts arrays of chunks together again.
-    """
-    num_blocks, block = arrays[1].shape
-    size = max(1, min(num_blocks, chunk_tokens // (num_shards() * block)))
-    num_chunks = max(1, -(-num_blocks // size))
-    size = -(-num_blocks // num_chunks)
-    pad = num_chunks * size - num_blocks
-    cut = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(num_chunks, size, *x.shape[1:])  # noqa: E731
-    join = lambda x: jax.lax.collapse(x, 0, 2)[:num_blocks]  # noqa: E731
-    return jax.tree.map(cut, arrays), functools.partial(jax.tree.map, join)
-
-
-def _masked(weight: jax.Array, value: jax.Array) -> jax.Array:
-    # A token of weight 0 may have an infinite loss (its target is padding): 0 * inf would be NaN.
-    return jnp.where(weight > 0, weight * value, 0.0)
-
-
-def _sum(x: jax.Array) -> jax.Array:
-    return jax.lax.psum(x, ALL_AXES)
-
-
-def _max(x: jax.Array) -> jax.Array:
-    return jax.lax.pmax(x, ALL_AXES)
+def _blocks_of(tokens, size):  # type: ignore[no-untyped-def]
+    """Local blocks that hold so many tokens over all devices."""
+    return size // (num_shards() * tokens[1].shape[1])

@@ -6,7 +6,6 @@ B = packed rows, L = positions, D = item dim.
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -36,11 +35,12 @@ class Teacher:
         """Its rows of users; None where it has none."""
         return jnp.asarray(self.tables[USER])[user_ids] if USER in self.tables else None
 
-    def scores(self, queries: Float[Array, "*t D"], item_ids: Int[Array, " S"]) -> Float[Array, "*t S"]:
-        """Of some items, alike for all queries."""
+    def candidates(
+        self, item_ids: Int[Array, " S"] | slice = slice(None)
+    ) -> tuple[Float[Array, "S D"], Float[Array, " S"]]:
+        """The vectors and biases that its queries are held against; of all items by id, padding included."""
         rows = jnp.asarray(self.tables[self.model.config.scored_table])[item_ids]
-        scores = queries @ self.model.candidate_vectors(rows).T.astype(queries.dtype) / self.temperature
-        scores = scores.astype(jnp.float32)
-        if ITEM_BIAS in self.tables:
-            scores = scores + jnp.asarray(self.tables[ITEM_BIAS])[item_ids, 0]
-        return jax.lax.stop_gradient(scores)
+        vectors = self.model.candidate_vectors(rows) / self.temperature
+        if ITEM_BIAS not in self.tables:
+            return vectors, jnp.zeros(len(vectors))
+        return vectors, jnp.asarray(self.tables[ITEM_BIAS])[item_ids, 0]
