@@ -1,10 +1,11 @@
 """A student of `ml1m_sasrec` with half its layers, on ML-1M (protocol A): alone, and taught by a trained run.
 
     python -m jaxrec.train --config=configs/ml1m_student.py --workdir=runs/student
-    python -m jaxrec.train --config=configs/ml1m_student.py:distilled --workdir=runs/distilled \\
-        --config.tasks.distillation.teacher=runs/ml1m_sasrec
+    python -m jaxrec.train --config=configs/ml1m_student.py:distilled --workdir=runs/distilled
 
-`python benchmarks/quality/compress.py` holds the two against each other over three seeds.
+where `runs/ml1m_sasrec` holds the teacher; another one is named by `--config.init_from=DIR` and
+`--config.tasks.distillation.teacher=DIR`. `python benchmarks/quality/compress.py` holds the two against each other over
+three seeds.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ import dataclasses
 from configs import ml1m_sasrec
 from jaxrec.config import TrainConfig
 from jaxrec.tasks.distillation import Distillation
+
+TEACHER = "runs/ml1m_sasrec"
 
 
 def get_config() -> TrainConfig:
@@ -24,7 +27,7 @@ def get_config() -> TrainConfig:
 
 
 def distilled() -> TrainConfig:
-    """The same with a teacher's scores beside the hard targets."""
+    """Starts with the teacher's rows and its first layer (Sanh et al., 2019), and learns its scores too."""
     base = get_config()
-    taught = Distillation(teacher="runs/ml1m_sasrec")
-    return dataclasses.replace(base, name="ml1m_distilled", tasks={**base.tasks, "distillation": taught})
+    tasks = {**base.tasks, "distillation": Distillation(teacher=TEACHER)}
+    return dataclasses.replace(base, name="ml1m_distilled", tasks=tasks, init_from=TEACHER)

@@ -44,7 +44,7 @@ def distilled(base: Path) -> Variant:
     return Variant(
         name="ml1m_distilled",
         config="configs/ml1m_student.py:distilled",
-        overrides=(f"tasks.distillation.teacher={teacher}",),
+        overrides=(f"tasks.distillation.teacher={teacher}", f"init_from={teacher}"),
         data=DATA,
     )
 
