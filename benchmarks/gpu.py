@@ -1,6 +1,6 @@
 """One GPU: are its numbers a CPU's, is a restart bit-equal, does a table's size cost anything, and how fast is it?
 
-    python benchmarks/gpu.py        # four minutes, 40 GB of GPU memory; an error where there is no GPU
+    python benchmarks/gpu.py        # above five minutes, 40 GB of GPU memory; an error where there is no GPU
 
 - The attention kernel against plain attention: output and gradients, and the time of both passes.
 - `configs/debug.py` on the GPU and on the CPU: the losses of 30 steps.
@@ -32,7 +32,7 @@ import numpy as np
 import record
 import training_runs
 import turns
-from kill_resume import differences
+from kill_resume import CONFIG, OVERRIDES, differences
 from worker_process import Worker, start_table
 
 from jaxrec.core.mesh import DETERMINISTIC
@@ -40,15 +40,9 @@ from jaxrec.nn.attention import attend
 from jaxrec.nn.fused_attention import attend_fused
 
 ROWS = (1_000_000, 100_000_000)
-STEPS, KILLED_AT = 30, 14
+KILLED_AT = 14  # of the steps of kill_resume.py
 LENGTHS = (200, 512, 2048)
 POSITIONS, HEADS, WIDTH = 32_768, 12, 64
-SMALL = (
-    f"num_train_steps={STEPS}",
-    "checkpoint_every_steps=2",
-    "log_every_steps=1",
-    "evaluation.every_steps=0",
-)
 BASE_SIZE = (
     "model.encoder.embed_dim=768",
     "model.encoder.num_layers=12",
@@ -130,8 +124,8 @@ def attention() -> tuple[dict[str, Any], list[record.Bar]]:
 
 
 def small_run(base: Path, name: str) -> training_runs.Run:
-    """A run of `configs/debug.py`."""
-    return training_runs.Run(config="configs/debug.py", workdir=base / name, overrides=SMALL)
+    """A run of kill_resume.py."""
+    return training_runs.Run(config=CONFIG, workdir=base / name, overrides=OVERRIDES)
 
 
 def killed(run: training_runs.Run, environment: dict[str, str]) -> None:
@@ -139,9 +133,9 @@ def killed(run: training_runs.Run, environment: dict[str, str]) -> None:
     process = run.start(environment=environment)
     while process.poll() is None and not (run.workdir / "checkpoints" / str(KILLED_AT)).exists():
         time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
     process.kill()
     process.wait()
-    assert not (run.workdir / "checkpoints" / str(STEPS)).exists(), "the run ended before it was killed"
     run.finish(environment=environment)
 
 

@@ -15,14 +15,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxrec.core.partition import spec
-from jaxrec.core.placement import num_shards, own_ids
+from jaxrec.core.placement import all_gather, num_shards, own_ids, psum_scatter
 from jaxrec.losses.sharded_rows import (
     CHUNK_LOGITS,
     chunks,
-    gathered,
     masked,
     max_of_all,
-    scattered,
+    scaled,
     sum_of_all,
 )
 
@@ -73,7 +72,7 @@ def _forward_rule(queries, weights, vectors, bias, taught, num_rows, chunk_logit
 
 
 def _backward_rule(num_rows, chunk_logits, gradients, cotangent):  # type: ignore[no-untyped-def]
-    d_queries, d_vectors, d_bias = ((gradient * cotangent).astype(gradient.dtype) for gradient in gradients)
+    d_queries, d_vectors, d_bias = scaled(gradients, cotangent)
     return d_queries, None, d_vectors, d_bias, None
 
 
@@ -91,7 +90,7 @@ def _own_rows(tokens, vectors, bias, taught_vectors, taught_bias, *, num_rows, c
 
     def chunk(carry, part):  # type: ignore[no-untyped-def]
         total, d_vectors, d_bias = carry
-        query, weight, taught_query = (gathered(x) for x in part)
+        query, weight, taught_query = (all_gather(x) for x in part)
         own, theirs = (
             _log_softmax(asked.astype(jnp.float32) @ side.T + offsets)
             for asked, (side, offsets) in zip((query, taught_query), sides, strict=True)
@@ -101,7 +100,7 @@ def _own_rows(tokens, vectors, bias, taught_vectors, taught_bias, *, num_rows, c
         total += jnp.sum(masked(weight, loss))
         share = (jnp.exp(own) - belief) * weight[:, None]
         d_vectors += share.T @ query.astype(jnp.float32)
-        return (total, d_vectors, d_bias + jnp.sum(share, 0)), scattered(share @ sides[0][0])
+        return (total, d_vectors, d_bias + jnp.sum(share, 0)), psum_scatter(share @ sides[0][0])
 
     parts, cut_off = chunks(tokens, chunk_logits // rows // num_shards())
     start = (jnp.float32(0), jnp.zeros((rows, dim)), jnp.zeros(rows))

@@ -1,6 +1,6 @@
 """What the losses over a catalogue share whose rows lie over every device: chunks of tokens, sums over the devices.
 
-All but `chunks` are for the inside of `shard_map`.
+All but `scaled` are for the inside of `shard_map`.
 """
 
 import functools
@@ -12,10 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrec.core.mesh import ALL_AXES
-from jaxrec.core.placement import all_gather as gathered
-from jaxrec.core.placement import psum_scatter as scattered
-
-__all__ = ["CHUNK_LOGITS", "chunks", "gathered", "masked", "max_of_all", "scattered", "sum_of_all"]
 
 # Logits of one chunk on one device: 1.5 M floats = 6 MB, what stays near a core's cache.
 CHUNK_LOGITS = 1_500_000
@@ -34,6 +30,11 @@ def chunks(arrays: Any, size: int) -> tuple[Any, Callable[[Any], Any]]:
     cut = lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(num_chunks, size, *x.shape[1:])  # noqa: E731
     join = lambda x: jax.lax.collapse(x, 0, 2)[:length]  # noqa: E731
     return jax.tree.map(cut, arrays), functools.partial(jax.tree.map, join)
+
+
+def scaled(gradients: tuple[jax.Array, ...], cotangent: Float[Array, ""]) -> list[jax.Array]:
+    """Gradients that the forward pass has formed, times what comes from above, in their dtypes."""
+    return [(gradient * cotangent).astype(gradient.dtype) for gradient in gradients]
 
 
 def masked(weight: Float[Array, "*t"], value: Float[Array, "*t"]) -> Float[Array, "*t"]:

@@ -22,16 +22,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxrec.core.partition import spec
-from jaxrec.core.placement import local_index, num_shards, own_ids
+from jaxrec.core.placement import all_gather, local_index, num_shards, own_ids, psum_scatter
 from jaxrec.core.sparse_logits import MixedLogits
 from jaxrec.losses.mixture import mix, places_of, unmix
 from jaxrec.losses.sharded_rows import (
     CHUNK_LOGITS,
     chunks,
-    gathered,
     masked,
     max_of_all,
-    scattered,
+    scaled,
     sum_of_all,
 )
 from jaxrec.losses.target_trust import TargetTrust
@@ -87,8 +86,7 @@ def _forward_rule(*arguments):  # type: ignore[no-untyped-def]
 
 
 def _backward_rule(num_rows, chunk_logits, trust, gradients, cotangent):  # type: ignore[no-untyped-def]
-    scaled = ((gradient * cotangent).astype(gradient.dtype) for gradient in gradients)
-    d_queries, d_vectors, d_bias, *d_mixed = scaled
+    d_queries, d_vectors, d_bias, *d_mixed = scaled(gradients, cotangent)
     return d_queries, None, None, d_vectors, d_bias, None, *d_mixed
 
 
@@ -263,7 +261,7 @@ def _tiled_rows(tokens, vectors, bias, *, num_rows, chunk_logits, trust, with_gr
 
 def _tokens_of(part, rows):  # type: ignore[no-untyped-def]
     """A chunk of every device: tokens one after the other, lists by block with the local rows of their items."""
-    q, target, weight, list_ids, values, mixing, at_target = (gathered(x) for x in part)
+    q, target, weight, list_ids, values, mixing, at_target = (all_gather(x) for x in part)
     flat = functools.partial(jax.lax.collapse, start_dimension=0, stop_dimension=2)
     tokens = (flat(x) for x in (q.astype(jnp.float32), target, weight, at_target))
     return *tokens, places_of(list_ids, rows), values, mixing
@@ -272,7 +270,7 @@ def _tokens_of(part, rows):  # type: ignore[no-untyped-def]
 def _to_devices(block, d_query, d_values, d_mixing, d_at_target):  # type: ignore[no-untyped-def]
     """Each device's part of the sums over devices, by blocks."""
     blocks = lambda x: x.reshape(-1, block, *x.shape[1:])  # noqa: E731
-    return tuple(scattered(x) for x in (blocks(d_query), d_values, d_mixing, blocks(d_at_target)))
+    return tuple(psum_scatter(x) for x in (blocks(d_query), d_values, d_mixing, blocks(d_at_target)))
 
 
 def _own_targets(target_ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:

@@ -199,6 +199,13 @@ class Forward:
         """v(y) of the items of look-up `name`."""
         return self.model.candidate_vectors(self.rows[self.model.config.scored_table][name])
 
+    def catalogue_candidates(self) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
+        """v(y) and b_y (0 where the model has none) of all items, in physical row order."""
+        assert self.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
+        vectors = self.model.candidate_vectors(self.catalogue[self.model.config.scored_table])
+        bias = self.catalogue.get(ITEM_BIAS)
+        return vectors, jnp.zeros(len(vectors), jnp.float32) if bias is None else bias[:, 0]
+
     def event_vectors(self) -> Float[Array, "B L D"]:
         """v(y) of the events' items, as candidates."""
         return self.model.candidate_vectors(self.scored)

@@ -19,7 +19,6 @@ from jaxrec.losses.sampled import sampled_softmax
 from jaxrec.losses.samplers import LogUniformSampler, Sampler, UniformSampler
 from jaxrec.losses.softmax import CHUNK_LOGITS, full_softmax
 from jaxrec.losses.target_trust import TargetTrust
-from jaxrec.models.two_tower import ITEM_BIAS
 from jaxrec.tasks.base import DataFacts, Forward, Plan
 
 
@@ -75,9 +74,6 @@ class FullSoftmax(Candidates):
         self, queries: Float[Array, "*t D"], forward: Forward, plan: Plan, mixed: MixedLogits | None = None
     ) -> jax.Array:
         """See `losses.softmax`."""
-        assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
-        vectors = forward.model.candidate_vectors(forward.catalogue[forward.model.config.scored_table])
-        bias = forward.catalogue.get(ITEM_BIAS)
         tokens = (queries, plan.arrays["target_ids"], plan.arrays["weights"])
         target_dims = tokens[1].ndim
         if mixed is not None:
@@ -87,8 +83,7 @@ class FullSoftmax(Candidates):
             queries,
             target_ids,
             weights,
-            vectors,
-            jnp.zeros(vectors.shape[0], jnp.float32) if bias is None else bias[:, 0],
+            *forward.catalogue_candidates(),
             num_rows=self._num_rows(forward.facts),
             mixed=mixed,
             trust=self.trust,

@@ -22,7 +22,6 @@ from jaxrec.core.hashing import hashed_uniform
 from jaxrec.losses.divergence import full_divergence
 from jaxrec.losses.samplers import Sampler
 from jaxrec.models.teacher import Teacher
-from jaxrec.models.two_tower import ITEM_BIAS
 from jaxrec.tasks.base import DataFacts, Forward, Plan, Task, TaskLoss
 from jaxrec.tasks.next_item import next_events
 
@@ -104,17 +103,14 @@ class Distillation(Task):
         return TaskLoss(self.temperature**2 * total)
 
     def _full(self, forward: Forward, own: jax.Array, theirs: jax.Array, weights: jax.Array) -> jax.Array:
-        assert forward.catalogue is not None, "the step hands the tables to tasks that need the catalogue"
         assert forward.facts.teacher is not None, "checked above"
-        vectors = forward.model.candidate_vectors(forward.catalogue[forward.model.config.scored_table])
-        bias = forward.catalogue.get(ITEM_BIAS)
-        bias = jnp.zeros(len(vectors)) if bias is None else bias[:, 0] / self.temperature
-        taught_vectors, taught_bias = jax.lax.stop_gradient(forward.facts.teacher.candidates())
+        vectors, bias = forward.catalogue_candidates()
+        taught_vectors, taught_bias = forward.facts.teacher.candidates()
         return full_divergence(
             jax.lax.collapse(own, 0, 2),
             weights.reshape(-1),
             vectors,
-            bias,
+            bias / self.temperature,
             (jax.lax.collapse(theirs, 0, 2), taught_vectors, taught_bias / self.temperature),
             num_rows=forward.facts.num_items + 1,
         )
@@ -127,7 +123,7 @@ class Distillation(Task):
         log_q = self.sampler.log_q(item_ids, facts.num_items, facts.item_counts)
         bias = forward.item_bias(SAMPLE)
         sides = (
-            (theirs, *jax.lax.stop_gradient(forward.facts.teacher.candidates(item_ids))),
+            (theirs, *forward.facts.teacher.candidates(item_ids)),
             (own, forward.item_vectors(SAMPLE), jnp.zeros(len(item_ids)) if bias is None else bias),
         )
         of_teacher, of_student = (
@@ -150,7 +146,7 @@ def asked_columns(weights: Float[Array, "B L"], num: int, key: jax.Array) -> Int
 
 
 def teacher_queries(teacher: Teacher, forward: Forward) -> Float[Array, "B L E"]:
-    """The teacher's queries at every event, without dropout and without a gradient."""
+    """The teacher's queries at every event, without dropout; its arrays are constants, so no gradient goes there."""
     batch = forward.batch
     asked = Forward(
         teacher.model,
@@ -161,4 +157,4 @@ def teacher_queries(teacher: Teacher, forward: Forward) -> Float[Array, "B L E"]
         None,
         users=teacher.users(jnp.asarray(batch.user_ids)),
     )
-    return jax.lax.stop_gradient(asked.causal_queries())
+    return asked.causal_queries()

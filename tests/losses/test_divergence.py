@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
-from jaxrec.embedding.table import TableSpec, from_logical, init_table, to_logical
+from jaxrec.embedding.table import TableSpec, init_table, to_logical
 from jaxrec.losses.divergence import full_divergence
 
 NUM_ROWS, DIM, TAUGHT_DIM = 37, 8, 5
@@ -30,52 +30,41 @@ def problem(mesh, num_tokens, num_rows=NUM_ROWS):
     return table, bias, queries, weights, tuple(taught)
 
 
-def in_rows(bias):
-    return jax.jit(lambda b: from_logical(b, len(bias)))(jnp.pad(bias, (0, -len(bias) % 1024)))
-
-
 @pytest.mark.parametrize("chunk_logits", [1, 300, 10**9])
-def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits):
+def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits, sharded_rows):
     table, bias, queries, weights, taught = problem(mesh, 32)
-    split = sharding(mesh, "batch")
-    arguments = jax.device_put((queries, weights, taught[0]), split)
-
-    def loss(queries, vectors, bias):
-        of_teacher = (arguments[2], *taught[1:])
-        sizes = {"num_rows": NUM_ROWS, "chunk_logits": chunk_logits}
-        return 3.0 * full_divergence(queries, arguments[1], vectors, bias, of_teacher, **sizes)
-
-    inputs = arguments[0], table, in_rows(bias)
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
-    logical = lambda x: np.asarray(jax.jit(lambda t: to_logical(t, NUM_ROWS))(x))[:NUM_ROWS]  # noqa: E731
-    expected, expected_gradients = jax.value_and_grad(
-        lambda q, v, b: 3.0 * dense_twin(q, v, b, weights, taught), (0, 1, 2)
-    )(queries, jnp.asarray(logical(table)), bias)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradients[0], expected_gradients[0], atol=1e-4)
-    np.testing.assert_allclose(logical(gradients[1]), expected_gradients[1], atol=1e-4)
-    np.testing.assert_allclose(logical(gradients[2]), expected_gradients[2], atol=1e-4)
-    assert gradients[1].sharding.is_equivalent_to(sharding(mesh, "row", None), 2)
+    split, asked = jax.device_put((weights, taught[0]), sharding(mesh, "batch"))
+    sizes = {"num_rows": NUM_ROWS, "chunk_logits": chunk_logits}
+    sharded_rows.assert_equal_to_twin(
+        lambda q, v, b: 3.0 * full_divergence(q, split, v, b, (asked, *taught[1:]), **sizes),
+        lambda q, v, b: 3.0 * dense_twin(q, v, b, weights, taught),
+        queries,
+        table,
+        bias,
+        mesh,
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(3, 60), st.integers(1, 3000))
-def test_any_number_of_tokens_and_items(tokens, items, chunk_logits):
+def test_any_number_of_tokens_and_items(sharded_rows, tokens, items, chunk_logits):
     mesh = make_mesh((1, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         table, bias, queries, weights, taught = problem(mesh, tokens, items)
         sizes = {"num_rows": items, "chunk_logits": chunk_logits}
-        value = full_divergence(queries, weights, table, in_rows(bias), taught, **sizes)
+        value = full_divergence(
+            queries, weights, table, sharded_rows.in_physical_order(bias), taught, **sizes
+        )
         dense = jnp.asarray(np.asarray(to_logical(table, items))[:items])
         expected = dense_twin(queries, dense, bias, weights, taught)
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_one_belief_twice_has_no_distance_and_no_gradient(mesh):
+def test_one_belief_twice_has_no_distance_and_no_gradient(mesh, sharded_rows):
     table, bias, queries, weights, _ = problem(mesh, 32)
     known = jax.jit(lambda t: to_logical(t, NUM_ROWS))(table)[:NUM_ROWS]
     loss = lambda q: full_divergence(  # noqa: E731
-        q, weights, table, in_rows(bias), (queries, known, bias), num_rows=NUM_ROWS
+        q, weights, table, sharded_rows.in_physical_order(bias), (queries, known, bias), num_rows=NUM_ROWS
     )
     value, gradient = jax.jit(jax.value_and_grad(loss))(queries)
     assert abs(float(value)) < 1e-4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxrec.core.mesh import make_mesh
 from jaxrec.core.partition import sharding
 from jaxrec.core.sparse_logits import MixedLogits, SparseLogits, in_blocks
-from jaxrec.embedding.table import TableSpec, from_logical, init_table, to_logical
+from jaxrec.embedding.table import TableSpec, init_table
 from jaxrec.losses.softmax import full_softmax
 from jaxrec.losses.target_trust import TargetTrust
 
@@ -43,36 +43,18 @@ def problem(mesh, num_tokens, num_rows=NUM_ROWS):
     return table, bias, queries, targets, weights
 
 
-def physical_bias(bias, num_rows):
-    return jax.jit(lambda b: from_logical(b, num_rows))(jnp.pad(bias, (0, -len(bias) % 1024)))
-
-
 @pytest.mark.parametrize("chunk_logits", [1, 300, 10**9])
-def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits):
+def test_value_and_gradients_equal_the_dense_twin(mesh, chunk_logits, sharded_rows):
     table, bias, queries, targets, weights = problem(mesh, 32)
-    split = sharding(mesh, "batch")
-    arguments = jax.device_put((queries, targets, weights), split)
-
-    def loss(queries, vectors, bias):
-        return 3.0 * full_softmax(
-            queries, arguments[1], arguments[2], vectors, bias, num_rows=NUM_ROWS, chunk_logits=chunk_logits
-        )
-
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(
-        arguments[0], table, physical_bias(bias, NUM_ROWS)
-    )
-    logical = lambda x: np.asarray(jax.jit(lambda t: to_logical(t, NUM_ROWS))(x))[:NUM_ROWS]  # noqa: E731
-    expected, expected_gradients = jax.value_and_grad(
-        lambda q, v, b: 3.0 * dense_twin(q, v, b, targets, weights), (0, 1, 2)
-    )(queries, jnp.asarray(logical(table)), bias)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradients[0], expected_gradients[0], atol=1e-4)
-    np.testing.assert_allclose(logical(gradients[1]), expected_gradients[1], atol=1e-4)
-    np.testing.assert_allclose(logical(gradients[2]), expected_gradients[2], atol=1e-4)
-    assert gradients[1].sharding.is_equivalent_to(sharding(mesh, "row", None), 2)
-    # Without a gradient the same value comes from the cheaper pass.
-    np.testing.assert_allclose(
-        jax.jit(loss)(arguments[0], table, physical_bias(bias, NUM_ROWS)), expected, rtol=1e-5
+    of_tokens = jax.device_put((targets, weights), sharding(mesh, "batch"))
+    sizes = {"num_rows": NUM_ROWS, "chunk_logits": chunk_logits}
+    sharded_rows.assert_equal_to_twin(
+        lambda q, v, b: 3.0 * full_softmax(q, *of_tokens, v, b, **sizes),
+        lambda q, v, b: 3.0 * dense_twin(q, v, b, targets, weights),
+        queries,
+        table,
+        bias,
+        mesh,
     )
 
 
@@ -84,7 +66,7 @@ TRUSTS = [TargetTrust(smoothing=0.3), TargetTrust(power=0.4)]
     [(size, TargetTrust()) for size in (30, 300, 10**9)]
     + [(size, t) for size in (30, 10**9) for t in TRUSTS],
 )
-def test_logits_of_a_few_items_are_added(mesh, chunk_logits, trust):
+def test_logits_of_a_few_items_are_added(mesh, chunk_logits, trust, sharded_rows):
     rows, length, window = 8, 20, 4  # a row is two blocks, the second one not full
     table, bias, queries, targets, weights = problem(mesh, rows * length)
     rng = np.random.default_rng(0)
@@ -125,9 +107,9 @@ def test_logits_of_a_few_items_are_added(mesh, chunk_logits, trust):
 
     places = (0, 1, 2, 3, 4, 5)
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=places))(
-        split[0], table, physical_bias(bias, NUM_ROWS), *split[4]
+        split[0], table, sharded_rows.in_physical_order(bias), *split[4]
     )
-    logical = lambda x: np.asarray(jax.jit(lambda t: to_logical(t, NUM_ROWS))(x))[:NUM_ROWS]  # noqa: E731
+    logical = functools.partial(sharded_rows.in_logical_order, num_rows=NUM_ROWS)
     expected, expected_gradients = jax.value_and_grad(twin, places)(
         queries, jnp.asarray(logical(table)), bias, *arrays
     )
@@ -135,7 +117,7 @@ def test_logits_of_a_few_items_are_added(mesh, chunk_logits, trust):
     found = [gradients[0], logical(gradients[1]), logical(gradients[2]), *gradients[3:]]
     for one, other in zip(found, expected_gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
-    only_value = jax.jit(loss)(split[0], table, physical_bias(bias, NUM_ROWS), *split[4])
+    only_value = jax.jit(loss)(split[0], table, sharded_rows.in_physical_order(bias), *split[4])
     np.testing.assert_allclose(only_value, expected, rtol=1e-5)
 
 
@@ -158,14 +140,14 @@ def test_trust_names_what_is_wrong(settings):
         TargetTrust(**settings)
 
 
-def test_large_scores_do_not_overflow(mesh):
+def test_large_scores_do_not_overflow(mesh, sharded_rows):
     table, bias, queries, targets, weights = problem(mesh, 16)
     value = full_softmax(
         queries * 1e4,
         targets,
         weights,
         table,
-        physical_bias(bias, NUM_ROWS),
+        sharded_rows.in_physical_order(bias),
         num_rows=NUM_ROWS,
         chunk_logits=100,
     )
