@@ -1,15 +1,16 @@
 """Smaller models of ML-1M: what codes, pruning and distillation cost, and whether a small dense model does as well.
 
 `configs/ml1m_sasrec.py` is trained, seed by seed, and compressed by every method; a student of half the layers is
-trained from scratch and taught by the seed's own run; and for each method with codes a dense model of equal bytes is
-trained, in one seed unless --dense-seeds says more: what it loses is larger than what seeds differ by.
+trained from scratch and taught by the seed's own run; the taught one's dropout is tried from scratch too; and for each
+method with codes a dense model of equal bytes is trained. Those two in one seed, unless --side-seeds says more: what
+they lose is larger than what seeds differ by.
 
 The bars: int8 loses at most 1 % of NDCG@10 at 30 % of the bytes or less; 4 bits lose at most 2 % at 15 % or less
 (product codes stand beside them); the taught student is above the same student from scratch, in pairs over users and
 seeds; and each method with codes is above the dense model of equal bytes. Every method's figures are printed and kept,
 whichever way it went.
 
-    python benchmarks/quality/compress.py            # thirteen trainings, of half an hour or less each on 2 quiet cores
+    python benchmarks/quality/compress.py            # fourteen trainings, of half an hour or less each on 2 quiet cores
     python benchmarks/quality/compress.py --seeds=1
 """
 
@@ -34,6 +35,12 @@ from jaxrec.evaluation.comparison import RANKS_FILE
 DATA = "ml-1m-sasrec"
 TEACHER = Variant(name="ml1m_sasrec", config="configs/ml1m_sasrec.py", data=DATA)
 SCRATCH = Variant(name="ml1m_student", config="configs/ml1m_student.py", data=DATA)
+RATES = ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "embedding_dropout_rate")
+LIGHT = dataclasses.replace(  # the taught student's dropout, without a teacher: is it that which helps?
+    SCRATCH,
+    name="ml1m_student-dropout-0.1",
+    overrides=tuple(f"model.encoder.{rate}=0.1" for rate in RATES),
+)
 LIMITS = {"int8": (0.30, -0.01), "int4": (0.15, -0.02)}  # share of the bytes, relative change of the metric
 HELD = (*LIMITS, "pq", "pq_int4")  # against a dense model of equal bytes
 
@@ -113,9 +120,11 @@ def main() -> int:
     """Trains what is missing, compresses, compares, checks."""
     parser = suite.argument_parser(__doc__)
     suite.add_trial_arguments(parser)
-    parser.add_argument("--dense-seeds", type=int, default=1, help="of the dense models (default: 1)")
+    parser.add_argument(
+        "--side-seeds", type=int, default=1, help="of the dense models and of the other dropout (default: 1)"
+    )
     given = parser.parse_args()
-    few = argparse.Namespace(**vars(given) | {"seeds": min(given.dense_seeds, given.seeds)})
+    few = argparse.Namespace(**vars(given) | {"seeds": min(given.side_seeds, given.seeds)})
     teachers = suite.run_variant(TEACHER, given)
     summaries = [compress(seed, given) for seed in range(given.seeds)]
     table = {name: means(name, summaries) for name in summaries[0]["systems"]}
@@ -128,8 +137,18 @@ def main() -> int:
     scratch, taught = suite.run_variant(SCRATCH, given), suite.run_variant(distilled(given.base), given)
     comparison = suite.compare_variants(scratch, taught)
     bars.append(suite.paired_bar("the taught student above the same from scratch", comparison))
-    figures |= {"scratch": suite.summary(scratch), "distilled": suite.summary(taught)}
-    figures["paired"] = {"distilled": dataclasses.asdict(comparison)}
+    light = suite.run_variant(LIGHT, few)
+    lighter = suite.compare_variants(scratch[: few.seeds], light)
+    print(f"  half the dropout alone: {lighter.difference:+.4f} [{lighter.low:+.4f}, {lighter.high:+.4f}]")
+    figures |= {
+        "scratch": suite.summary(scratch),
+        "scratch, half the dropout": suite.summary(light),
+        "distilled": suite.summary(taught),
+    }
+    figures["paired"] = {
+        "distilled": dataclasses.asdict(comparison),
+        "half the dropout alone": dataclasses.asdict(lighter),
+    }
     for method in HELD:
         dense = rival(method, summaries[0])
         if dense is None:
