@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from jaxrec.config import read_run_config, run_directory
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.evaluation.arguments import positive
 from jaxrec.evaluation.baselines.evaluate import split_queries
 from jaxrec.evaluation.significance import Comparison, paired_comparison
@@ -32,12 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The entry; returns the exit status."""
     given = parse_arguments(arguments)
     start_logging()
-    console = Console(stderr=True)
     try:
         formula, found = blend(given)
     except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     print(
         f"test NDCG@10 of {found.num_users:,} users: model alone {found.mean_a:.4f}, blended {found.mean_b:.4f}, "
         f"difference {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxrec.compression.named_methods import METHODS
 from jaxrec.compression.report import print_study, write_study_report
 from jaxrec.compression.study import Request, run_study
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import positive
 
@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         values = run_study(request)
         write_study_report(request.out / REPORT_FILE, values)
     except (ValueError, OSError) as error:
-        console = Console(stderr=True)
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     console = Console()
     print_study(console, values)
     console.print(f"report: {request.out / REPORT_FILE}", soft_wrap=True, highlight=False)

@@ -18,7 +18,7 @@ import jax
 from rich.console import Console
 
 from jaxrec.config import run_directory
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments
 from jaxrec.evaluation.comparison import compare_runs
@@ -48,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             initialize_platform()
             evaluate_workdir(given, ["jaxrec.evaluate", *(sys.argv[1:] if arguments is None else arguments)])
     except (ValueError, OSError) as error:
-        console = Console(stderr=True)
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     return 0
 
 

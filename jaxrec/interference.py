@@ -17,7 +17,7 @@ import jax
 from rich.console import Console
 
 from jaxrec.config import run_directory, validate
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.data.pipeline import train_batches
 from jaxrec.evaluation.arguments import positive
@@ -36,9 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         given.workdir = run_directory(given.workdir)
         values = interference_of(given)
     except (ValueError, OSError) as error:
-        console = Console(stderr=True)
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     if jax.process_index() == 0:
         (given.workdir / JSON_FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         (given.workdir / PLOT_FILE).write_text(heat_map(values), encoding="utf-8")
@@ -58,6 +56,8 @@ def interference_of(given: argparse.Namespace) -> dict[str, Any]:
         global_batch_size=config.global_batch_size,
         history_length=config.data.history_length,
         user_share=config.data.train_users,
+        train_since=config.data.train_since,
+        replay_share=config.data.replay_share,
         domain_temperature=config.data.domain_temperature,
         windows=config.data.windows,
         seed=config.seed,

@@ -27,8 +27,8 @@ import jax
 from rich.console import Console
 
 from jaxrec.config import TrainConfig, apply_overrides, describe_fields, load_config, split_overrides
-from jaxrec.core.log import start_logging
-from jaxrec.evaluation.report_elements import write_page
+from jaxrec.core.files import write_whole
+from jaxrec.core.log import failed, start_logging
 from jaxrec.planning.console import print_plan, print_scaling
 from jaxrec.planning.document import make_plan, sources
 from jaxrec.planning.program import make_case, plan_facts
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan_run(given, Console())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 
@@ -90,7 +89,7 @@ def plan_run(given: PlanArguments, console: Console) -> dict[str, Any]:
         "chips": sources([*plans, *scaling]),
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    write_page(given.out / "plan.json", json.dumps(values, indent=2) + "\n")
+    write_whole(given.out / "plan.json", json.dumps(values, indent=2) + "\n")
     write_report(given.out / "plan.html", values)
     console.print(f"written: {given.out / 'plan.json'}, {given.out / 'plan.html'}", highlight=False)
     return values

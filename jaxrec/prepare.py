@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from jaxrec.config import apply_overrides, describe_fields, load_config, split_overrides
+from jaxrec.core.log import failed
 from jaxrec.data.config import DataConfig
 from jaxrec.data.prepare import Progress as StageProgress
 from jaxrec.data.prepare import prepare
@@ -46,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Progress(*COLUMNS, console=console, auto_refresh=False) as bars:
             prepare(config, out, progress=_reporter(bars))
     except (ValueError, OSError) as error:
-        # markup off: a path may hold brackets
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     print_summary(Console(), out)
     return 0
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from jaxrec.config import run_directory
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import add_run_arguments, positive
 from jaxrec.evaluation.group_recommendations import (
@@ -43,8 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         initialize_platform()
         counts = recommend(given, console)
     except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     if jax.process_index() == 0:
         report(given.out, counts, console)
     return 0

@@ -12,7 +12,6 @@ for those who watch. docs/serving.md says the rest.
 import argparse
 import gc
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -25,7 +24,7 @@ import threadpoolctl
 import uvicorn
 import uvloop
 
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.serving.app import make_app
 from jaxrec.serving.candidates import COLUMNS, SOURCES, Sources
 from jaxrec.serving.connections import bounded_connections
@@ -42,7 +41,6 @@ from jaxrec.serving.versions import Watcher
 
 Number = TypeVar("Number", int, float)
 TOKEN_VARIABLE = "JAXREC_TOKEN"
-log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         limits = limits_of(given, os.environ.get(TOKEN_VARIABLE, ""))
         uvloop.run(serve(given, limits))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

@@ -20,7 +20,7 @@ from jaxrec.config import (
     stage_configs,
     write_run_config,
 )
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import DETERMINISTIC, device_kind, initialize_platform, make_mesh, repeats_bits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import UserRanker
@@ -41,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         initialize_platform()
         train_workdir(given.config, given.workdir)
     except (ValueError, OSError, NotFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxrec.config import split_overrides
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.tuning.plots import write_plots
 from jaxrec.tuning.space import PREFIX, parse_space
 from jaxrec.tuning.study import BEST_FILE, ENDED, Search, best_trial, run_search
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metric = search.config_of({}).evaluation.metric
         plots = write_plots(study, search.workdir, metric)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     console = Console()
     trials = sorted(
         study.get_trials(deepcopy=False, states=ENDED),

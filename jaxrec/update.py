@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from jaxrec.config import split_overrides
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.serving.stores import open_store
 from jaxrec.train import train_run
@@ -58,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, flush=True)
         return 0
     except (ValueError, OSError, NotImplementedError, NotFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     print("nothing new" if outcome is None else outcome.text, flush=True)
     return 0 if outcome is None or outcome.promoted else 1
 

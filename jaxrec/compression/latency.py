@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 
 from jaxrec.compression.files import SCAN, CompressedModel
-from jaxrec.compression.parameters import DENSE, TABLE, named_leaves
+from jaxrec.compression.parameters import DENSE, TABLE
 from jaxrec.evaluation.user_ranking import evaluation_rows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER
 from jaxrec.runs import Run
+from jaxrec.training.rates import by_path
 
 TOP_K = 100
 Program = Callable[[], Any]
@@ -33,7 +34,7 @@ def answer_program(run: Run, model: CompressedModel, split: str) -> Program:
     longest = np.argsort(-dataset.lengths, kind="stable")[:1]
     rows = evaluation_rows(run, split, rows_per_batch=1, user_indices=longest, with_seen=False)
     placed = inference.place(rows.build(0, 0, 1))
-    leaves = list(named_leaves(tree := nnx.to_pure_dict(setup.step.abstract)))
+    leaves = list(by_path(tree := nnx.to_pure_dict(setup.step.abstract)))
     structure, scored = jax.tree.structure(tree), f"{TABLE}.{setup.model.scored_table}"
     is_product = setup.model.cosine is None and setup.model.mixture is None
 

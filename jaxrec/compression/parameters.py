@@ -22,6 +22,7 @@ from jaxrec.embedding.table import from_logical
 from jaxrec.models.two_tower import ITEM
 from jaxrec.runs import setup_run
 from jaxrec.training.memory import abstract_memory
+from jaxrec.training.rates import by_path
 from jaxrec.training.setup import Setup, evaluation_parameters
 from jaxrec.training.state import NO_FAILURE, TrainState, dense_shardings, in_id_order, logical_rows
 
@@ -51,7 +52,7 @@ def serving_setup(config: TrainConfig, dataset: PreparedDataset, mesh: jax.shard
 def parameters_of(setup: Setup, state: TrainState) -> Arrays:
     """Every array that evaluation reads, the averages where the run keeps them; tables without padding rows."""
     dense, tables = evaluation_parameters(state)
-    found = {f"{DENSE}.{name}": np.asarray(value) for name, value in named_leaves(dense).items()}
+    found = {f"{DENSE}.{name}": np.asarray(value) for name, value in by_path(dense).items()}
     found |= {f"{TABLE}.{name}": logical_rows(setup.tables[name], rows) for name, rows in tables.items()}
     items = setup.tables[ITEM].num_rows
     for name, rows in state.memory.items():
@@ -62,7 +63,7 @@ def parameters_of(setup: Setup, state: TrainState) -> Arrays:
 def abstract_parameters(setup: Setup) -> dict[str, tuple[int, ...]]:
     """The shapes of `parameters_of`, of the config alone."""
     dense = nnx.to_pure_dict(setup.step.abstract)
-    shapes = {f"{DENSE}.{name}": tuple(leaf.shape) for name, leaf in named_leaves(dense).items()}
+    shapes = {f"{DENSE}.{name}": tuple(leaf.shape) for name, leaf in by_path(dense).items()}
     shapes |= {f"{TABLE}.{name}": (spec.num_rows, spec.dim) for name, spec in setup.tables.items()}
     memory = abstract_memory(setup.model.memory, setup.tables[ITEM], setup.mesh)
     items = setup.tables[ITEM].num_rows
@@ -72,7 +73,7 @@ def abstract_parameters(setup: Setup) -> dict[str, tuple[int, ...]]:
 def state_of(setup: Setup, arrays: Mapping[str, Any], step: int) -> TrainState:
     """A state to evaluate with, on the mesh of `setup`; call it under that mesh. It has no optimizer's slots."""
     mesh, tree = setup.mesh, nnx.to_pure_dict(setup.step.abstract)
-    leaves = [jnp.asarray(arrays[f"{DENSE}.{name}"]) for name in named_leaves(tree)]
+    leaves = [jnp.asarray(arrays[f"{DENSE}.{name}"]) for name in by_path(tree)]
     dense = jax.tree.unflatten(jax.tree.structure(tree), leaves)
     where = dense_shardings(setup.step.abstract, mesh, setup.step.layout)
     tables = {}
@@ -99,9 +100,3 @@ def state_of(setup: Setup, arrays: Mapping[str, Any], step: int) -> TrainState:
         caches={},
         failure=jax.device_put(jnp.array([NO_FAILURE, 0], jnp.int32), replicated),
     )
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of nested dicts by their dotted path, in the order of `jax.tree.leaves`."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {".".join(str(part.key) for part in path): leaf for path, leaf in paths}

@@ -38,7 +38,7 @@ class ProductCodes(Code):
     part_dim: int = static()
 
     @classmethod
-    def of(cls, table: Float[np.ndarray, "R D"], *, part_dim: int, seed: int = 0) -> "ProductCodes":
+    def of(cls, table: Float[np.ndarray, "R D"], *, part_dim: int) -> "ProductCodes":
         """Fits the centroids to the rows past row 0, and encodes all.
 
         Args:
@@ -63,7 +63,7 @@ class ProductCodes(Code):
                 "checkpoint, or use int8."
             )
         parts = table.reshape(num_rows, dim // part_dim, part_dim).swapaxes(0, 1)
-        fitted = [_fit(part[1:], np.random.default_rng([seed, i])) for i, part in enumerate(parts)]
+        fitted = [_fit(part[1:], np.random.default_rng([0, i])) for i, part in enumerate(parts)]
         centroids = np.stack(
             [np.pad(one, ((0, _count(num_rows) - len(one)), (0, 0)), mode="edge") for one in fitted]
         )

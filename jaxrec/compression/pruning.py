@@ -23,11 +23,12 @@ from flax import nnx
 from jaxrec.compression.codes import Plain
 from jaxrec.compression.files import CompressedModel
 from jaxrec.compression.methods import Method, Source, with_encoder
-from jaxrec.compression.parameters import DENSE, named_leaves, serving_setup, state_of
+from jaxrec.compression.parameters import DENSE, serving_setup, state_of
 from jaxrec.config import TrainConfig, write_run_config
 from jaxrec.data.evaluation_batches import EvaluationBatch, EvaluationRows
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.inference import Inference
+from jaxrec.training.rates import by_path
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import to_checkpoint
 
@@ -108,7 +109,7 @@ class PrunedHeads(Pruning):
         kept = self.kept(encoder.num_heads, "heads")
         axes = head_axes(source.setup)
         inference = Inference(source.setup, source.state)
-        names = list(named_leaves(inference.dense))
+        names = list(by_path(inference.dense))
         batches = self.batches(source)
         before = _queries(inference, batches, inference.dense)
         chosen: dict[int, list[int]] = {}
@@ -160,7 +161,7 @@ def head_axes(setup: Setup) -> dict[str, int]:
     """Of the parameters of the blocks that are cut by heads, the dim that counts them."""
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     variables = jax.tree.leaves(setup.step.abstract, is_leaf=is_variable)
-    names = named_leaves(nnx.to_pure_dict(setup.step.abstract))
+    names = by_path(nnx.to_pure_dict(setup.step.abstract))
     axes = {}
     for name, variable in zip(names, variables, strict=True):
         logical = variable.get_metadata()["logical_axes"]

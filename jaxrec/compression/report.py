@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxrec.compression.study import ORIGINAL
+from jaxrec.core.files import write_whole
 from jaxrec.evaluation import report_elements as elements
 from jaxrec.evaluation.plots import differences, labelled_points
 
@@ -89,7 +90,7 @@ def write_study_report(path: Path, values: Mapping[str, Any]) -> None:
         footer=f"step {values['step']}; latency: the query of one user from its history and a score for every item, "
         "median, all systems in turns",
     )
-    elements.write_page(path, page)
+    write_whole(path, page)
 
 
 def _by_bytes(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxrec.compression.parameters import (
     serving_setup,
     state_of,
 )
+from jaxrec.core.placement import physical_rows
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.user_ranking import UserRanker, UserRanks
@@ -157,7 +158,7 @@ def _gain(
     shards: int, exact: jax.Array, coarse: jax.Array, queries: jax.Array, item_ids: jax.Array
 ) -> Float[Array, "N C"]:
     """How much more the exact rows score than the codes; biases and what a memory adds are alike in both."""
-    rows = item_ids % shards * (exact.shape[0] // shards) + item_ids // shards
+    rows = physical_rows(item_ids, shards, exact.shape[0] // shards)
     return jnp.einsum(
         "nd,ncd->nc", queries.astype(jnp.float32), (exact[rows] - coarse[rows]).astype(jnp.float32)
     )

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from jaxrec.compression.parameters import check_compressible, parameters_of
 from jaxrec.compression.rivals import equal_bytes_overrides
 from jaxrec.compression.served import compressed_run, rank_users
 from jaxrec.config import run_directory
+from jaxrec.core.files import write_whole
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.comparison import compare_runs, write_ranks
 from jaxrec.evaluation.significance import Comparison
@@ -242,6 +242,4 @@ def _paired(path_a: Path, path_b: Path, source: Source) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")

@@ -26,6 +26,7 @@ from jaxrec.config.json_text import CLASS, CONFIG_FILE_MODULE, from_json, to_jso
 from jaxrec.config.overrides import describe_fields, split_overrides
 from jaxrec.config.stages import override_run
 from jaxrec.config.train_config import TrainConfig
+from jaxrec.core.files import write_whole
 
 DEFAULT_VARIANT = "get_config"
 CONFIG_FILE = "config.json"
@@ -225,9 +226,7 @@ def write_run_config(
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         body = {"data_fingerprint": data_fingerprint, "config": json.loads(new)}
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(body, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run_config(workdir: str | os.PathLike[str]) -> TrainConfig:

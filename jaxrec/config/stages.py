@@ -6,7 +6,6 @@ their names. Only the entries know of stages.
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import jax
 
 from jaxrec.config.overrides import apply_overrides
 from jaxrec.config.train_config import TrainConfig
+from jaxrec.core.files import write_whole
 
 STAGES_FILE = "stages.json"
 OVERRIDE = "--config.stages."
@@ -59,9 +59,7 @@ def note_stages(workdir: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{workdir} holds a run without stages; take another --workdir.")
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / f"{STAGES_FILE}.tmp"
-        temporary.write_text(json.dumps(list(names)) + "\n", encoding="utf-8")
-        os.replace(temporary, workdir / STAGES_FILE)
+        write_whole(workdir / STAGES_FILE, json.dumps(list(names)) + "\n")
 
 
 def run_directory(workdir: Path) -> Path:

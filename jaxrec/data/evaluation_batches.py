@@ -22,7 +22,7 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream
 from jaxrec.data.rows import fill_rows, row_segments, time_gap_buckets
 
-__all__ = ["EvaluationBatch", "EvaluationRows", "evaluation_batches"]
+__all__ = ["EvaluationBatch", "EvaluationRows", "evaluation_batches", "history_ends", "split_ends"]
 
 Array = jax.Array | np.ndarray
 
@@ -120,7 +120,7 @@ class EvaluationRows:
                 f"rows_per_batch={rows_per_batch} and history_length={history_length} must be at least 1, "
                 "and a history that ends with an empty slot at least 2."
             )
-        ends, stops = (cut[users] for cut in _history_ends(dataset, split))
+        ends, stops = (cut[users] for cut in history_ends(dataset, split))
         if every_event:
             counts = stops - ends
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -289,17 +289,30 @@ def evaluation_batches(
         yield rows.build(index, process_index, process_count)
 
 
-def _history_ends(
-    dataset: PreparedDataset, split: str
-) -> tuple[Int[np.ndarray, " u"], Int[np.ndarray, " u"]]:
-    """Where each user's history ends, and where the part that holds the target ends."""
+def split_ends(dataset: PreparedDataset, split: str) -> tuple[Int[np.ndarray, " u"], Int[np.ndarray, " u"]]:
+    """Where the part of each user's history begins and ends.
+
+    Raises:
+      ValueError: the split is unknown.
+    """
     if split == "validation":
         return dataset.train_end, dataset.validation_end
     if split == "test":
         return dataset.validation_end, dataset.lengths
+    raise ValueError(f'split={split!r} is unknown; say "validation" or "test".')
+
+
+def history_ends(dataset: PreparedDataset, split: str) -> tuple[Int[np.ndarray, " u"], Int[np.ndarray, " u"]]:
+    """Where each user's history ends, and the part that holds the target; "all" = all of it is history.
+
+    Raises:
+      ValueError: the split is unknown.
+    """
     if split == "all":
         return dataset.lengths, dataset.lengths
-    raise ValueError(f'split={split!r} is unknown; say "validation", "test" or "all".')
+    if split not in ("validation", "test"):
+        raise ValueError(f'split={split!r} is unknown; say "validation", "test" or "all".')
+    return split_ends(dataset, split)
 
 
 def _seen_of_rows(plan: PackingPlan, ends: Int[np.ndarray, " s"]) -> Int[np.ndarray, " r"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int, Int8, Int32, Int64
 
 __all__ = ["UNKNOWN_TIME", "Histories", "HistoryFiles", "blocks"]
 
-UNKNOWN_TIME = np.iinfo(np.int64).min  # the timestamp of an event whose time nobody knows
+UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # the timestamp of an event whose time nobody knows
 # As the files hold them.
 COLUMNS = {"item_ids": "<i4", "timestamps": "<i8", "labels": "i1", "values": "<f4", "context": "<i4"}
 

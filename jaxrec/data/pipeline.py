@@ -18,7 +18,6 @@ from jaxtyping import Bool, Int, Int64
 
 from jaxrec.core.batch import Batch
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.data.evaluation_batches import EvaluationBatch, evaluation_batches
 from jaxrec.data.mixing import Mixing
 from jaxrec.data.packing import (
     PackingPlan,
@@ -35,10 +34,8 @@ from jaxrec.data.tensorflow_import import import_tensorflow
 
 __all__ = [
     "BatchStream",
-    "EvaluationBatch",
     "TrainingRows",
     "build_batch",
-    "evaluation_batches",
     "stream_batches",
     "train_batches",
 ]

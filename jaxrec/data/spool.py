@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from jaxrec.data.histories import UNKNOWN_TIME
+
 __all__ = ["ROWS_PER_BUCKET", "Spool", "history_order", "record_type"]
 
 ROWS_PER_BUCKET = 1 << 20
 _MAX_BUCKETS = 512
 _COPY_ROWS = 1 << 16
-UNKNOWN = int(np.iinfo(np.int64).min)
+UNKNOWN = UNKNOWN_TIME  # of an order too
 
 
 def record_type(

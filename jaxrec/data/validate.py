@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
+from jaxrec.data.histories import UNKNOWN_TIME
+
 __all__ = ["RowCheck", "as_text", "parse_flags", "parse_ids", "parse_numbers", "parse_times"]
 
-UNKNOWN = int(np.iinfo(np.int64).min)
+UNKNOWN = UNKNOWN_TIME  # of an order too
 _MAX_EXACT_FLOAT = 2.0**53
 _INTEGER = r"^[+-]?[0-9]{1,18}$"
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")

@@ -3,7 +3,6 @@
 U = target events, K = behaviours.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
+from jaxrec.core.files import replacing
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import BehaviourPredictions
 from jaxrec.metrics.binary import (
@@ -94,9 +94,8 @@ def write_predictions(
         column = dataset.metadata.behaviours.index(name)
         columns[name] = pa.array(predicted.labels[:, column])
         columns[f"{name}_logit"] = pa.array(predicted.logits[:, column])
-    temporary = workdir / f".{PREDICTIONS_FILE}.tmp"
-    pq.write_table(pa.table(columns), temporary)
-    os.replace(temporary, workdir / PREDICTIONS_FILE)
+    with replacing(workdir / PREDICTIONS_FILE) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
 def behaviour_metrics(

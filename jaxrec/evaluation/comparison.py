@@ -3,13 +3,13 @@
 U = users.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxrec.core.files import replacing
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.significance import Comparison, align_users, by_user, compare
@@ -33,9 +33,8 @@ def write_ranks(
             "rank": pa.array(ranks.ranks, pa.int64()),
         }
     ).replace_schema_metadata(dict(zip(_FACTS, facts, strict=True)))
-    temporary = workdir / f".{name}.tmp"
-    pq.write_table(table, temporary)
-    os.replace(temporary, workdir / name)
+    with replacing(workdir / name) as temporary:
+        pq.write_table(table, temporary)
 
 
 def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dict[str, Comparison]:
@@ -69,11 +68,7 @@ def compare_runs(path_a: Path, path_b: Path, *, config: EvaluationConfig) -> dic
         }
         for table in (a, b)
     ]
-    return dict(
-        compare(
-            *metrics, num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
-        )
-    )
+    return compare(*metrics, **config.draws)
 
 
 def _read_ranks(workdir: Path) -> pa.Table:

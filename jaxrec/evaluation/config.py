@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jaxrec.evaluation.groups import Group
 from jaxrec.evaluation.slates import Slate
@@ -20,7 +20,7 @@ class EvaluationConfig:
     Attributes:
       ks: cut-offs of the ranking metrics.
       metric: the one that is headlined, and that validation selects by, as `name@k`.
-      every_steps: steps between validations while training; 0 = at the end only.
+      every_steps: steps between validations while training, of which the last is at its end; 0 = never.
       max_users: users per validation while training; 0 = all. The final evaluation always takes all.
       rows_per_batch: packed rows that are encoded at a time; changes the speed only.
       list_length: recommendations per user that coverage, novelty and diversity look at.
@@ -59,6 +59,11 @@ class EvaluationConfig:
     confidence: float = 0.95
     seed: int = 0
     example_users: int = 4
+
+    @property
+    def draws(self) -> dict[str, Any]:
+        """How the functions of `evaluation.significance` resample."""
+        return {"num_samples": self.bootstrap_samples, "confidence": self.confidence, "seed": self.seed}
 
     def __post_init__(self) -> None:
         if not self.ks or any(k < 1 for k in self.ks) or list(self.ks) != sorted(set(self.ks)):

@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxrec.evaluation.report import ExampleUser, best_baseline, display_name
 from jaxrec.evaluation.significance import Comparison
 
+EVENTS_SHOWN = 5  # of a history
 _SHOWN_METRICS = ("hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50", "mrr")
 
 
@@ -137,7 +138,7 @@ def print_slates(console: Console, slates: Mapping[str, Mapping[str, Any]]) -> N
     console.print(table)
 
 
-def print_example(console: Console, user: ExampleUser, *, history_shown: int = 5) -> None:
+def print_example(console: Console, user: ExampleUser) -> None:
     """The recommendations of one user, with titles."""
     table = Table(
         title=escape(f"Recommended to user {user.user_id}"), title_justify="left", show_header=False
@@ -148,7 +149,7 @@ def print_example(console: Console, user: ExampleUser, *, history_shown: int = 5
         chosen = "  [green](chosen next)[/green]" if place == user.rank else ""
         table.add_row(str(place + 1), escape(title) + chosen)
     console.print(
-        f"latest events of user {user.user_id}: " + "; ".join(user.history[-history_shown:]), markup=False
+        f"latest events of user {user.user_id}: " + "; ".join(user.history[-EVENTS_SHOWN:]), markup=False
     )
     console.print(table)
 

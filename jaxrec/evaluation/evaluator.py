@@ -8,7 +8,6 @@ U = users (targets, where a user has more than one), T = length of the lists.
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from jaxrec.core.files import write_whole
 from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, BaselineResults, evaluate_baselines
 from jaxrec.evaluation.behaviour_baselines import compare_behaviours
@@ -36,7 +36,7 @@ from jaxrec.evaluation.list_quality import list_quality
 from jaxrec.evaluation.ratings import learns_values, value_metrics
 from jaxrec.evaluation.report import ExampleUser, best_baseline, write_report
 from jaxrec.evaluation.search import is_searched, search_metrics
-from jaxrec.evaluation.significance import bootstrap_intervals, by_user, compare
+from jaxrec.evaluation.significance import by_user, compare, with_intervals
 from jaxrec.evaluation.slate_lists import slate_metrics
 from jaxrec.evaluation.slices import activity_slices, domain_slices, popularity_slices, slice_means
 from jaxrec.evaluation.user_ranking import (
@@ -160,9 +160,7 @@ def save_evaluation(workdir: Path, evaluation: Evaluation, run: Run) -> None:
         write_ranks(workdir, run.dataset, split, evaluation.cold_ranks, COLD_RANKS_FILE)
     if evaluation.predictions is not None:
         write_predictions(workdir, run.dataset, evaluation.predictions, list(evaluation.values["behaviours"]))
-    temporary = workdir / f".{EVALUATION_FILE}.tmp"
-    temporary.write_text(json.dumps(evaluation.values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, workdir / EVALUATION_FILE)
+    write_whole(workdir / EVALUATION_FILE, json.dumps(evaluation.values, indent=2, allow_nan=False) + "\n")
     write_report(
         workdir / REPORT_FILE,
         evaluation.values,
@@ -209,9 +207,6 @@ def _ranking_values(run: Run, split: str, config: EvaluationConfig, per_user: Pe
         system: {name: float(column.mean()) for name, column in metrics.items()}
         for system, metrics in per_user.items()
     }
-    intervals = bootstrap_intervals(
-        per_user[MODEL], num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
-    )
     return {
         "dataset": metadata.name,
         "protocol": protocol(metadata.split, config.ranking_events),
@@ -220,7 +215,7 @@ def _ranking_values(run: Run, split: str, config: EvaluationConfig, per_user: Pe
         "num_users": len(per_user[MODEL][config.metric]),
         "num_items": metadata.num_items,
         "metrics": means.pop(MODEL),
-        "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
+        "intervals": with_intervals(per_user[MODEL], **config.draws)["intervals"],
         "baselines": means,
         "headline_metric": config.metric,
         "confidence": config.confidence,
@@ -258,9 +253,7 @@ def _paired(per_user: PerUser, config: EvaluationConfig) -> dict[str, dict[str, 
         comparisons = compare(
             {name: per_user[baseline][name] for name in chosen},
             {name: per_user[MODEL][name] for name in chosen},
-            num_samples=config.bootstrap_samples,
-            confidence=config.confidence,
-            seed=config.seed,
+            **config.draws,
         )
         paired[baseline] = {
             name: {
@@ -342,14 +335,7 @@ def _slates(run: Run, rows: EvaluationRows, config: EvaluationConfig) -> dict[st
     if not config.slates:
         return {}
     pools, _ = UserRanker(run, top_k=max(slate.pool for slate in config.slates.values())).rank(rows)
-    return slate_metrics(
-        run,
-        pools,
-        config.slates,
-        num_samples=config.bootstrap_samples,
-        confidence=config.confidence,
-        seed=config.seed,
-    )
+    return slate_metrics(run, pools, config.slates, **config.draws)
 
 
 def _values(run: Run, split: str, config: EvaluationConfig, rows_per_batch: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from jaxrec.core.mesh import ALL_AXES
 from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.partition import spec
+from jaxrec.core.placement import own_ids
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.evaluation.exact_scores import Sides, all_scores, cut_queries, cut_rows, pair_scores
 
@@ -172,8 +173,7 @@ def _cut_catalogue(
     item_domains: jax.Array | None,
 ) -> RankingCatalogue:
     def cut(vectors: jax.Array, bias: jax.Array, item_domains: jax.Array | None) -> RankingCatalogue:
-        own_ids = jnp.arange(len(bias)) * mesh.size + lax.axis_index(ALL_AXES)
-        domains = None if item_domains is None else item_domains[own_ids]
+        domains = None if item_domains is None else item_domains[own_ids(jnp.arange(len(bias)))]
         return RankingCatalogue(
             items=cut_rows(vectors, score), bias=bias.astype(jnp.float32), domains=domains
         )

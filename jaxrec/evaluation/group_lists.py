@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, Int64
 
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.evaluation_batches import history_ends
 from jaxrec.evaluation.baselines.base import BaselineRefusedError
 from jaxrec.evaluation.baselines.evaluate import top_items
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.groups import Group
-from jaxrec.evaluation.kinds import MODEL, HeldOut, baseline_scores, kind_baselines, people_of, split_ends
-from jaxrec.evaluation.significance import bootstrap_intervals, compare
+from jaxrec.evaluation.kinds import MODEL, HeldOut, baseline_scores, kind_baselines, people_of
+from jaxrec.evaluation.significance import differences, with_intervals
 from jaxrec.evaluation.user_ranking import Run, UserRanker
 
 METRICS = ("any_hit", "mean_hit", "all_hit", "mean_recall", "min_recall")
@@ -198,33 +199,17 @@ def group_metrics(run: Run, split: str, config: EvaluationConfig, rows_per_batch
     if not fits.any():
         return {}
     first = next(iter(values))
-    draws: dict[str, Any] = {
-        "num_samples": config.bootstrap_samples,
-        "confidence": config.confidence,
-        "seed": config.seed,
-    }
-    described = {}
-    for name, of_system in values.items():
-        intervals = bootstrap_intervals(of_system, **draws)
-        described[name] = {
-            "metrics": {metric: one.mean for metric, one in intervals.items()},
-            "intervals": {metric: [one.low, one.high] for metric, one in intervals.items()},
-        }
-    paired = {
-        name: {
-            metric: {"difference": one.difference, "interval": [one.low, one.high]}
-            for metric, one in compare(values[first], of_system, **draws).items()
-        }
-        for name, of_system in values.items()
-        if name != first
-    }
     return {
         "num_groups": int(fits.sum()),
         "group_size": config.group_size,
         "formed_by": "chance" if people_of(dataset) is None else "friends",
         "list_length": config.list_length,
-        "systems": described,
-        "paired": paired,
+        "systems": {name: with_intervals(of_system, **config.draws) for name, of_system in values.items()},
+        "paired": {
+            name: differences(values[first], of_system, **config.draws)
+            for name, of_system in values.items()
+            if name != first
+        },
     }
 
 
@@ -232,7 +217,7 @@ def histories_before(
     dataset: PreparedDataset, members: Int[np.ndarray, " m"], split: str
 ) -> Int32[np.ndarray, " e"]:
     """What the members had before the part; everything for "all"."""
-    ends = dataset.lengths if split == "all" else split_ends(dataset, split)[0]
+    ends, _ = history_ends(dataset, split)
     return dataset.prefixes(members, ends[members]).item_ids
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, Int, Int32, Int64
 
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.domain_keys import SEPARATOR
+from jaxrec.data.evaluation_batches import split_ends
 from jaxrec.data.packing import Windows
 from jaxrec.data.social import PEOPLE
 from jaxrec.evaluation.baselines import DEFAULT_BASELINES, Baseline
@@ -25,7 +26,7 @@ from jaxrec.evaluation.baselines.base import BaselineRefusedError
 from jaxrec.evaluation.baselines.evaluate import top_items
 from jaxrec.evaluation.baselines.social import social_baselines
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.significance import bootstrap_intervals, compare
+from jaxrec.evaluation.significance import differences, with_intervals
 from jaxrec.evaluation.user_ranking import Run, UserRanker
 from jaxrec.metrics.held_out_sets import hits_of_lists, set_metrics
 
@@ -174,38 +175,13 @@ def people_of(dataset: PreparedDataset) -> Int32[np.ndarray, " u"] | None:
     return np.asarray(found.fill_null(-1), np.int32) + np.int32(1)
 
 
-def split_ends(
-    dataset: PreparedDataset, split: str
-) -> tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " u"]]:
-    """Where the part of each user's history begins and ends.
-
-    Raises:
-      ValueError: the split is unknown.
-    """
-    if split == "validation":
-        return dataset.train_end, dataset.validation_end
-    if split == "test":
-        return dataset.validation_end, dataset.lengths
-    raise ValueError(f'split={split!r} is unknown; say "validation" or "test".')
-
-
 def summary(per_user: Mapping[str, PerUser], config: EvaluationConfig) -> dict[str, Any]:
     """Means with intervals of every system, and the model less each of the others, paired."""
-    draws: dict[str, Any] = {
-        "num_samples": config.bootstrap_samples,
-        "confidence": config.confidence,
-        "seed": config.seed,
+    return {
+        "systems": {name: with_intervals(values, **config.draws) for name, values in per_user.items()},
+        "paired": {
+            name: differences(values, per_user[MODEL], **config.draws)
+            for name, values in per_user.items()
+            if name != MODEL
+        },
     }
-    systems, paired = {}, {}
-    for name, values in per_user.items():
-        intervals = bootstrap_intervals(values, **draws)
-        systems[name] = {
-            "metrics": {metric: one.mean for metric, one in intervals.items()},
-            "intervals": {metric: [one.low, one.high] for metric, one in intervals.items()},
-        }
-        if name != MODEL:
-            paired[name] = {
-                metric: {"difference": one.difference, "interval": [one.low, one.high]}
-                for metric, one in compare(values, per_user[MODEL], **draws).items()
-            }
-    return {"systems": systems, "paired": paired}

@@ -24,6 +24,7 @@ from matplotlib.patches import Rectangle
 # Each stand-in is replaced by a variable of report_template.html.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+COLUMNS = 3  # of panels beside each other
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--line"} | {
     color: f"--series-{i + 1}" for i, color in enumerate(SERIES)
 }
@@ -225,14 +226,12 @@ def differences(title: str, values: Mapping[str, float], intervals: Mapping[str,
         return _svg(figure, f"{title}: " + ", ".join(f"{name} {values[name]:+.4f}" for name in values))
 
 
-def heat_maps(
-    title: str, names: Sequence[str], panels: Mapping[str, Float[np.ndarray, "n n"]], *, columns: int = 3
-) -> str:
+def heat_maps(title: str, names: Sequence[str], panels: Mapping[str, Float[np.ndarray, "n n"]]) -> str:
     """A matrix of values from -1 to 1 in each panel; NaN leaves a gap, and so does the diagonal."""
-    rows, size = -(-len(panels) // columns), 0.62 * len(names) + 1.2
+    rows, size = -(-len(panels) // COLUMNS), 0.62 * len(names) + 1.2
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):
-        figure = Figure(figsize=(size * min(columns, len(panels)), size * rows + 0.4))
-        grid = figure.subplots(rows, min(columns, len(panels)), squeeze=False)
+        figure = Figure(figsize=(size * min(COLUMNS, len(panels)), size * rows + 0.4))
+        grid = figure.subplots(rows, min(COLUMNS, len(panels)), squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, (panel, values) in zip(grid.flat, panels.items(), strict=False):

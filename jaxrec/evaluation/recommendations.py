@@ -4,7 +4,6 @@ T = length of a list, U = users.
 """
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from jaxrec.core.files import replacing
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.slate_lists import SlateChooser
 from jaxrec.evaluation.slates import Slate
@@ -158,18 +158,13 @@ def write_tables(tables: Iterator[pa.Table], out: Path) -> int:
     if jax.process_index():
         return sum(len(table) for table in tables)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     first = next(tables)
     writer_class: Any = pyarrow.csv.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
     num_rows = 0
-    try:
-        with writer_class(temporary, first.schema) as writer:
-            for table in _chain(first, tables):
-                writer.write_table(table)
-                num_rows += len(table)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out) as temporary, writer_class(temporary, first.schema) as writer:
+        for table in _chain(first, tables):
+            writer.write_table(table)
+            num_rows += len(table)
     return num_rows
 
 

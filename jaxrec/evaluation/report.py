@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxrec.core.files import write_whole
 from jaxrec.evaluation import plots
 from jaxrec.evaluation import report_elements as elements
 from jaxrec.evaluation.report_elements import MODEL
@@ -58,7 +59,7 @@ def write_report(
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page at once, so that a reader never meets half of it."""
-    elements.write_page(path, render_report(evaluation, history, examples, config or {}))
+    write_whole(path, render_report(evaluation, history, examples, config or {}))
 
 
 def render_report(

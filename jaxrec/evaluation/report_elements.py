@@ -2,10 +2,8 @@
 
 import html
 import importlib.resources
-import os
 import string
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 MODEL = "model"
@@ -33,13 +31,6 @@ def page(*, heading: str, summary: str, cards: str, sections: Mapping[str, str],
         ),
         footer=text(footer),
     )
-
-
-def write_page(path: Path, content: str) -> None:
-    """Writes at once, so that a reader never meets half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def card(name: str, value: str, detail: str, *, raw: bool = False) -> str:

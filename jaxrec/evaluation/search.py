@@ -18,7 +18,7 @@ from jaxrec.core.queries import TextQueries
 from jaxrec.data.queries import KINDS, QueryTable
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.full_ranking import FullRanking
-from jaxrec.evaluation.significance import bootstrap_intervals
+from jaxrec.evaluation.significance import with_intervals
 from jaxrec.evaluation.user_ranking import Run
 from jaxrec.evaluation.word_index import BM25, TfIdf
 from jaxrec.metrics.ranking import per_user_metrics, rank_targets
@@ -135,11 +135,5 @@ def _of_part(
     for name, of_system in ranks.items():
         of_pairs = per_user_metrics(of_system[chosen], config.ks)
         values = {metric: np.bincount(places, column) / sizes for metric, column in of_pairs.items()}
-        intervals = bootstrap_intervals(
-            values, num_samples=config.bootstrap_samples, confidence=config.confidence, seed=config.seed
-        )
-        systems[name] = {
-            "metrics": {metric: interval.mean for metric, interval in intervals.items()},
-            "intervals": {metric: [interval.low, interval.high] for metric, interval in intervals.items()},
-        }
+        systems[name] = with_intervals(values, **config.draws)
     return {"num_queries": len(queries), "num_pairs": int(chosen.sum()), "systems": systems}

@@ -12,6 +12,7 @@ U = users (A, B = those of each run, before they are known to be the same), M = 
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real, Shaped
@@ -23,8 +24,10 @@ __all__ = [
     "bootstrap_intervals",
     "by_user",
     "compare",
+    "differences",
     "holm",
     "paired_comparison",
+    "with_intervals",
 ]
 
 CHUNK = 1 << 22  # draws in memory at one time
@@ -102,6 +105,15 @@ def bootstrap_intervals(
     }
 
 
+def with_intervals(values: Mapping[str, Real[np.ndarray, " u"]], **draws: Any) -> dict[str, Any]:
+    """Means and intervals of a system's metrics, as the JSON of an evaluation has them; `draws` as above."""
+    found = bootstrap_intervals(values, **draws)
+    return {
+        "metrics": {metric: one.mean for metric, one in found.items()},
+        "intervals": {metric: [one.low, one.high] for metric, one in found.items()},
+    }
+
+
 def paired_comparison(
     values_a: Real[np.ndarray, " a"],
     values_b: Real[np.ndarray, " b"],
@@ -169,6 +181,18 @@ def compare(
             worse=int(np.count_nonzero(differences[:, m] < 0)),
         )
         for m, name in enumerate(metrics_a)
+    }
+
+
+def differences(
+    metrics_a: Mapping[str, Real[np.ndarray, " a"]],
+    metrics_b: Mapping[str, Real[np.ndarray, " b"]],
+    **draws: Any,
+) -> dict[str, dict[str, Any]]:
+    """B less A with the interval, metric by metric, as the JSON of an evaluation has them; see `compare`."""
+    return {
+        metric: {"difference": one.difference, "interval": [one.low, one.high]}
+        for metric, one in compare(metrics_a, metrics_b, **draws).items()
     }
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrec.config import run_directory
-from jaxrec.core.log import start_logging
+from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import initialize_platform
 from jaxrec.evaluation.arguments import mesh_shape, positive
 from jaxrec.export.candidates import METHODS
@@ -62,8 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             export = export_compressed(workdir, given.compressed, given.out, options, **how)
     except (ValueError, OSError, NotImplementedError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return failed(error)
     show(Console(), export)
     return 0
 

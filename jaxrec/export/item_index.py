@@ -43,7 +43,6 @@ class ItemIndex:
         queries: Float32[np.ndarray, "q d"],
         *,
         recall: float = 0.98,
-        seed: int = 0,
     ) -> tuple[Self, float]:
         """The index, and the share of the exact 100 best that it finds for `queries`.
 
@@ -66,7 +65,7 @@ class ItemIndex:
         index = faiss.IndexIVFFlat(
             faiss.IndexFlatL2(rows.shape[1]), rows.shape[1], num_cells, faiss.METRIC_L2
         )
-        index.cp.seed, index.cp.niter = seed, 10
+        index.cp.seed, index.cp.niter = 0, 10
         index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = TRAINED_ON, 1
         index.train(rows)
         index.add_with_ids(rows, np.arange(1, len(rows) + 1))

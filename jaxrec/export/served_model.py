@@ -45,7 +45,6 @@ class ServedModel:
       temperature: of the ranking task; queries are divided by it.
       max_events: the latest events that are read.
       tasks: they tell what the logits of the behaviour head mean.
-      num_text_tokens: T; 0 = the model reads no text.
       has_domains: there are several catalogues, and a user is recommended items of one.
     """
 

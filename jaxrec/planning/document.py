@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxrec.core.chips import CHIPS
+from jaxrec.core.mesh import resolve_shape
 from jaxrec.planning.memory import Memory, measure_memory
 from jaxrec.planning.overlap import Hidden, measure_overlap
 from jaxrec.planning.program import Case, OutOfMemoryError, Program, compile_step
@@ -45,15 +46,14 @@ def make_plan(case: Case, *, search: bool, tell: Tell = lambda text: None) -> di
 
 def _head(case: Case) -> dict[str, Any]:
     config, topology = case.config, case.topology
-    data, model = config.mesh_shape
-    data = topology.num_devices // model if data == -1 else data
+    data, model = resolve_shape(config.mesh_shape, topology.num_devices)
     return {
         "config": config.name,
         "topology": topology.text,
         "chip": topology.family,
         "num_chips": topology.num_chips,
         "num_devices": topology.num_devices,
-        "mesh": {"data": data, "model": topology.num_devices // data},
+        "mesh": {"data": data, "model": model},
         "global_batch_size": config.global_batch_size,
         "rows_per_chip": case.rows_per_chip,
         "history_length": config.data.history_length,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrec.core.files import write_whole
 from jaxrec.evaluation import plots
 from jaxrec.evaluation import report_elements as elements
 from jaxrec.planning.console import (
@@ -21,7 +22,7 @@ Plan = Mapping[str, Any]
 
 def write_report(path: Path, values: Mapping[str, Any]) -> None:
     """Writes the page at once, so that a reader never meets half of it."""
-    elements.write_page(path, render_report(values))
+    write_whole(path, render_report(values))
 
 
 def render_report(values: Mapping[str, Any]) -> str:

@@ -43,20 +43,17 @@ class Found:
     compiles: int
 
 
-def largest_batch(
-    program: Program, capacity: float, *, compile_case: Compile = compile_step, good: float = GOOD_SHARE
-) -> Found:
+def largest_batch(program: Program, capacity: float, *, compile_case: Compile = compile_step) -> Found:
     """The most rows a chip that fit, from a step that fits.
 
     Args:
       capacity: bytes of one device.
-      good: share of it at which the search ends.
     """
     case, best, compiles = program.case, program, 0
     chip = case.topology.chip
     unit = chip.devices if chip else 1
     refused = math.inf
-    while best.total_bytes < good * capacity and compiles < MAX_COMPILES:
+    while best.total_bytes < GOOD_SHARE * capacity and compiles < MAX_COMPILES:
         rows = best.case.rows_per_chip
         # What grows with the batch are the temporaries; a part of them does not, so this errs to the small side.
         slope = best.temporary_bytes / rows

@@ -29,6 +29,7 @@ from jaxrec.serving.view import View
 __all__ = ["Live", "LiveVersions", "UnknownError"]
 
 TURN_SECONDS = 5e-5  # of a thread, while a version is loaded
+VERSIONS_KEPT = 2  # the newest and the one to go back to
 LOADER_NICENESS = 10  # not the most: on a full machine it would hold the interpreter and not be let on
 
 
@@ -147,14 +148,14 @@ class LiveVersions:
             return float(name == self.newest.version.name)
         return shares.get(name, 0.0) / sum(shares.values())
 
-    def install(self, version: Version, *, keep: int = 2) -> None:
-        """Takes a version into use; of the older ones `keep - 1` stay, and those that are named by an option.
+    def install(self, version: Version) -> None:
+        """Takes a version into use; the one before stays, and those that are named by an option.
 
         Raises:
           ValueError: it lacks what the options ask for.
         """
         self._needs.check(version)
-        self._install(self._live_of(version), keep)
+        self._install(self._live_of(version))
 
     async def load(self, directory: str | Path) -> str:
         """Opens a version beside those in use, and takes it into use; a damaged one changes nothing.
@@ -208,13 +209,13 @@ class LiveVersions:
         self._loader.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(live.close() for live in self._live.values()), *self._retiring)
 
-    def _install(self, live: Live, keep: int = 2) -> None:
+    def _install(self, live: Live) -> None:
         version = live.version
         if (same := self._live.pop(version.name, None)) is not None:
             self._retire(same)
         self._live[version.name] = live
         others = [name for name in self._live if name not in self._kept]
-        for name in others[:-keep]:
+        for name in others[:-VERSIONS_KEPT]:
             self._retire(self._live.pop(name))
         self._measures.version(version.name)
 

@@ -10,6 +10,7 @@ from jaxrec.serving.store import HOUR, MOST_HISTORY, AddedItem, Feedback
 __all__ = ["SqliteStore"]
 
 VERSION = 1
+WAIT_SECONDS = 10.0  # of a write for those of other processes
 _SCHEMA = """
 CREATE TABLE events (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -39,15 +40,9 @@ class SqliteStore:
       ValueError: the file is of another format.
     """
 
-    def __init__(self, path: str | Path, *, survives_power_loss: bool = False, wait_seconds: float = 10.0):
-        """Opens the file, or makes it.
-
-        Args:
-          survives_power_loss: wait for the disk at each write, not for the system alone.
-          wait_seconds: how long a write waits for those of other processes.
-        """
-        self._path, self._wait = Path(path), wait_seconds
-        self._synchronous = "FULL" if survives_power_loss else "NORMAL"
+    def __init__(self, path: str | Path):
+        """Opens the file, or makes it."""
+        self._path = Path(path)
         self._of_thread = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -141,9 +136,9 @@ class SqliteStore:
         found = getattr(self._of_thread, "connection", None)
         if found is None:
             found = sqlite3.connect(
-                self._path, timeout=self._wait, isolation_level=None, check_same_thread=False
+                self._path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
-            found.execute(f"PRAGMA synchronous = {self._synchronous}")
+            found.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power loss may
             found.execute("PRAGMA secure_delete = ON")
             self._of_thread.connection = found
             with self._lock:

@@ -138,10 +138,6 @@ class Forward:
         self.text_tokens = text_tokens
         self.rows: dict[str, dict[str, jax.Array]] = {}
 
-    def causal_queries(self) -> Float[Array, "B L D"]:
-        """M(x) W at every event, from the events up to and including it."""
-        return self._causal_queries
-
     def memory_logits(self, target_ids: Int[Array, "B L"]) -> MixedLogits | None:
         """What the memory says at every event, these targets counted out; None where the model has none."""
         if self.memory is None:
@@ -164,7 +160,8 @@ class Forward:
         return jnp.where(hidden, 0, gaps)
 
     @functools.cached_property
-    def _causal_queries(self) -> Float[Array, "B L D"]:
+    def causal_queries(self) -> Float[Array, "B L D"]:
+        """M(x) W at every event, from the events up to and including it."""
         return self.model.queries(self._causal_states)
 
     @functools.cached_property
@@ -180,7 +177,7 @@ class Forward:
     @functools.cached_property
     def _pairs(self) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """Of every event the query before it and the vector of its item."""
-        queries = self.causal_queries()
+        queries = self.causal_queries
         before = jnp.pad(queries[:, :-1], ((0, 0), (1, 0), (0, 0)))
         if self.batch.context is not None:
             before = self.model.in_context(before, jnp.asarray(self.batch.context))

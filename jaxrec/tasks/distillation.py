@@ -94,7 +94,7 @@ class Distillation(Task):
         own, theirs = (
             jnp.take_along_axis(queries, columns[:, :, None], axis=1) / temperature
             for queries, temperature in (
-                (forward.causal_queries(), self.student_temperature * self.temperature),
+                (forward.causal_queries, self.student_temperature * self.temperature),
                 (teacher_queries(facts.teacher, forward), self.temperature),
             )
         )
@@ -157,4 +157,4 @@ def teacher_queries(teacher: Teacher, forward: Forward) -> Float[Array, "B L E"]
         None,
         users=teacher.users(jnp.asarray(batch.user_ids)),
     )
-    return asked.causal_queries()
+    return asked.causal_queries

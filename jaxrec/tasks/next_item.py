@@ -40,7 +40,7 @@ class NextItem(RankingTask):
 
     def loss(self, forward: Forward, plan: Plan, key: jax.Array) -> TaskLoss:
         """Softmax over the candidates at every event that has a next one."""
-        queries = forward.causal_queries() / self.temperature
+        queries = forward.causal_queries / self.temperature
         mixed = forward.memory_logits(plan.arrays["target_ids"])
         if mixed is None:
             return TaskLoss(self.candidates.loss(queries, forward, plan))

@@ -11,7 +11,6 @@ from jaxrec.core.batch import Batch
 from jaxrec.core.placement import num_shards
 from jaxrec.embedding.engine import SparseGradients, collect
 from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT, USER
-from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import Forward, Plan
 from jaxrec.training.balance import GradientSurgery
 from jaxrec.training.item_text import StepTexts, choose_encoded
@@ -26,7 +25,7 @@ from jaxrec.training.lookups import (
     memory_of_events,
     rows_of,
 )
-from jaxrec.training.state import TrainState, merge_model
+from jaxrec.training.state import TrainState
 from jaxrec.training.step_config import StepConfig
 
 Metrics = dict[str, jax.Array]
@@ -138,8 +137,7 @@ def _microbatch(
         asked: tuple[str, ...], dense: Any, rows: Rows, catalogue: dict[str, jax.Array]
     ) -> tuple[jax.Array, Metrics]:
         dense, rows, catalogue = config.rates.stop_gradients(dense, rows, catalogue)
-        whole = whole_parameters(dense, config.abstract, config.layout, config.gather_dtype)
-        model = merge_model(config.graphdef, config.abstract, whole)
+        model = config.model(dense)
         if step_texts is not None:
             text_key = jax.random.fold_in(key, 2 * len(config.tasks) + 2)
             rows, catalogue = step_texts.enter(model, rows, catalogue, text_key)

@@ -17,10 +17,9 @@ from jaxrec.data.evaluation_batches import EvaluationBatch
 from jaxrec.embedding.engine import in_rows, join_shared, look_up, lookup, split_shared
 from jaxrec.models.memory import COUNTS, SUCCESSORS, MemoryRows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTower
-from jaxrec.nn.layers import whole_parameters
 from jaxrec.training.item_text import kept_texts, looked_up_arrays, with_texts
 from jaxrec.training.setup import Setup, evaluation_parameters, place_batch, table_bias
-from jaxrec.training.state import TrainState, merge_model
+from jaxrec.training.state import TrainState
 from jaxrec.training.text_cache import VECTORS
 from jaxrec.training.text_refresh import TextEncoding
 
@@ -132,9 +131,7 @@ class Inference:
 
     def model_of(self, dense: Any) -> TwoTower:
         """The model with these dense parameters, whole on every device."""
-        step = self.setup.step
-        whole = whole_parameters(dense, step.abstract, step.layout, step.gather_dtype)
-        return merge_model(step.graphdef, step.abstract, whole)
+        return self.setup.step.model(dense)
 
     def _look_up(self, tables: dict[str, jax.Array], name: str, ids: jax.Array) -> jax.Array:
         return lookup(tables[name], ids, self.setup.tables[name].placement)

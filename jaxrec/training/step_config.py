@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -13,10 +14,13 @@ from jaxrec.embedding.engine import Exchange
 from jaxrec.embedding.row_optimizer import RowOptimizer
 from jaxrec.embedding.table import TableSpec
 from jaxrec.models.item_text import TextTower
+from jaxrec.models.two_tower import TwoTower
+from jaxrec.nn.layers import whole_parameters
 from jaxrec.tasks.base import DataFacts, Task
 from jaxrec.training.balance import Balance
 from jaxrec.training.optimizer import OptimizerConfig
 from jaxrec.training.rates import Rates
+from jaxrec.training.state import merge_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,11 @@ class StepConfig:
     num_train_steps: int
     accumulation_steps: int
     seed: int
+
+    def model(self, dense: Any) -> TwoTower:
+        """The model with these dense parameters, whole on every device."""
+        whole = whole_parameters(dense, self.abstract, self.layout, self.gather_dtype)
+        return merge_model(self.graphdef, self.abstract, whole)
 
     def key(self, step: jax.Array) -> jax.Array:
         """What a step draws from."""

@@ -21,9 +21,8 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.models.item_text import ItemText
 from jaxrec.models.two_tower import ITEM
 from jaxrec.nn.huggingface import SIZES, load_bert
-from jaxrec.nn.layers import whole_parameters
 from jaxrec.training.setup import Setup
-from jaxrec.training.state import TrainState, merge_model
+from jaxrec.training.state import TrainState
 from jaxrec.training.text_cache import ENCODED_AT, HAS_EVENTS, TOKENS, VECTORS, abstract_texts
 
 logger = logging.getLogger(__name__)
@@ -131,9 +130,7 @@ class TextEncoding:
         return self._encode(dense, state.texts[TOKENS])
 
     def _vectors(self, dense: Any, tokens: Int[Array, "R T"]) -> Float[Array, "R E"]:
-        step = self._setup.step
-        whole = whole_parameters(dense, step.abstract, step.layout, step.gather_dtype)
-        return encode_catalogue(merge_model(step.graphdef, step.abstract, whole).text, tokens)
+        return encode_catalogue(self._setup.step.model(dense).text, tokens)
 
     def _where(self) -> Any:
         setup = self._setup

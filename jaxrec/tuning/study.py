@@ -10,7 +10,6 @@ Source: Akiba et al., KDD 2019 (Optuna); Bergstra et al., NeurIPS 2011 (the esti
 import dataclasses
 import json
 import logging
-import os
 import shlex
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from jaxrec.config import TrainConfig, apply_overrides, load_config
+from jaxrec.core.files import write_whole
 from jaxrec.data.prepare import is_prepared, prepare
 from jaxrec.training.writer import read_metrics
 from jaxrec.tuning.space import Space
@@ -153,10 +153,7 @@ def _claim(search: Search) -> None:
 
 
 def _write_json(path: Path, body: dict[str, Any]) -> None:
-    """At once, so that a kill leaves the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(body, indent=2) + "\n")
 
 
 def _try_again(study: Study) -> None:

@@ -7,7 +7,6 @@ order in which they were taken. E = events.
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +131,7 @@ class GrownData(OwnSource):
     @functools.cached_property
     def _columns_before(self) -> dict[str, Any]:
         """The column map that the run's data were prepared by."""
-        statistics = json.loads((Path(self.base) / "statistics.json").read_text(encoding="utf-8"))
-        return dict(statistics["columns"])
+        return dict(self._dataset.statistics["columns"])
 
     @property
     def _value(self) -> ValueLabel | None:

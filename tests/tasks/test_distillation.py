@@ -73,7 +73,7 @@ def test_the_loss_is_the_naive_one_on_every_mesh(mesh, sampler, share):
     drawn = np.arange(1, NUM_ITEMS + 1) if sampler is None else np.asarray(plan.shared_lookups[SAMPLE])
     sides = []
     for one, rows, over in ((known.teacher.model, known.teacher.tables, 0.5), (model, tables, 1.0)):
-        queries = np.asarray(forward_of(one, rows, known).causal_queries())
+        queries = np.asarray(forward_of(one, rows, known).causal_queries)
         sides.append(queries @ rows[ITEM][drawn].T / over + rows[ITEM_BIAS][drawn, 0])
     expected, asked = 0.0, 0
     for row in range(ROWS):

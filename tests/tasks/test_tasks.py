@@ -136,7 +136,7 @@ def outputs(task, batch):
     plan = task.plan(batch, FACTS, jax.random.key(2))
     forward = Forward(model, batch, FACTS, table[batch.item_ids], {ITEM: table}, jax.random.key(3))
     forward.rows = {ITEM: {name: table[ids] for name, ids in plan.lookups.items()}}
-    queries = forward.causal_queries()
+    queries = forward.causal_queries
     hidden = plan.arrays.get("masked")
     shown = forward.rows[ITEM]["shown"] if "shown" in plan.lookups else forward.events
     states = model.encode(shown, batch, causal=False, key=jax.random.key(4), masked=hidden)

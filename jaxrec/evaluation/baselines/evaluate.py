@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from jaxrec.data.dataset import Histories, PreparedDataset
+from jaxrec.data.evaluation_batches import split_ends
 from jaxrec.data.packing import Windows
 from jaxrec.evaluation.baselines.base import Baseline, BaselineRefusedError, Fitted
 from jaxrec.evaluation.baselines.ease import EASE
@@ -144,12 +145,7 @@ def split_queries(
     Raises:
         ValueError: the split is unknown.
     """
-    if split == "validation":
-        ends, stops = dataset.train_end, dataset.validation_end
-    elif split == "test":
-        ends, stops = dataset.validation_end, dataset.lengths
-    else:
-        raise ValueError(f'split={split!r} is unknown; say "validation" or "test".')
+    ends, stops = split_ends(dataset, split)
     asked = np.arange(len(ends)) if user_indices is None else np.unique(user_indices)
     counts = stops[asked] - ends[asked]
     counts = counts if every_event else np.minimum(counts, 1)
