@@ -20,7 +20,7 @@ from jaxrec.core.log import failed, start_logging
 from jaxrec.evaluation.arguments import positive
 from jaxrec.evaluation.baselines.evaluate import split_queries
 from jaxrec.evaluation.significance import Comparison, paired_comparison
-from jaxrec.runs import open_dataset
+from jaxrec.runs import dataset_of_run
 from jaxrec.serving.blending import choices, learn, ndcg
 from jaxrec.serving.candidates import SOURCES, Sources
 from jaxrec.serving.formula import Formula
@@ -52,7 +52,7 @@ def blend(given: argparse.Namespace) -> tuple[Formula, Comparison]:
       ValueError: the version is of other data than the run, or there is nothing to learn from.
     """
     workdir = run_directory(given.workdir)
-    dataset = open_dataset(read_run_config(workdir), workdir)
+    dataset = dataset_of_run(read_run_config(workdir), workdir)
     version = Version.open(given.model)
     facts = version.bundle.facts
     if facts["data"]["fingerprint"] != dataset.metadata.fingerprint:

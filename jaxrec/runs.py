@@ -13,14 +13,21 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxrec.config import TrainConfig, read_run_config, run_directory, validate
+from jaxrec.config import (
+    TrainConfig,
+    check_run_config,
+    read_run_config,
+    run_directory,
+    run_fingerprint,
+    validate,
+)
 from jaxrec.config.setup import setup_of
 from jaxrec.core.mesh import device_count, make_mesh
 from jaxrec.core.mixture_score import MixtureScore
 from jaxrec.core.sparse_logits import SparseLogits
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.evaluation_batches import EvaluationBatch
-from jaxrec.data.prepare import is_prepared, prepare
+from jaxrec.data.prepare import OtherDataError, prepare, prepared_fingerprint
 from jaxrec.data.vocabulary import known_ids
 from jaxrec.models.teacher import Teacher
 from jaxrec.models.two_tower import ITEM, USER
@@ -40,16 +47,39 @@ T = TypeVar("T")
 
 
 def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
-    """The prepared dataset of a run: `data.path` where that is prepared already, else `workdir/data`, made now.
+    """The data to train on: `data.path` where that is prepared already, else `workdir/data`, made now.
 
     With several processes the first one prepares, in a workdir that all of them see.
+
+    Raises:
+      ValueError: the workdir holds a run of another config or on other data, whose data stay as they are.
     """
+    check_run_config(workdir, config)
+    return _prepared(config, workdir)
+
+
+def dataset_of_run(config: TrainConfig, workdir: Path) -> PreparedDataset:
+    """The data of the run in `workdir`, whose config this is: those that it keeps, wherever they came from.
+
+    Raises:
+      ValueError: they are gone, and what they came from has changed.
+    """
+    expected = run_fingerprint(workdir)
+    if expected and prepared_fingerprint(workdir / "data") == expected:
+        return PreparedDataset.open(workdir / "data")
+    return _prepared(config, workdir)
+
+
+def _prepared(config: TrainConfig, workdir: Path) -> PreparedDataset:
+    expected = run_fingerprint(workdir)
     given = Path(config.data.path)
-    if config.data.path and is_prepared(given):
+    if config.data.path and (found := prepared_fingerprint(given)):
+        if expected not in ("", found):
+            raise OtherDataError(str(given), found, expected)
         return PreparedDataset.open(given)
     out = workdir / "data"
     if jax.process_index() == 0:
-        prepare(config.data, out)
+        prepare(config.data, out, expected=expected)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("jaxrec: data are prepared")
     return PreparedDataset.open(out)
@@ -190,7 +220,7 @@ def load_state(
     """
     config = read_run_config(workdir)
     mesh = make_mesh(mesh_shape or _fitting_shape(config.mesh_shape))
-    dataset = open_dataset(config, workdir)
+    dataset = dataset_of_run(config, workdir)
     with jax.set_mesh(mesh):
         # The batch size is training's; here only the mesh must fit.
         setup = setup_run(
@@ -235,7 +265,7 @@ def start_of(config: TrainConfig, dataset: PreparedDataset, setup: Setup, workdi
 
 def start_from(source: Path, config: TrainConfig, dataset: PreparedDataset, setup: Setup) -> Start:
     """What a fresh state of `config` takes over from the run in `source`; raises as `start_of` does."""
-    other = open_dataset(read_run_config(source), source)
+    other = dataset_of_run(read_run_config(source), source)
     keys = {
         ITEM: lambda dataset: dataset.item_keys,
         USER: lambda dataset: dataset.user_keys,

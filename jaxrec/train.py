@@ -23,6 +23,7 @@ from jaxrec.config import (
 from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import DETERMINISTIC, device_kind, initialize_platform, make_mesh, repeats_bits
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.evaluation_batches import split_ends
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.runs import is_trained, open_dataset, run_of_state, setup_run, start_of
@@ -108,11 +109,22 @@ def train_run(config: TrainConfig, workdir: Path) -> bool:
 
 
 def validation_users(config: TrainConfig, dataset: PreparedDataset) -> np.ndarray | None:
-    """The users that validation asks while training; None = all."""
-    limit, total = config.evaluation.max_users, dataset.metadata.num_users
-    if not limit or limit >= total:
+    """The users that validation asks while training, of those with a target and a past; None = all.
+
+    Raises:
+      ValueError: validation is wanted, and nobody can be asked.
+    """
+    begins, ends = split_ends(dataset, "validation")
+    users = np.flatnonzero((begins > 0) & (ends > begins))
+    if config.evaluation.every_steps and not len(users):
+        raise ValueError(
+            f"evaluation.every_steps={config.evaluation.every_steps}, and no user has a validation event after an "
+            "earlier one; set it to 0, or let data.split leave events to validate on."
+        )
+    limit = config.evaluation.max_users
+    if not limit or limit >= len(users):
         return None
-    return np.sort(np.random.default_rng(config.evaluation.seed).permutation(total)[:limit])
+    return np.sort(np.random.default_rng(config.evaluation.seed).permutation(users)[:limit])
 
 
 def validation_metrics(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import xml.etree.ElementTree
 
 import jax
@@ -12,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxrec import interference
-from jaxrec.config import load_config
+from jaxrec.config import load_config, write_run_config
+from jaxrec.data.config import GlobalTime, LeaveOneOut
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.prepare import prepare, prepared_fingerprint
 from jaxrec.evaluation.user_ranking import UserRanker, evaluation_rows
-from jaxrec.runs import load_run, open_dataset
+from jaxrec.runs import dataset_of_run, load_run, open_dataset
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.train import main, train_run, validation_users
 from jaxrec.training.checkpoint import DamagedCheckpointError
@@ -166,6 +170,79 @@ def test_prepared_data_are_opened_where_they_are(directory, tmp_path):
     again = open_dataset(config_for(tmp_path / "data"), tmp_path / "elsewhere")
     assert again.metadata == first.metadata
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.fixture
+def own_run(directory, tmp_path):
+    """A run whose source may be changed: (source, workdir, keys of its items)."""
+    source, path = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(directory, source)
+    never = dataclasses.replace(load_config(str(DEBUG)).evaluation, every_steps=0)
+    config = config_for(source, evaluation=never, num_train_steps=1)
+    keys = open_dataset(config, path).item_keys
+    write_run_config(path, config, data_fingerprint=prepared_fingerprint(path / "data"))
+    return config, source, path, keys
+
+
+def rewrite(source):
+    events = pq.read_table(source / "events.parquet")
+    reversed_ids = pa.array(events["item_id"].to_numpy()[::-1])
+    pq.write_table(events.set_column(1, "item_id", reversed_ids), source / "events.parquet")
+
+
+def test_a_run_keeps_its_data_whatever_becomes_of_their_source(own_run):
+    config, source, path, keys = own_run
+    rewrite(source)
+    np.testing.assert_array_equal(dataset_of_run(config, path).item_keys, keys)
+    shutil.rmtree(source)
+    np.testing.assert_array_equal(dataset_of_run(config, path).item_keys, keys)
+
+
+def test_lost_data_are_prepared_again_only_where_they_are_the_same(own_run):
+    config, source, path, keys = own_run
+    shutil.rmtree(path / "data")
+    np.testing.assert_array_equal(dataset_of_run(config, path).item_keys, keys)
+    shutil.rmtree(path / "data")
+    rewrite(source)
+    with pytest.raises(ValueError, match="Bring the former data back"):
+        dataset_of_run(config, path)
+    prepare(config.data, source.with_name("prepared"))
+    moved = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, path=str(source.parent / "prepared"))
+    )
+    with pytest.raises(ValueError, match="prepared has [0-9a-f]+ now"):
+        dataset_of_run(moved, path)
+
+
+def test_a_refused_training_leaves_the_data_of_the_run(own_run):
+    config, source, path, keys = own_run
+    other_split = dataclasses.replace(config.data, split=LeaveOneOut(min_events=5))
+    with pytest.raises(ValueError, match="belongs to another run: data.split.min_events was 3, and is 5"):
+        train_run(dataclasses.replace(config, data=other_split), path)
+    rewrite(source)
+    with pytest.raises(ValueError, match="take another --workdir"):
+        train_run(config, path)
+    np.testing.assert_array_equal(PreparedDataset.open(path / "data").item_keys, keys)
+
+
+def test_validation_asks_those_who_have_a_target(directory, tmp_path):
+    config = config_for(directory)
+    events = pq.read_table(directory / "events.parquet")
+    times = 10**9 + np.random.default_rng(1).permutation(len(events))
+    pq.write_table(events.set_column(2, "timestamp", pa.array(times)), tmp_path / "events.parquet")
+    split = GlobalTime(validation_quantile=0.9, test_quantile=0.95)
+    late = dataclasses.replace(config.data, path=str(tmp_path), split=split)
+    some = dataclasses.replace(config.evaluation, max_users=2, every_steps=1)
+    config = dataclasses.replace(config, data=late, evaluation=some)
+    dataset = open_dataset(config, tmp_path / "late")
+    users = validation_users(config, dataset)
+    asked = (dataset.validation_end > dataset.train_end) & (dataset.train_end > 0)
+    assert len(users) == 2 < asked.sum() < dataset.metadata.num_users
+    assert asked[users].all()
+    nobody = dataclasses.replace(config.data, split=LeaveOneOut(validation=False))
+    config = dataclasses.replace(config, data=nobody)
+    with pytest.raises(ValueError, match="every_steps=1, and no user has a validation event"):
+        validation_users(config, open_dataset(config, tmp_path / "nobody"))
 
 
 def test_validation_may_ask_some_users_only(directory, tmp_path):

@@ -4,10 +4,12 @@ from jaxrec.config.json_text import from_json, to_json
 from jaxrec.config.overrides import apply_overrides, describe_fields, split_overrides
 from jaxrec.config.run import (
     RunArguments,
+    check_run_config,
     load_config,
     parse_train_arguments,
     read_run_config,
     resume_differences,
+    run_fingerprint,
     write_run_config,
 )
 from jaxrec.config.stages import note_stages, override_run, run_directory, stage_configs
@@ -18,6 +20,7 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "apply_overrides",
+    "check_run_config",
     "describe_fields",
     "from_json",
     "load_config",
@@ -27,6 +30,7 @@ __all__ = [
     "read_run_config",
     "resume_differences",
     "run_directory",
+    "run_fingerprint",
     "split_overrides",
     "stage_configs",
     "to_json",

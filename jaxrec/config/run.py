@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -207,9 +207,7 @@ def write_run_config(
         ValueError: the workdir belongs to another run; the message names the fields that differ.
     """
     path = Path(workdir) / CONFIG_FILE
-    if config.init_from:  # seen from the workdir, so that both may move together
-        config = dataclasses.replace(config, init_from=os.path.relpath(config.init_from, workdir))
-    new = to_json(config)
+    new = _text_in(workdir, config)
     old = _read_run_file(path)
     if old is not None:
         old_text, old_fingerprint = old
@@ -217,16 +215,49 @@ def write_run_config(
         differences = _differences(old_text, new, same_data=same_data)
         if data_fingerprint and old_fingerprint and not same_data:
             differences["the data set"] = (f"fingerprint {old_fingerprint}", data_fingerprint)
-        if differences:
-            listed = "; ".join(f"{name} was {was}, and is {now}" for name, (was, now) in differences.items())
-            raise ValueError(
-                f"{workdir} belongs to another run: {listed}. Take another --workdir, or give the run's own values to"
-                " resume it."
-            )
+        _refuse(workdir, differences)
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         body = {"data_fingerprint": data_fingerprint, "config": json.loads(new)}
         write_whole(path, json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_run_config(workdir: str | os.PathLike[str], config: TrainConfig) -> None:
+    """Makes sure, before any data are read, that a run in the workdir can be resumed with this config.
+
+    Where the data lie may change: `write_run_config` sees whether they are the same.
+
+    Raises:
+        ValueError: as `write_run_config`.
+    """
+    old = _read_run_file(Path(workdir) / CONFIG_FILE)
+    if old is not None:
+        _refuse(workdir, _differences(old[0], _text_in(workdir, config), same_data=bool(old[1])))
+
+
+def _text_in(workdir: str | os.PathLike[str], config: TrainConfig) -> str:
+    if config.init_from:  # seen from the workdir, so that both may move together
+        config = dataclasses.replace(config, init_from=os.path.relpath(config.init_from, workdir))
+    return to_json(config)
+
+
+def _refuse(workdir: str | os.PathLike[str], differences: Mapping[str, tuple[str, str]]) -> None:
+    if differences:
+        listed = "; ".join(f"{name} was {was}, and is {now}" for name, (was, now) in differences.items())
+        raise ValueError(
+            f"{workdir} belongs to another run: {listed}. Take another --workdir, or give the run's own values to"
+            " resume it."
+        )
+
+
+def run_fingerprint(workdir: str | os.PathLike[str]) -> str:
+    """The fingerprint of the data that the run in a workdir was trained on; "" where there is no run, or none is known.
+
+    Raises:
+        ValueError: the run's config cannot be read.
+    """
+    found = _read_run_file(Path(workdir) / CONFIG_FILE)
+    return found[1] if found else ""
 
 
 def read_run_config(workdir: str | os.PathLike[str]) -> TrainConfig:

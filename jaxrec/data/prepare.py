@@ -36,7 +36,15 @@ from jaxrec.data.tfds_movielens import open_tfds
 from jaxrec.data.training_changes import falsify_events, remove_cold_items
 from jaxrec.data.validate import RowCheck, parse_ids
 
-__all__ = ["Progress", "embedded_path", "is_prepared", "open_source", "prepare", "prepared_fingerprint"]
+__all__ = [
+    "OtherDataError",
+    "Progress",
+    "embedded_path",
+    "is_prepared",
+    "open_source",
+    "prepare",
+    "prepared_fingerprint",
+]
 
 # Part of the fingerprint: raise it when the files or their meaning change.
 FORMAT_VERSION = 2
@@ -56,6 +64,16 @@ def embedded_path() -> Path:
     return Path(str(resources.files("jaxrec.data") / "embedded" / "ml-latest-small"))
 
 
+class OtherDataError(ValueError):
+    """The data are not those that a run was trained on."""
+
+    def __init__(self, what: str, found: str, expected: str):
+        super().__init__(
+            f"the run was trained on data of fingerprint {expected}, and {what} has {found} now. Bring the former data "
+            "back, or take another --workdir for a run on these."
+        )
+
+
 def prepared_fingerprint(path: Path) -> str:
     """The fingerprint of the prepared dataset at `path`, "" where there is none."""
     try:
@@ -70,8 +88,11 @@ def is_prepared(path: Path) -> bool:
     return bool(prepared_fingerprint(path))
 
 
-def prepare(config: DataConfig, out: Path, *, progress: Progress | None = None) -> None:
+def prepare(config: DataConfig, out: Path, *, progress: Progress | None = None, expected: str = "") -> None:
     """Read `config.path`, and leave a prepared dataset at `out`; one with the same fingerprint is kept as it is.
+
+    Args:
+      expected: the fingerprint that has to come out; "" = any. Of other data nothing is written.
 
     Raises:
       ValueError: the input cannot be used; the message names the file, the value and the remedy.
@@ -94,6 +115,8 @@ def prepare(config: DataConfig, out: Path, *, progress: Progress | None = None) 
     if prepared_fingerprint(out) == fingerprint:
         log.info("%s already holds this dataset (fingerprint %s)", out, fingerprint)
         return
+    if expected not in ("", fingerprint):
+        raise OtherDataError(source.name, fingerprint, expected)
     with staged_directory(out) as staging:
         _prepare_into(staging, config, source, columns, pieces, queries, fingerprint, report)
 

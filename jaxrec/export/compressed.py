@@ -22,7 +22,7 @@ from jaxrec.export.artifacts import Say
 from jaxrec.export.exporter import Export, ExportOptions, export_weights
 from jaxrec.export.weights import HostWeights, gather_weights
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER
-from jaxrec.runs import open_dataset, run_of_state
+from jaxrec.runs import dataset_of_run, run_of_state
 
 __all__ = ["export_compressed", "in_codes"]
 
@@ -51,7 +51,7 @@ def export_compressed(
     model = read_model(compressed)
     _check_exportable(model, compressed.name)
     quality = _quality(compressed)
-    dataset = open_dataset(model.config, workdir)
+    dataset = dataset_of_run(model.config, workdir)
     mesh = make_mesh(mesh_shape or (-1, 1))
     setup, state = compressed_state(model, dataset, mesh)
     with jax.set_mesh(mesh):
