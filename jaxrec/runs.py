@@ -97,7 +97,13 @@ def setup_run(config: TrainConfig, dataset: PreparedDataset, mesh: Mesh, *, to_t
     if to_train and workdirs:
         if len(workdirs) > 1:
             raise ValueError(f"the teachers {', '.join(sorted(workdirs))} are several; a run has one.")
-        facts = dataclasses.replace(facts, teacher=load_teacher(Path(workdirs.pop()), dataset))
+        teacher = load_teacher(Path(workdirs.pop()), dataset)
+        if USER in teacher.tables and USER in config.cache_rows:
+            raise ValueError(
+                f"cache_rows={dict(config.cache_rows)}: the teacher has rows of users, and a step that caches users "
+                "knows them by their places in the cache; leave the table of users out of cache_rows."
+            )
+        facts = dataclasses.replace(facts, teacher=teacher)
     return setup_of(config, facts, mesh)
 
 
@@ -112,6 +118,11 @@ def load_teacher(workdir: Path, dataset: PreparedDataset) -> Teacher:
         raise ValueError(
             f"the teacher in {workdir} knows {len(its_data.item_keys)} items of its own, and the run has "
             f"{len(dataset.item_keys)} others or in another order; train both on the same data."
+        )
+    if USER in setup.tables and not np.array_equal(its_data.user_keys, dataset.user_keys):
+        raise ValueError(
+            f"the teacher in {workdir} has rows of {len(its_data.user_keys)} users of its own, and the run has "
+            f"{len(dataset.user_keys)} others or in another order; train both on the same data."
         )
     task = setup.ranking_task
     parts = [name for name in ("memory", "text", "mixture") if getattr(setup.model, name) is not None]

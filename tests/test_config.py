@@ -35,9 +35,12 @@ from jaxrec.config.run import MAY_CHANGE
 from jaxrec.data.config import DataConfig, GlobalTime, LeaveOneOut
 from jaxrec.embedding.row_optimizer import RowAdagrad
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import TwoTowerConfig
+from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import Task
+from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.balance import GradientSurgery
@@ -664,6 +667,19 @@ def with_encoder(**changes):
         ({"model": with_encoder(lora_rank=4)}, "lora_rank=4 freezes the kernels that it adapts.*set init_from"),
         ({"init_without": ("item",)}, r"init_without=\('item',\) leaves out parts of nothing; set init_from"),
         ({"model": with_encoder(max_positions=64)}, "history_length=200 is more than model.encoder.max_positions=64"),
+        (
+            {"tasks": {"judge": Behaviour()}, "evaluation": EvaluationConfig(every_steps=5)},
+            "every_steps=5 validates by ranking items, and no task of judge does",
+        ),
+        (
+            {"tasks": {"blanks": MaskedItem()}, "model": with_encoder(compression=HistoryCompression())},
+            r"compression groups what is past, and task 'blanks' \(MaskedItem\) reads histories both ways",
+        ),
+        (
+            {"model": TwoTowerConfig(text=TextTower(encoder=EncoderConfig(
+                vocab_size=9, type_vocab_size=1, lora_rank=2)))},
+            "model.text.encoder.lora_rank=2 freezes the kernels.*set text.checkpoint",
+        ),
         (
             {"data": DataConfig(split=LeaveOneOut(validation=False)), "evaluation": EvaluationConfig(every_steps=5)},
             "every_steps=5, but data.split.validation=false",

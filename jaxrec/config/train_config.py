@@ -10,6 +10,7 @@ from jaxrec.embedding.row_optimizer import Adam, RowOptimizer
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models.two_tower import TwoTowerConfig
 from jaxrec.tasks.base import Task
+from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.balance import Balance, FixedWeights
 from jaxrec.training.optimizer import OptimizerConfig
 
@@ -129,6 +130,13 @@ def _size_problems(config: TrainConfig) -> Iterator[str]:
             f"model.encoder.lora_rank={config.model.encoder.lora_rank} freezes the kernels that it adapts, and a fresh "
             "run has nothing in them; set init_from to the run that trained them, or lora_rank to 0."
         )
+    text = config.model.text
+    if text is not None and text.encoder.lora_rank and not (text.checkpoint or config.init_from):
+        yield (
+            f"model.text.encoder.lora_rank={text.encoder.lora_rank} freezes the kernels that it adapts, and a fresh "
+            "run has nothing in them; set text.checkpoint, or init_from to the run that trained them, or lora_rank to "
+            "0."
+        )
     if config.stages:
         yield f"stages={', '.join(config.stages)} are several runs; take one of config.stages.stage_configs."
     if config.init_without and not config.init_from:
@@ -161,6 +169,19 @@ def _task_problems(config: TrainConfig) -> Iterator[str]:
             f"balance={type(config.balance).__name__} balances tasks, and {counted[0]!r} is the only one with a weight "
             "above 0; add another, or use FixedWeights."
         )
+    every = config.evaluation.every_steps
+    if every and config.tasks and not any(isinstance(task, RankingTask) for task in config.tasks.values()):
+        yield (
+            f"evaluation.every_steps={every} validates by ranking items, and no task of {', '.join(config.tasks)} does "
+            "that; set evaluation.every_steps=0, or add a NextItem or MaskedItem task."
+        )
+    if config.model.encoder.compression is not None:
+        for name, task in config.tasks.items():
+            if "masked" in task.encodings:
+                yield (
+                    f"model.encoder.compression groups what is past, and task {name!r} ({type(task).__name__}) reads "
+                    "histories both ways; use causal tasks, or set compression to none."
+                )
     for name in config.tasks:
         # The name becomes a key of metrics and of overrides.
         if not name.isidentifier():

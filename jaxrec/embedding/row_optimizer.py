@@ -85,6 +85,10 @@ class Momentum(RowOptimizer):
 
     decay: float = 0.9
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_shares(decay=self.decay)
+
     @property
     def elementwise(self) -> bool:
         """See the base."""
@@ -109,6 +113,10 @@ class RowAdagrad(RowOptimizer):
 
     epsilon: float = 1e-8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_epsilon(self.epsilon)
+
     def init(self, table: Float[Array, "R D"]) -> Slots:
         """One float a row."""
         return {"accumulator": jnp.zeros(table.shape[:1], jnp.float32)}
@@ -129,6 +137,11 @@ class Adam(RowOptimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_shares(beta1=self.beta1, beta2=self.beta2)
+        _check_epsilon(self.epsilon)
 
     @property
     def elementwise(self) -> bool:
@@ -169,3 +182,17 @@ def apply_dense(
     # One pass over the table reads and writes it anyway: the select fuses into that pass.
     guard = lambda new, old: jnp.where(apply, new, old)  # noqa: E731
     return guard(new, table), jax.tree.map(guard, new_slots, slots)
+
+
+def _check_shares(**kept: float) -> None:
+    """Of an average, what is kept of it at each update."""
+    for name, share in kept.items():
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"row_optimizer.{name}={share} must be at least 0 and below 1.")
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if epsilon <= 0:
+        raise ValueError(
+            f"row_optimizer.epsilon={epsilon} must be above 0, or a row without gradients divides 0 by 0."
+        )

@@ -56,6 +56,10 @@ class TextTower:
                 raise ValueError(
                     f"text.encoder.{name}={getattr(self.encoder, name)} must be at least 1: it reads word pieces."
                 )
+        if self.encoder.compression is not None:
+            raise ValueError(
+                "text.encoder.compression groups what is past, and a text is read both ways; set it to none."
+            )
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"text.pooling={self.pooling!r} must be 'mean' or 'first'.")
         if self.trained_items < 0:

@@ -152,6 +152,11 @@ class SampledBinary(SampledSoftmax):
     calibration: float = 0.75
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampler, UniformSampler):
+            raise ValueError(
+                f"SampledBinary.sampler={type(self.sampler).__name__}: its calibration holds for uniform draws; use "
+                "UniformSampler."
+            )
         if not 0.0 <= self.calibration <= 1.0:
             raise ValueError(f"SampledBinary.calibration={self.calibration} must lie in [0, 1].")
 

@@ -40,6 +40,10 @@ class MaskedItem(RankingTask):
         for name in ("mask_rate", "last_item_rate", "keep_rate", "replace_rate"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"MaskedItem.{name}={getattr(self, name)} must lie in [0, 1].")
+        if not self.mask_rate and not self.last_item_rate:
+            raise ValueError(
+                "MaskedItem.mask_rate=0.0 and last_item_rate=0.0 hide nothing; raise one of them."
+            )
         if self.keep_rate + self.replace_rate > 1.0:
             raise ValueError(
                 f"MaskedItem.keep_rate={self.keep_rate} + replace_rate={self.replace_rate} must not exceed 1."
@@ -79,9 +83,14 @@ class MaskedItem(RankingTask):
         return Plan(plan.weight, lookups, plan.shared_lookups, arrays)
 
     def bound(self, length: int) -> int:
-        """M: room for the expected number of hidden events and four standard deviations."""
-        expected = self.mask_rate * length
-        spread = 4 * math.sqrt(length * self.mask_rate * (1 - self.mask_rate))
+        """M: room for the expected number of hidden events and four standard deviations.
+
+        Histories that hide their last event alone have two events at least, so that at most half of the row is hidden
+        so.
+        """
+        rate = max(self.mask_rate, self.last_item_rate / 2)
+        expected = rate * length
+        spread = 4 * math.sqrt(length * rate * (1 - rate))
         return max(1, min(length, math.ceil(expected + spread)))
 
     def _hidden(self, batch: Batch, key: jax.Array) -> Bool[Array, "B L"]:

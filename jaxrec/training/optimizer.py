@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Schedule = "constant"
     final_factor: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -45,6 +47,19 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.learning_rate={self.learning_rate} must not be negative.")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(
+                f"optimizer.schedule={self.schedule!r} must be one of {', '.join(get_args(Schedule))}."
+            )
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be at least 0 and below 1.")
+        if self.epsilon <= 0:
+            raise ValueError(f"optimizer.epsilon={self.epsilon} must be above 0.")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")
+        if not 0.0 <= self.final_factor <= 1.0:
+            raise ValueError(f"optimizer.final_factor={self.final_factor} must lie in [0, 1].")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"optimizer.ema_decay={self.ema_decay} must be at least 0 and below 1.")
         if self.max_gradient_norm < 0:

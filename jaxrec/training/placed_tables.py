@@ -28,6 +28,8 @@ def place_tables(
     kept |= dict.fromkeys(setup.cache_rows, "the devices hold a cache of it")
     if setup.model.text is not None:
         kept |= {ITEM: "the vectors of its items' text lie as it does"}
+    if setup.model.memory is not None:
+        kept |= {ITEM: "the memory of transitions lies as it does"}
     problems = list(_problems(setup, given, kept))
     if problems:
         raise ValueError("; ".join(problems))

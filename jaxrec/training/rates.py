@@ -18,7 +18,9 @@ Tree = Any
 # A block's path: the encoder that it is of, and its number from below.
 BLOCK = re.compile(r"(?P<encoder>(?:.+\.)?encoder)\.blocks\.(?P<number>\d+)\.")
 # What stands beside an encoder and feeds its first block; all else beside it stands above its last one.
-INPUTS = frozenset({"event_in", "user_in", "mask_vector", "time_gap_table", "token_table", "type_table"})
+INPUTS = frozenset(
+    {"event_in", "user_in", "mask_vector", "time_gap_table", "behaviour_table", "token_table", "type_table"}
+)
 SHOWN_PATHS = 3
 
 

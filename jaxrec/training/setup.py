@@ -21,6 +21,8 @@ from jaxrec.embedding.table import TableSpec
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import Outputs, TwoTowerConfig
 from jaxrec.tasks.base import DataFacts, Task
+from jaxrec.tasks.distillation import Distillation
+from jaxrec.tasks.masked_text import MaskedText
 from jaxrec.tasks.ranking import RankingTask
 from jaxrec.training.balance import Balance, FixedWeights
 from jaxrec.training.cached_tables import check_cache_rows
@@ -56,7 +58,7 @@ class Setup:
 
     @property
     def ranking_task(self) -> RankingTask:
-        """The first task that ranks items: recommendations are asked for as it is trained.
+        """The first task that ranks items, of those that count: recommendations are asked for as it is trained.
 
         Raises:
           ValueError: no task of the run ranks items.
@@ -67,7 +69,7 @@ class Setup:
                 f"tasks={', '.join(self.step.tasks)}: none of them ranks items; add a NextItem or MaskedItem task "
                 "to recommend."
             )
-        return ranking[0]
+        return next((task for task in ranking if task.weight > 0), ranking[0])
 
     def init_state(self) -> TrainState:
         """A fresh state on the mesh."""
@@ -206,6 +208,8 @@ def _check(model: TwoTowerConfig, tasks: Mapping[str, Task], facts: DataFacts) -
         )
     for task in tasks.values():
         task.check_data(facts)
+        if isinstance(task, Distillation):
+            _check_distillation(task, model, tasks)
     _check_behaviours(tasks, facts)
     _check_context(model, tasks, facts)
     if model.memory is not None:
@@ -268,6 +272,27 @@ def _check_memory(tasks: Mapping[str, Task]) -> None:
         )
 
 
+def _check_distillation(distillation: Distillation, model: TwoTowerConfig, tasks: Mapping[str, Task]) -> None:
+    """The scores that are taught must be those that the run is asked for."""
+    if model.memory is not None:
+        raise ValueError(
+            "model.memory is set, and Distillation teaches the scores of the towers without it; set model.memory=none."
+        )
+    for name, task in tasks.items():
+        if not isinstance(task, RankingTask):
+            continue
+        if task.query_mode != "causal":
+            raise ValueError(
+                f"task {name!r} ({type(task).__name__}) fills in blanks, and Distillation teaches what follows a "
+                "history; use NextItem."
+            )
+        if task.temperature != distillation.student_temperature:
+            raise ValueError(
+                f"Distillation.student_temperature={distillation.student_temperature}, but task {name!r} ranks by "
+                f"scores over {task.temperature}; set it to that."
+            )
+
+
 def _check_mixture(tasks: Mapping[str, Task]) -> None:
     unable = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if not task.takes_mixture]
     if unable:
@@ -297,6 +322,12 @@ def _check_text_tasks(text: TextTower | None, tasks: Mapping[str, Task]) -> None
             f"task {readers[0]} trains the text encoder; it needs model.text with masked_head=true and "
             "trained_items of at least 1."
         )
+    for task in tasks.values():
+        if isinstance(task, MaskedText) and text is not None and task.mask_token >= text.encoder.vocab_size:
+            raise ValueError(
+                f"MaskedText.mask_token={task.mask_token} is no token of text.encoder.vocab_size="
+                f"{text.encoder.vocab_size}; give the number of [MASK] in the vocabulary."
+            )
     asked = [f"{name!r} ({type(task).__name__})" for name, task in tasks.items() if task.reads_queries]
     if asked and text is None:
         raise ValueError(

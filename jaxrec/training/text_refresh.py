@@ -21,6 +21,7 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.models.item_text import ItemText
 from jaxrec.models.two_tower import ITEM
 from jaxrec.nn.huggingface import SIZES, load_bert
+from jaxrec.training.rates import by_path, path_name
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import TrainState
 from jaxrec.training.text_cache import ENCODED_AT, HAS_EVENTS, TOKENS, VECTORS, abstract_texts
@@ -94,11 +95,15 @@ def with_checkpoint_weights(setup: Setup, state: TrainState) -> TrainState:
             )
     weights = nnx.to_pure_dict(nnx.split(bert, nnx.Param)[1])
     weights.pop("pooler", None)
+    stored = by_path(weights)
 
     def started(dense: dict[str, Any]) -> dict[str, Any]:
         # Copied: a step donates its state, and the averages have the same weights.
-        place = lambda new, old: jnp.copy(jax.device_put(np.asarray(new), old.sharding))  # noqa: E731
-        encoder = jax.tree.map(place, weights, dense["text"]["encoder"])
+        def place(path: Any, old: jax.Array) -> jax.Array:
+            new = stored.get(path_name(path))  # none of an adapter, which the checkpoint lacks
+            return old if new is None else jnp.copy(jax.device_put(np.asarray(new), old.sharding))
+
+        encoder = jax.tree_util.tree_map_with_path(place, dense["text"]["encoder"])
         return dense | {"text": dense["text"] | {"encoder": encoder}}
 
     ema = state.ema and state.ema | {"dense": started(state.ema["dense"])}

@@ -60,6 +60,16 @@ def test_the_base_class_says_what_is_missing():
         RowOptimizer().update(TABLE, {}, TABLE, RATE)
 
 
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [(Adam, "beta1", 1.0), (Adam, "beta2", -0.1), (Momentum, "decay", 1.5), (Adam, "epsilon", 0.0),
+     (RowAdagrad, "epsilon", -1e-8)],
+)  # fmt: skip
+def test_settings_that_divide_by_zero_are_refused(make, field, value):
+    with pytest.raises(ValueError, match=rf"row_optimizer\.{field}={value} must be"):
+        make(**{field: value})
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
 def test_negative_rates_are_refused(name):
     with pytest.raises(ValueError, match=rf"row_optimizer\.{name}=-1 must not be negative"):

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from jaxrec.core.batch import Batch, ValueFacts
 from jaxrec.core.mesh import make_mesh
-from jaxrec.losses.samplers import UniformSampler
+from jaxrec.losses.samplers import LogUniformSampler, UniformSampler
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, Outputs, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.base import DataFacts, Forward, Task
 from jaxrec.tasks.behaviour import Behaviour
-from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, Mixed, SampledSoftmax
+from jaxrec.tasks.candidates import Candidates, FullSoftmax, InBatch, Mixed, SampledBinary, SampledSoftmax
 from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem, next_events
 from jaxrec.tasks.ranking import RankingTask
@@ -114,6 +114,13 @@ def test_last_item_masking_hides_the_last_event_alone():
     np.testing.assert_array_equal(hidden, [[0, 4], [0, 11], [1, 2], [2, 23]])
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.05])
+def test_every_last_event_has_room(rate):
+    batch = packed([[2] * 12] * 3)
+    plan = MaskedItem(mask_rate=rate, last_item_rate=1.0).plan(batch, FACTS, jax.random.key(0))
+    assert float(plan.weight) == 36
+
+
 def test_masking_meets_its_rates():
     batch = packed([[24]] * 400)
     plan = MaskedItem(mask_rate=0.2, last_item_rate=0.0).plan(batch, FACTS, jax.random.key(0))
@@ -208,6 +215,11 @@ def test_a_missing_behaviour_names_task_and_column():
         (lambda: NextItem(weight=-1.0), "weight=-1.0"),
         (lambda: MaskedItem(mask_rate=1.5), "mask_rate=1.5"),
         (lambda: MaskedItem(keep_rate=0.6, replace_rate=0.6), "must not exceed 1"),
+        (lambda: MaskedItem(mask_rate=0.0, last_item_rate=0.0), "hide nothing"),
+        (
+            lambda: SampledBinary(sampler=LogUniformSampler()),
+            "LogUniformSampler: its calibration holds for uniform",
+        ),
         (lambda: MaskedItem(temperature=-1.0), "temperature=-1.0"),
     ],
 )

@@ -17,6 +17,7 @@ from jaxrec.embedding.table import to_logical
 from jaxrec.losses.samplers import UniformSampler
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.nn.compressed_attention import HistoryCompression
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.nn.text_encoder import BertTextEncoder
 from jaxrec.tasks.candidates import FullSoftmax, SampledSoftmax
@@ -304,6 +305,11 @@ def test_data_without_text_are_refused_by_name(one_device, make, start, texts, d
     for text in (TEXT, None, dataclasses.replace(TEXT, trained_items=0, refresh_every_steps=0)):
         with pytest.raises(ValueError, match=r"task 'words' \(MaskedText\) trains the text encoder"):
             start(one_device, text, tasks={"words": MaskedText()})
+    with_head = dataclasses.replace(TEXT, masked_head=True)
+    with pytest.raises(ValueError, match="mask_token=103 is no token of text.encoder.vocab_size=40"):
+        start(one_device, with_head, tasks={"words": MaskedText(), "full": NextItem()})
+    with pytest.raises(ValueError, match="text.encoder.compression groups what is past"):
+        dataclasses.replace(TEXT, encoder=dataclasses.replace(TEXT_ENCODER, compression=HistoryCompression()))
 
 
 def test_an_encoder_starts_from_a_checkpoint_of_its_sizes(one_device, start, monkeypatch):
@@ -314,6 +320,11 @@ def test_an_encoder_starts_from_a_checkpoint_of_its_sizes(one_device, start, mon
     for dense in (started.dense, started.ema["dense"]):
         table = dense["text"]["encoder"]["token_table"]
         np.testing.assert_array_equal(table, bert.token_table[...])
+    assert jax.tree.structure(started) == jax.tree.structure(state)
+    adapted = dataclasses.replace(TEXT_ENCODER, lora_rank=2)
+    setup, state = start(one_device, dataclasses.replace(TEXT, encoder=adapted, checkpoint="bert"))
+    started = text_refresh.with_checkpoint_weights(setup, state)
+    np.testing.assert_array_equal(started.dense["text"]["encoder"]["token_table"], bert.token_table[...])
     assert jax.tree.structure(started) == jax.tree.structure(state)
     other = dataclasses.replace(TEXT_ENCODER, mlp_dim=12)
     monkeypatch.setattr(text_refresh, "load_bert", lambda directory: (bert, other))

@@ -9,6 +9,7 @@ import pytest
 from jaxrec.core.mesh import make_mesh
 from jaxrec.data.evaluation_batches import EvaluationRows
 from jaxrec.data.pipeline import train_batches
+from jaxrec.embedding.placement import Columns, Rows
 from jaxrec.embedding.table import to_logical
 from jaxrec.models.memory import TransitionMemory
 from jaxrec.models.two_tower import ITEM, TwoTowerConfig
@@ -17,6 +18,7 @@ from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.inference import Inference
 from jaxrec.training.memory import count_memory
+from jaxrec.training.placed_tables import place_tables
 from jaxrec.training.setup import place_batch
 from jaxrec.training.state import abstract_checkpoint, from_checkpoint, to_checkpoint
 from jaxrec.training.step import make_train_step
@@ -70,6 +72,20 @@ def learned(mesh, with_memory, dataset):
 @pytest.fixture(scope="module")
 def twin(with_memory, dataset):
     return learned(make_mesh((1, 1), jax.devices()[:1]), with_memory, dataset)
+
+
+def test_items_lie_by_rows_as_their_memory_does(make):
+    """With an output table no softmax reads the input table whole, and the planner could move it."""
+    mesh = make_mesh((8, 1))
+    with jax.set_mesh(mesh):
+        model = TwoTowerConfig(encoder=make(mesh).model.encoder, item_dim=8, memory=MEMORY, output_table=True)
+        setup = make(mesh, model=model, tasks={"next_item": NextItem()})
+        sizes = {"global_batch_size": ROWS, "history_length": LENGTH}
+        assert place_tables(setup, {}, **sizes).tables[ITEM].placement == Rows()
+        with pytest.raises(
+            ValueError, match="memory of transitions lies as it does, and so it must lie by Rows"
+        ):
+            place_tables(setup, {ITEM: Columns(parts=2)}, **sizes)
 
 
 def test_every_mesh_learns_and_answers_the_same(mesh, with_memory, dataset, twin):

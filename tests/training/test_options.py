@@ -14,11 +14,14 @@ from jaxrec.embedding.row_optimizer import Sgd
 from jaxrec.embedding.table import to_logical
 from jaxrec.evaluation.full_ranking import FullRanking
 from jaxrec.losses.samplers import UniformSampler
+from jaxrec.models.memory import TransitionMemory
 from jaxrec.models.mixture import MixtureOfLogits
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, ITEM_OUTPUT, Cosine, Outputs, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.behaviour import Behaviour
 from jaxrec.tasks.candidates import SampledSoftmax
+from jaxrec.tasks.distillation import Distillation
+from jaxrec.tasks.masked_item import MaskedItem
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.inference import Inference
 from jaxrec.training.lookups import whole_tables
@@ -182,6 +185,26 @@ def test_a_mixture_trains_and_ranks_alike_on_every_mesh(mesh, make, dataset):
 def test_a_mixture_refuses_what_scores_by_products(tasks, who, make, one_device):
     with pytest.raises(ValueError, match=f"model.mixture is set, but task {who}"):
         make(one_device, model=MIXED, tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "memory", "message"),
+    [
+        ({"next_item": NextItem()}, TransitionMemory(), "set model.memory=none"),
+        ({"blanks": MaskedItem()}, None, r"'blanks' \(MaskedItem\) fills in blanks"),
+        ({"next_item": NextItem(temperature=0.5)}, None, "student_temperature=1.0, but task 'next_item'"),
+    ],
+)
+def test_what_is_taught_is_what_is_asked(tasks, memory, message, make, one_device):
+    model = dataclasses.replace(make(one_device).model, memory=memory)
+    with pytest.raises(ValueError, match=message):
+        make(one_device, model=model, tasks=tasks | {"distillation": Distillation(teacher="runs/big")})
+
+
+def test_a_run_is_asked_by_a_task_that_it_trains(make, one_device):
+    tasks = {"watched": MaskedItem(weight=0.0), "next_item": NextItem()}
+    assert make(one_device, tasks=tasks).ranking_task is tasks["next_item"]
+    assert make(one_device, tasks={"watched": MaskedItem(weight=0.0)}).ranking_task.query_mode == "masked"
 
 
 def test_a_mixture_has_cosines_of_its_own():

@@ -61,6 +61,7 @@ def test_layers_get_their_factors():
         "user_in.kernel": 0.0625,
         "mask_vector": 0.0625,
         "time_gap_table": 0.0625,
+        "behaviour_table": 0.0625,
         "projection": 1.0,
         "behaviour_head.out.kernel": 1.0,
         "text.encoder.blocks.0.mlp_in.kernel": 0.5,

@@ -204,8 +204,12 @@ def test_only_kernels_decay(make, one_device):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", -1.0), ("warmup_steps", -1), ("ema_decay", 1.0), ("max_gradient_norm", -0.1)],
-)
+    [
+        ("learning_rate", -1.0), ("warmup_steps", -1), ("ema_decay", 1.0), ("max_gradient_norm", -0.1),
+        ("beta1", 1.0), ("beta2", -0.1), ("epsilon", 0.0), ("weight_decay", -1.0), ("final_factor", 1.5),
+        ("schedule", "cosin"),
+    ],
+)  # fmt: skip
 def test_bad_optimizer_settings_name_themselves(field, value):
-    with pytest.raises(ValueError, match=f"optimizer.{field}={value}"):
+    with pytest.raises(ValueError, match=f"optimizer.{field}={value!r} must"):
         OptimizerConfig(**{field: value})
