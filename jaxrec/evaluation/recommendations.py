@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Int, Int64, Shaped
 
 from jaxrec.core.files import replacing
 from jaxrec.data.dataset import PreparedDataset
@@ -145,12 +145,17 @@ def _table(dataset: PreparedDataset, part: UserRanks) -> pa.Table:
     users, places = np.nonzero(filled)
     return pa.table(
         {
-            "user_id": pa.array(dataset.user_keys[part.user_indices[users]]),
-            "item_id": pa.array(dataset.item_keys[part.top_item_ids[filled] - 1]),
+            "user_id": keys_at(dataset.user_keys, part.user_indices[users]),
+            "item_id": keys_at(dataset.item_keys, part.top_item_ids[filled] - 1),
             "rank": pa.array(places + 1, pa.int32()),
             "score": pa.array(part.top_scores[filled], pa.float32()),
         }
     )
+
+
+def keys_at(keys: Shaped[np.ndarray, " n"], places: Int[np.ndarray, " p"]) -> pa.Array:
+    """A dataset's own ids at some places, in the type of them all: from no places Arrow could not tell it."""
+    return pa.array(keys[places], pa.array(keys[:1]).type)
 
 
 def write_tables(tables: Iterator[pa.Table], out: Path) -> int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxrec.evaluation import recommendations
 from jaxrec.evaluation.recommendations import COLUMNS, find_users, read_user_ids, write_recommendations
+from jaxrec.evaluation.user_ranking import UserRanks
 
 
 def written(path):
@@ -75,6 +76,31 @@ def test_short_catalogues_give_short_lists(tmp_path, make_last_item_run):
     for user, items in items_of(written(tmp_path / "recs.parquet")).items():
         seen = set(run.dataset.histories(np.array([user])).item_ids)
         assert set(items) == set(range(1, 46)) - seen
+
+
+@pytest.mark.parametrize("name", ["recs.parquet", "recs.csv"])
+def test_a_batch_with_nothing_left_to_recommend_has_the_types_of_the_others(
+    tmp_path, make_small_dataset, name
+):
+    dataset = make_small_dataset()
+    dataset.user_keys = dataset.item_keys = np.array(
+        [str(i) for i in range(60)], object
+    )  # as files give them
+
+    def table(user, best):
+        none, tops = np.zeros(1, np.int32), np.array([[best, 0]], np.int32)
+        ranks = UserRanks(
+            user_indices=np.array([user]),
+            targets=none,
+            ranks=none,
+            top_item_ids=tops,
+            top_scores=np.zeros((1, 2), np.float32),
+        )
+        return recommendations._table(dataset, ranks)
+
+    tables = [table(user, best) for user, best in ((3, 0), (4, 7), (5, 0))]
+    assert recommendations.write_tables(iter(tables), tmp_path / name) == 1
+    assert {table.schema for table in tables} == {tables[1].schema}
 
 
 def test_a_failure_leaves_the_old_file_and_no_rubbish(tmp_path, make_last_item_run):
