@@ -87,6 +87,16 @@ def test_lists_are_described_for_every_system(evaluated):
     )
 
 
+def test_lists_are_no_longer_than_the_catalogue_for_the_model_and_the_baselines_alike(
+    make_last_item_run, make_small_dataset
+):
+    config = dataclasses.replace(CONFIG, list_length=100, baselines=("popularity",), example_users=0)
+    run = make_last_item_run(dataset=make_small_dataset(lengths=[5] * 8))
+    lists = evaluate(run, "test", config=config).values["beyond_accuracy"]
+    assert "coverage@45" in lists["model"]
+    assert set(lists["model"]) == set(lists["popularity"])
+
+
 def test_only_learned_behaviours_are_measured(evaluated):
     behaviours = evaluated[1].values["behaviours"]
     assert set(behaviours) == {"like"}
