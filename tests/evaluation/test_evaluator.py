@@ -9,7 +9,14 @@ from rich.console import Console
 
 from jaxrec.evaluation.comparison import compare_runs
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.console import print_comparison, print_evaluation, print_example
+from jaxrec.evaluation.console import (
+    print_behaviours,
+    print_comparison,
+    print_evaluation,
+    print_example,
+    print_groups,
+    print_kinds,
+)
 from jaxrec.evaluation.evaluator import evaluate, save_evaluation
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.tasks.behaviour import Behaviour
@@ -136,6 +143,20 @@ def test_the_tables_for_the_terminal_say_what_matters(evaluated):
     assert "the best baseline" in text
     text = printed(print_example, evaluation.examples[0])
     assert all(title in text for title in evaluation.examples[0].recommendations)
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are():
+    system = {"metrics": {"ndcg@10": 0.5}}
+    text = printed(print_kinds, {"[red]": {"num_users": 3, "systems": {"model": system}}}, "ndcg@10")
+    assert "[red] (3 users)" in text
+    groups = {"num_groups": 1, "group_size": 2, "list_length": 5, "systems": {"model, [/x]": system}}
+    assert "model, [/x]" in printed(print_groups, groups)
+
+
+def test_a_behaviour_without_known_labels_is_printed_with_dashes():
+    names = ("auc", "log_loss", "expected_calibration_error", "auc_interval", "log_loss_interval", "auc_gain")
+    text = printed(print_behaviours, {"like": {"item_rate": dict.fromkeys(names)}})
+    assert text.split().count("-") == 3 and "item rate" in text
 
 
 def test_two_runs_are_compared_in_pairs(evaluated, make_last_item_run, tmp_path):
