@@ -66,13 +66,18 @@ def read_user_ids(path: Path, key_type: pa.DataType) -> pa.Array:
             values = pa.array([line for line in lines if line], pa.string())
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as user ids: {error}") from error
-    values = values.drop_null().unique()
+    values = values.drop_null()
     if not len(values):
         raise ValueError(f"{path} holds no user id; write one a line, or a column user_id.")
     try:
-        return values.cast(key_type)
+        return values.unique().cast(key_type)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: the dataset's user ids are of type {key_type}, and {error}") from error
+    except pa.ArrowNotImplementedError as error:
+        raise ValueError(
+            f"{path}: the dataset's user ids are of type {key_type}, which {values.type} cannot be turned into; write "
+            f"the ids as {key_type}."
+        ) from error
 
 
 def find_users(

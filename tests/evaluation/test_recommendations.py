@@ -171,6 +171,15 @@ def test_files_that_hold_no_user_ids_are_named(tmp_path, name, content, message)
         read_user_ids(tmp_path / name, pa.int64())
 
 
+@pytest.mark.parametrize("ids", [pa.array([[1]]), pa.array([{"a": 1}]), pa.array([1], pa.date32())])
+def test_user_ids_of_a_type_that_is_none_of_ids_are_named(tmp_path, ids):
+    pq.write_table(pa.table({"user_id": ids}), tmp_path / "u.parquet")
+    with pytest.raises(
+        ValueError, match=r"of type int64, which (list|struct|date32).* cannot be turned into"
+    ):
+        read_user_ids(tmp_path / "u.parquet", pa.int64())
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Zl", "Zp", "Cc", "Zs"])), min_size=1))
 def test_any_text_id_survives_the_file(tmp_path_factory, ids):
     path = tmp_path_factory.mktemp("users") / "u.txt"
