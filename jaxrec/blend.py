@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec.config import read_run_config, run_directory
+from jaxrec.core.files import write_whole
 from jaxrec.core.log import failed, start_logging
 from jaxrec.evaluation.arguments import positive
 from jaxrec.evaluation.baselines.evaluate import split_queries
@@ -33,15 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     start_logging()
     try:
         formula, found = blend(given)
+        print(
+            f"test NDCG@10 of {found.num_users:,} users: model alone {found.mean_a:.4f}, blended {found.mean_b:.4f}, "
+            f"difference {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+        )
+        print(formula.text)
+        if given.out:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(given.out, formula.text + "\n")
     except (ValueError, OSError) as error:
         return failed(error)
-    print(
-        f"test NDCG@10 of {found.num_users:,} users: model alone {found.mean_a:.4f}, blended {found.mean_b:.4f}, "
-        f"difference {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-    )
-    print(formula.text)
-    if given.out:
-        given.out.write_text(formula.text + "\n", encoding="utf-8")
     return 0
 
 

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return failed(error)
     console = Console()
     print_study(console, values)
-    console.print(f"report: {request.out / REPORT_FILE}", soft_wrap=True, highlight=False)
+    console.print(f"report: {request.out / REPORT_FILE}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
 

@@ -85,7 +85,7 @@ def show(console: Console, evaluation: Evaluation, workdir: Path) -> None:
         print_slates(console, evaluation.values["slates"])
     if evaluation.examples:
         print_example(console, evaluation.examples[0])
-    console.print(f"report: {workdir / REPORT_FILE}", soft_wrap=True, highlight=False)
+    console.print(f"report: {workdir / REPORT_FILE}", soft_wrap=True, markup=False, highlight=False)
 
 
 def print_comparison_of(workdirs: list[Path]) -> None:

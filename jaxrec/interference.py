@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         (given.workdir / PLOT_FILE).write_text(heat_map(values), encoding="utf-8")
         console = Console()
         print_interference(console, values)
-        console.print(f"heat map: {given.workdir / PLOT_FILE}", soft_wrap=True, highlight=False)
+        console.print(f"heat map: {given.workdir / PLOT_FILE}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
 

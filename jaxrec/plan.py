@@ -91,7 +91,9 @@ def plan_run(given: PlanArguments, console: Console) -> dict[str, Any]:
     given.out.mkdir(parents=True, exist_ok=True)
     write_whole(given.out / "plan.json", json.dumps(values, indent=2) + "\n")
     write_report(given.out / "plan.html", values)
-    console.print(f"written: {given.out / 'plan.json'}, {given.out / 'plan.html'}", highlight=False)
+    console.print(
+        f"written: {given.out / 'plan.json'}, {given.out / 'plan.html'}", markup=False, highlight=False
+    )
     return values
 
 

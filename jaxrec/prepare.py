@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -105,7 +106,7 @@ def print_summary(console: Console, out: Path) -> None:
     """What was read, kept and set aside, from `statistics.json`."""
     statistics = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
     metadata, rows, split = statistics["metadata"], statistics["rows"], statistics["split"]
-    table = Table(title=f"{metadata['name']} -> {out}", show_header=False, title_justify="left")
+    table = Table(title=escape(f"{metadata['name']} -> {out}"), show_header=False, title_justify="left")
     table.add_row(
         "rows", f"{rows['read']:,} read = {rows['kept']:,} kept + {rows['quarantined']:,} quarantined"
     )
@@ -123,9 +124,9 @@ def print_summary(console: Console, out: Path) -> None:
     )
     for name, counts in statistics["behaviours"].items():
         known = counts["events"] - counts["unknown"]
-        table.add_row(f"behaviour {name}", f"{counts['positive']:,} of {known:,} known labels are 1")
+        table.add_row(escape(f"behaviour {name}"), f"{counts['positive']:,} of {known:,} known labels are 1")
     for one in statistics["quarantine"]:
-        table.add_row("[yellow]quarantined", f"{one['rows']:,} x {one['table']}: {one['reason']}")
+        table.add_row("[yellow]quarantined", escape(f"{one['rows']:,} x {one['table']}: {one['reason']}"))
     console.print(table)
 
 

@@ -136,7 +136,9 @@ def find_kind(kinds: Sequence[str], name: str | None) -> int:
 def report(out: Path, counts: RecommendationCounts, console: Console) -> None:
     """Says what was written and who was left out."""
     console.print(
-        f"{counts.num_rows:,} recommendations for {counts.num_users:,} users: {out}", soft_wrap=True
+        f"{counts.num_rows:,} recommendations for {counts.num_users:,} users: {out}",
+        soft_wrap=True,
+        markup=False,
     )
     if counts.num_without_history:
         console.print(f"{counts.num_without_history:,} users have no event to start from and were left out")

@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     console.print(table)
     if best_trial(study) is not None:
-        console.print(f"best: {search.workdir / BEST_FILE}", soft_wrap=True, highlight=False)
+        console.print(f"best: {search.workdir / BEST_FILE}", soft_wrap=True, markup=False, highlight=False)
     if plots:
-        console.print(f"plots: {', '.join(map(str, plots))}", soft_wrap=True, highlight=False)
+        console.print(f"plots: {', '.join(map(str, plots))}", soft_wrap=True, markup=False, highlight=False)
     return 0
 
 

@@ -21,6 +21,7 @@ def source(tmp_path):
             "item_id": [5, 6, 7, 8],
             "timestamp": [1, 2, 3, 4],
             "rating": [5, 3, None, 1],
+            "[/x]": [1, 0, 1, 0],
         }
     )
     pq.write_table(table, tmp_path / "shop [old]" / "events.parquet")
@@ -29,12 +30,22 @@ def source(tmp_path):
 
 def test_it_prepares_and_tells_the_counts(source, tmp_path, capsys):
     assert (
-        main([f"--data.path={source}", f"--out={tmp_path / 'out'}", "--data.columns.value.at_least=3"]) == 0
+        main(
+            [
+                f"--data.path={source}",
+                f"--out={tmp_path / 'out'}",
+                "--data.columns.value.at_least=3",
+                "--data.columns.flags=[/x],",
+            ]
+        )
+        == 0
     )
     printed = " ".join(capsys.readouterr().out.split())
     assert "4 read = 3 kept + 1 quarantined" in printed
     assert "2 of 2 known labels are 1" in printed
     assert "user_id is null" in printed
+    assert "shop [old] -> " in printed
+    assert "behaviour [/x]" in printed
     assert PreparedDataset.open(tmp_path / "out").metadata.name == "shop [old]"
 
 

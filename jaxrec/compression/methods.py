@@ -53,6 +53,10 @@ class Source:
         return self.model({name: Plain.of(array) for name, array in self.arrays.items()})
 
 
+class MethodRefusedError(ValueError):
+    """A method cannot be applied to this run; the message says why."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of the methods."""
@@ -61,7 +65,7 @@ class Method:
         """The smaller model.
 
         Raises:
-          ValueError: the run has not what the method takes away, or holds numbers that it cannot encode.
+          MethodRefusedError: the run has not what the method takes away, or holds numbers that it cannot encode.
         """
         raise TypeError(f"{type(self).__name__} must define compress")
 
@@ -92,18 +96,18 @@ class Quantization(Method):
     def compress(self, source: Source) -> CompressedModel:
         """See `Method`."""
         if self.num_candidates and source.setup.model.mixture is not None:
-            raise ValueError(
+            raise MethodRefusedError(
                 "model.mixture is set, and candidates are scored anew by products; take another method."
             )
         codes: dict[str, Code] = {}
+        scored = f"{TABLE}.{source.setup.model.scored_table}"
         for name, array in source.arrays.items():
             try:
                 codes[name] = self._code(name, array)
+                if self.num_candidates and name == scored:
+                    codes[SCAN + name] = self._product(array)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        if self.num_candidates:
-            scored = f"{TABLE}.{source.setup.model.scored_table}"
-            codes[SCAN + scored] = self._product(source.arrays[scored])
+                raise MethodRefusedError(f"{name}: {error}") from error
         config = with_encoder(source.config, products=self.products)
         return dataclasses.replace(source, config=config).model(codes, num_candidates=self.num_candidates)
 

@@ -22,7 +22,7 @@ from flax import nnx
 
 from jaxrec.compression.codes import Plain
 from jaxrec.compression.files import CompressedModel
-from jaxrec.compression.methods import Method, Source, with_encoder
+from jaxrec.compression.methods import Method, MethodRefusedError, Source, with_encoder
 from jaxrec.compression.parameters import DENSE, serving_setup, state_of
 from jaxrec.config import TrainConfig, write_run_config
 from jaxrec.data.evaluation_batches import EvaluationBatch, EvaluationRows
@@ -69,25 +69,29 @@ class Pruning(Method):
         """How many of `count` parts stay.
 
         Raises:
-          ValueError: all of them would.
+          MethodRefusedError: all of them would.
         """
         if (kept := math.ceil(self.keep * count)) == count:
-            raise ValueError(
+            raise MethodRefusedError(
                 f"the encoder has {count} {what}, and keep={self.keep} leaves all; nothing is pruned."
             )
         return kept
 
     def batches(self, source: Source) -> list[EvaluationBatch]:
-        """Histories of the training part."""
+        """Histories of the training part, whatever comes after it.
+
+        Raises:
+          MethodRefusedError: there is none.
+        """
         dataset, generator = source.dataset, np.random.default_rng(self.seed)
         users = np.flatnonzero(dataset.train_end > 0)
         chosen = np.sort(generator.permutation(users)[: self.num_users])
         if not len(chosen):
-            raise ValueError("no user has an event in the training part; there is no history to ask.")
+            raise MethodRefusedError("no user has an event in the training part; there is no history to ask.")
         devices = source.setup.mesh.size
         rows = EvaluationRows.make(
             dataset,
-            "validation",
+            "train",
             rows_per_batch=-(-source.config.evaluation.rows_per_batch // devices) * devices,
             history_length=source.config.data.history_length,
             user_indices=chosen,
@@ -105,7 +109,9 @@ class PrunedHeads(Pruning):
         """See `Method`."""
         encoder = source.config.model.encoder
         if encoder.block != "transformer":
-            raise ValueError(f"block={encoder.block!r}: heads can be pruned of block='transformer' alone.")
+            raise MethodRefusedError(
+                f"block={encoder.block!r}: heads can be pruned of block='transformer' alone."
+            )
         kept = self.kept(encoder.num_heads, "heads")
         axes = head_axes(source.setup)
         inference = Inference(source.setup, source.state)

@@ -34,6 +34,8 @@ def print_study(console: Console, values: Mapping[str, Any]) -> None:
             escape(name), *(cells[place] for place in NARROW), style="bold" if name == ORIGINAL else ""
         )
     console.print(table)
+    for name, reason in values["refused"].items():
+        console.print(f"{name} cannot be applied: {reason}", style="yellow", markup=False)
 
 
 def write_study_report(path: Path, values: Mapping[str, Any]) -> None:
@@ -42,13 +44,18 @@ def write_study_report(path: Path, values: Mapping[str, Any]) -> None:
     rows = [_table_row(name, _cells(row, metric)) for name, row in systems.items()]
     original = systems[ORIGINAL]
     against = {name: row["against_original"][metric] for name, row in systems.items() if name != ORIGINAL}
+    notes = "".join(
+        f'<p class="note">{elements.text(name)} cannot be applied: {elements.text(reason)}</p>'
+        for name, reason in values["refused"].items()
+    )
     sections = {
         "Table": elements.table(
             ["", metric, *COLUMNS],
             rows,
             "change: against the original, over the same users; the dense model: the largest run beside that weighs "
             "no more than the method",
-        ),
+        )
+        + notes,
         "Plots": elements.panels(
             [
                 _points(f"{metric} by KiB", systems, metric, lambda row: row["num_bytes"] / KIB, "KiB"),

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrec.compression.files import CompressedModel, read_model, write_model
 from jaxrec.compression.latency import Program, answer_program, median_milliseconds
-from jaxrec.compression.methods import Source
+from jaxrec.compression.methods import MethodRefusedError, Source
 from jaxrec.compression.named_methods import METHODS
 from jaxrec.compression.parameters import check_compressible, parameters_of
 from jaxrec.compression.rivals import equal_bytes_overrides
@@ -81,12 +81,14 @@ def run_study(request: Request) -> dict[str, Any]:
     """Compresses, measures, and writes `compression.json`; returns what it holds.
 
     Raises:
-      ValueError: there is no run, it has parts that compression does not know, or `out` belongs to another one.
+      ValueError: there is no run, it has parts that compression does not know, `out` belongs to another one, or no
+        method can be applied.
     """
     source = open_source(request.workdir)
     _note_source(request, source)
     programs: dict[str, Program] = {}
     rows: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     with jax.set_mesh(source.setup.mesh):
         entries = {ORIGINAL: source}
         entries |= {beside_name(path): open_source(path) for path in request.beside}
@@ -107,13 +109,21 @@ def run_study(request: Request) -> dict[str, Any]:
             identity = {"method": str(method), "step": str(source.step), "split": request.split}
             if not _is_measured(directory, identity):
                 logger.info("compressing: %s", name)
-                model = method.compress(source)
+                try:
+                    model = method.compress(source)
+                except MethodRefusedError as reason:
+                    logger.warning("%s cannot be applied: %s", name, reason)
+                    refused[name] = str(reason)
+                    continue
                 write_model(directory, model)
                 method.finish(directory, source, model)
                 _measure(directory, read_model(directory), source.dataset, request.split, identity)
             model = read_model(directory)
             rows[name] = _row(directory, source, request.out) | {"command": _rival_command(source, model)}
             programs[name] = _program(model, source, request.split)
+        if refused and len(refused) == len(set(request.methods)):
+            reasons = " ".join(f"{name}: {reason}" for name, reason in refused.items())
+            raise ValueError(f"no method can be applied to {request.workdir}; take others. {reasons}")
         latencies = median_milliseconds(programs, request.repeats)
     for name, row in rows.items():
         row["latency_ms"] = latencies[name]
@@ -127,6 +137,7 @@ def run_study(request: Request) -> dict[str, Any]:
         "confidence": source.config.evaluation.confidence,
         "num_items": source.dataset.metadata.num_items,
         "systems": rows,
+        "refused": refused,
     }
     _write_json(request.out / SUMMARY_FILE, values)
     return values
@@ -218,7 +229,7 @@ def _rival_command(source: Source, model: CompressedModel) -> str:
 def _pair_with_rivals(request: Request, rows: dict[str, dict[str, Any]], source: Source) -> None:
     """Each method against the largest run beside that weighs no more than the method, to a percent."""
     beside = [beside_name(path) for path in request.beside]
-    for name in request.methods:
+    for name in [name for name in request.methods if name in rows]:
         limit = 1.01 * rows[name]["num_bytes"]
         lighter = [other for other in beside if rows[other]["num_bytes"] <= limit]
         if lighter:

@@ -100,7 +100,8 @@ class EvaluationRows:
         """Packs the histories before the targets of `split`.
 
         `"validation"` and `"test"`: the target is the user's first event of that part, the history is
-        all before it. `"all"`: the history is everything, and there is no target. `append_slot` ends
+        all before it. `"train"` and `"all"`: the history is the training part, or everything, and there
+        is no target. `append_slot` ends
         each history with an empty slot, which takes one of the `history_length` places. `with_seen`
         lists the seen items; by default as the dataset's `filter_seen` says. `every_event` takes each event
         of the part as a target of its own, after all before it: a user then comes as often.
@@ -127,7 +128,8 @@ class EvaluationRows:
             users, ends, stops = (np.repeat(values, counts) for values in (users, ends, stops))
             ends = ends + within
         has_target = stops > ends
-        kept = (ends > 0) & (has_target | (split == "all"))
+        asks_nothing = split in ("train", "all")
+        kept = (ends > 0) & (has_target | asks_nothing)
         windows = Windows(
             users=users[kept],
             starts=np.maximum(ends - max_events, 0)[kept],
@@ -146,8 +148,8 @@ class EvaluationRows:
             batch_rows=_deal(plan, ends[kept], rows_per_batch),
             append_slot=append_slot,
             with_seen=dataset.metadata.filter_seen if with_seen is None else with_seen,
-            num_without_history=int(np.count_nonzero((ends == 0) & (has_target | (split == "all")))),
-            num_without_target=0 if split == "all" else int(np.count_nonzero(~has_target)),
+            num_without_history=int(np.count_nonzero((ends == 0) & (has_target | asks_nothing))),
+            num_without_target=0 if asks_nothing else int(np.count_nonzero(~has_target)),
         )
 
     @property
@@ -303,15 +305,17 @@ def split_ends(dataset: PreparedDataset, split: str) -> tuple[Int[np.ndarray, " 
 
 
 def history_ends(dataset: PreparedDataset, split: str) -> tuple[Int[np.ndarray, " u"], Int[np.ndarray, " u"]]:
-    """Where each user's history ends, and the part that holds the target; "all" = all of it is history.
+    """Where each user's history ends, and the part that holds the target; "train" and "all" hold none.
 
     Raises:
       ValueError: the split is unknown.
     """
     if split == "all":
         return dataset.lengths, dataset.lengths
+    if split == "train":
+        return dataset.train_end, dataset.train_end
     if split not in ("validation", "test"):
-        raise ValueError(f'split={split!r} is unknown; say "validation", "test" or "all".')
+        raise ValueError(f'split={split!r} is unknown; say "train", "validation", "test" or "all".')
     return split_ends(dataset, split)
 
 

@@ -43,6 +43,7 @@ def compare_behaviours(
 
     Baselines learn from the training events and are calibrated on `reference` as the model is. The intervals (95 %)
     are over the events, drawn anew, the same for all systems; `auc_gain` is that of the model's AUC less a baseline's.
+    Without any known label of a behaviour in `predicted` all of them are None, as those of `binary_metrics`.
     """
     names = dataset.metadata.behaviours
     train = dataset.prefixes(np.arange(len(dataset.lengths)), dataset.train_end)
@@ -64,6 +65,9 @@ def compare_behaviours(
     for behaviour in measured:
         column = names.index(behaviour)
         known = predicted.labels[:, column] >= 0
+        if not known.any():
+            found[behaviour] = {system: dict.fromkeys(_undefined(system)) for system in systems}
+            continue
         labels = predicted.labels[known, column]
         scores, probabilities = {}, {}
         for system, (asked, calibrating) in systems.items():
@@ -111,6 +115,12 @@ def _draws(size: int, num_samples: int, seed: int) -> Iterator[np.ndarray]:
     random = np.random.default_rng(seed)
     for _ in range(num_samples):
         yield random.integers(0, size, size)
+
+
+def _undefined(system: str) -> tuple[str, ...]:
+    """What has no value where no label is known."""
+    intervals = tuple(f"{metric}_interval" for metric in _SHOWN[:2])
+    return _SHOWN + intervals + (() if system == "model" else ("auc_gain",))
 
 
 def _defined(value: float) -> float | None:

@@ -23,7 +23,8 @@ class EvaluationConfig:
       every_steps: steps between validations while training, of which the last is at its end; 0 = never.
       max_users: users per validation while training; 0 = all. The final evaluation always takes all.
       rows_per_batch: packed rows that are encoded at a time; changes the speed only.
-      list_length: recommendations per user that coverage, novelty and diversity look at.
+      list_length: recommendations per user that coverage, novelty and diversity look at; the whole catalogue where
+        that is smaller.
       baselines: simple models to print beside the model.
       bootstrap_samples: resamples of the users behind each interval.
       ranking_events: which targets are ranked: "first" = each user's first event of the split, "all" = every event of

@@ -80,7 +80,7 @@ def print_kinds(console: Console, kinds: Mapping[str, Any], headline: str) -> No
     table = Table(title=f"held-out items by kind, {headline} over users", title_justify="left")
     table.add_column("")
     for kind, part in kinds.items():
-        table.add_column(f"{kind} ({part['num_users']:,} users)", justify="right")
+        table.add_column(escape(f"{kind} ({part['num_users']:,} users)"), justify="right")
     for name in dict.fromkeys(name for part in kinds.values() for name in part["systems"]):
         found = (part["systems"].get(name) for part in kinds.values())
         cells = ("" if one is None else f"{one['metrics'][headline]:.4f}" for one in found)
@@ -98,7 +98,7 @@ def print_groups(console: Console, groups: Mapping[str, Any]) -> None:
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for system, found in systems.items():
-        table.add_row(display_name(system), *(f"{found['metrics'][name]:.4f}" for name in names))
+        table.add_row(escape(display_name(system)), *(f"{found['metrics'][name]:.4f}" for name in names))
     console.print(table)
 
 

@@ -231,7 +231,7 @@ def _baselines(run: Run, split: str, config: EvaluationConfig, ranks: UserRanks)
         {name: DEFAULT_BASELINES[name] for name in config.baselines},
         user_indices=ranks.user_indices,
         every_event=config.ranking_events == "all",
-        num_recommended=config.list_length,
+        num_recommended=ranks.top_item_ids.shape[1],
     )
     assert np.array_equal(results.user_indices, ranks.user_indices), "model and baselines rank other users"
     assert np.array_equal(results.targets, ranks.targets), "model and baselines rank other targets"

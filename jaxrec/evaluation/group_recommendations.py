@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.group_lists import group_list, histories_before, model_pools
 from jaxrec.evaluation.groups import Group
-from jaxrec.evaluation.recommendations import find_users, write_tables
+from jaxrec.evaluation.recommendations import find_users, keys_at, write_tables
 from jaxrec.evaluation.user_ranking import Run
 
 __all__ = ["find_aggregation", "find_groups", "write_group_recommendations"]
@@ -63,7 +63,7 @@ def write_group_recommendations(
             yield pa.table(
                 {
                     "group": pa.array([name] * len(items), pa.string()),
-                    "item_id": pa.array(dataset.item_keys[items - 1]),
+                    "item_id": keys_at(dataset.item_keys, items - 1),
                     "rank": pa.array(np.arange(1, len(items) + 1), pa.int32()),
                     "score": pa.array(scores, pa.float32()),
                 }

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Int, Int64, Shaped
 
 from jaxrec.core.files import replacing
 from jaxrec.data.dataset import PreparedDataset
@@ -66,13 +66,18 @@ def read_user_ids(path: Path, key_type: pa.DataType) -> pa.Array:
             values = pa.array([line for line in lines if line], pa.string())
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as user ids: {error}") from error
-    values = values.drop_null().unique()
+    values = values.drop_null()
     if not len(values):
         raise ValueError(f"{path} holds no user id; write one a line, or a column user_id.")
     try:
-        return values.cast(key_type)
+        return values.unique().cast(key_type)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: the dataset's user ids are of type {key_type}, and {error}") from error
+    except pa.ArrowNotImplementedError as error:
+        raise ValueError(
+            f"{path}: the dataset's user ids are of type {key_type}, which {values.type} cannot be turned into; write "
+            f"the ids as {key_type}."
+        ) from error
 
 
 def find_users(
@@ -145,12 +150,17 @@ def _table(dataset: PreparedDataset, part: UserRanks) -> pa.Table:
     users, places = np.nonzero(filled)
     return pa.table(
         {
-            "user_id": pa.array(dataset.user_keys[part.user_indices[users]]),
-            "item_id": pa.array(dataset.item_keys[part.top_item_ids[filled] - 1]),
+            "user_id": keys_at(dataset.user_keys, part.user_indices[users]),
+            "item_id": keys_at(dataset.item_keys, part.top_item_ids[filled] - 1),
             "rank": pa.array(places + 1, pa.int32()),
             "score": pa.array(part.top_scores[filled], pa.float32()),
         }
     )
+
+
+def keys_at(keys: Shaped[np.ndarray, " n"], places: Int[np.ndarray, " p"]) -> pa.Array:
+    """A dataset's own ids at some places, in the type of them all: from no places Arrow could not tell it."""
+    return pa.array(keys[places], pa.array(keys[:1]).type)
 
 
 def write_tables(tables: Iterator[pa.Table], out: Path) -> int:

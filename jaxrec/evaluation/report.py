@@ -277,9 +277,8 @@ def _behaviours(evaluation: Mapping[str, Any]) -> str:
     behaviours = evaluation.get("behaviours") or {}
     if not behaviours:
         return ""
-    names = [
-        name for name, value in next(iter(behaviours.values())).items() if isinstance(value, int | float)
-    ]
+    fullest = max(behaviours.values(), key=len)  # one without known labels lacks some
+    names = [name for name, value in fullest.items() if not isinstance(value, Mapping)]
     rows = []
     for behaviour, values in behaviours.items():
         cells = "".join(f"<td>{elements.number(values.get(name))}</td>" for name in names)

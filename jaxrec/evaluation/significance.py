@@ -214,12 +214,18 @@ def align_users(
     """Where the users of both runs stand in each, in the same order.
 
     Raises:
-        ValueError: a run names a user twice, or the runs are not about the same users.
+        ValueError: a run names a user twice, or the runs are not about the same users, or name them in two types.
     """
     for name, users in (("A", users_a), ("B", users_b)):
         if len(np.unique(users)) != len(users):
             raise ValueError(f"run {name} names a user twice; evaluate it again.")
-    common, at_a, at_b = np.intersect1d(users_a, users_b, assume_unique=True, return_indices=True)
+    try:
+        common, at_a, at_b = np.intersect1d(users_a, users_b, assume_unique=True, return_indices=True)
+    except TypeError as error:  # numbers and texts have no order
+        raise ValueError(
+            f"run A has users such as {users_a.tolist()[0]!r}, run B such as {users_b.tolist()[0]!r}, of another type; "
+            "evaluate both on the same data."
+        ) from error
     if len(common) != max(len(users_a), len(users_b)):
         raise ValueError(
             f"run A has {len(users_a)} users, run B {len(users_b)}, and {len(common)} are in both; evaluate "

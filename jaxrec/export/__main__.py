@@ -100,7 +100,7 @@ def show(console: Console, export: Export) -> None:
         "the same",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(f"done: {export.directory}", soft_wrap=True, highlight=False)
+    console.print(f"done: {export.directory}", soft_wrap=True, markup=False, highlight=False)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from jaxrec.compression.parameters import parameters_of, serving_setup, state_of
 from jaxrec.compression.product_codes import ProductCodes
 from jaxrec.compression.rivals import dense_bytes, equal_bytes_overrides, with_widths
 from jaxrec.compression.served import RescoredRun, compressed_run
+from jaxrec.data.dataset import PreparedDataset
 from jaxrec.evaluation.user_ranking import evaluation_rows
 from jaxrec.models.memory import TransitionMemory
 from jaxrec.models.two_tower import Cosine
@@ -98,14 +99,37 @@ def test_the_program_of_codes_answers_as_the_run_does(sources, kind, method):
             model = dataclasses.replace(model, num_candidates=300)
         run = compressed_run(model, source.dataset, mesh)
         scores, ids = answer_program(run, model, "test")()
-        exact = run.inference if isinstance(run, RescoredRun) else run
-        vectors, bias = exact.catalogue()
-        user = int(np.argmax(source.dataset.lengths))
-        rows = evaluation_rows(run, "test", rows_per_batch=1, user_indices=np.array([user]), with_seen=False)
-        query = run.query_fn(rows.build(0, 0, 1))[0][0]
-    expected = np.asarray(vectors @ query + bias)[1:301]
+        expected = scores_of(run, int(np.argmax(source.dataset.lengths)))
     np.testing.assert_allclose(scores, np.sort(expected)[::-1][:100], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(expected[np.asarray(ids) - 1], scores, rtol=1e-4, atol=1e-5)
+
+
+def scores_of(run, user):
+    """A score of every item for the user's test target."""
+    vectors, bias = (run.inference if isinstance(run, RescoredRun) else run).catalogue()
+    rows = evaluation_rows(run, "test", rows_per_batch=1, user_indices=np.array([user]), with_seen=False)
+    query = run.query_fn(rows.build(0, 0, 1))[0][0]
+    return np.asarray(vectors @ query + bias)[1:301]
+
+
+def test_the_user_who_is_answered_has_a_target_and_a_history(sources, small_dataset):
+    """As splits by time have it: the two longest histories lie wholly before the test part, and wholly in it."""
+    source, whole = sources("plain"), small_dataset.histories(np.arange(60))
+    before, within, longest = np.argsort(-small_dataset.lengths, kind="stable")[:3]
+    end = small_dataset.lengths - 1
+    end[before], end[within] = small_dataset.lengths[before], 0
+    cuts = {"train_end": np.maximum(end - 1, 0), "validation_end": end}
+    with jax.set_mesh(source.setup.mesh):
+        model = source.original()
+        of_time = PreparedDataset.from_histories(whole, num_items=300, **cuts)
+        run = compressed_run(model, of_time, source.setup.mesh)
+        scores, _ = answer_program(run, model, "test")()
+        expected = scores_of(run, longest)
+        np.testing.assert_allclose(scores, np.sort(expected)[::-1][:100], rtol=1e-4, atol=1e-5)
+        cuts["validation_end"] = small_dataset.lengths
+        nobody = PreparedDataset.from_histories(whole, num_items=300, **cuts)
+        with pytest.raises(ValueError, match="no user with a target in split 'test'"):
+            answer_program(compressed_run(model, nobody, source.setup.mesh), model, "test")
 
 
 def test_programs_take_turns():

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrec.compression.methods import MethodRefusedError
 from jaxrec.compression.pruning import PrunedHeads, PrunedLayers, head_axes, without_layer
 from jaxrec.compression.served import compressed_run
+from jaxrec.data.dataset import PreparedDataset
 from jaxrec.nn.encoder import EncoderConfig
 
 
@@ -73,6 +75,21 @@ def test_every_parameter_of_a_head_is_cut(make_source, config_of_small_runs):
     }
 
 
+def test_histories_of_the_training_part_need_no_target(make_source, small_dataset):
+    """With validation=false nobody has a validation event."""
+    source, whole = make_source(), small_dataset.histories(np.arange(60))
+    end = small_dataset.lengths - 1
+    unvalidated = PreparedDataset.from_histories(whole, num_items=300, train_end=end, validation_end=end)
+    batches = PrunedHeads(num_users=20).batches(dataclasses.replace(source, dataset=unvalidated))
+    asked = np.concatenate([batch.user_indices[batch.user_mask] for batch in batches])
+    assert len(set(asked)) == 20
+    for batch in batches:
+        for place, user in enumerate(batch.user_indices):
+            if user >= 0:
+                last = batch.batch.item_ids[batch.rows[place], batch.columns[place]]
+                assert last == whole.item_ids[whole.offsets[user] + end[user] - 1]
+
+
 def test_layers_above_move_down():
     arrays = {f"dense.encoder.blocks.{i}.x": i for i in range(11)} | {"table.item": "rows"}
     left = without_layer(arrays, 9)
@@ -97,9 +114,9 @@ def test_what_cannot_be_pruned_says_why(make_source, config_of_small_runs):
     one = EncoderConfig(embed_dim=16, num_layers=1, num_heads=1, mlp_dim=8, max_positions=12)
     source = make_source(config_of_small_runs(one))
     with jax.set_mesh(source.setup.mesh):
-        with pytest.raises(ValueError, match="1 heads, and keep=0.5 leaves all"):
+        with pytest.raises(MethodRefusedError, match="1 heads, and keep=0.5 leaves all"):
             PrunedHeads().compress(source)
-        with pytest.raises(ValueError, match="1 layers, and keep=0.5 leaves all"):
+        with pytest.raises(MethodRefusedError, match="1 layers, and keep=0.5 leaves all"):
             PrunedLayers().compress(source)
     with pytest.raises(ValueError, match="0 < keep < 1"):
         PrunedLayers(keep=1.0)

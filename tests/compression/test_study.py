@@ -15,6 +15,7 @@ import pytest
 
 from jaxrec import compress
 from jaxrec.compression.files import ARRAYS_FILE, DESCRIPTION_FILE, read_model
+from jaxrec.compression.pruning import PrunedHeads
 from jaxrec.compression.served import RescoredRun, compressed_run, rank_users
 from jaxrec.config import load_config
 from jaxrec.core.mesh import make_mesh
@@ -133,6 +134,24 @@ def test_the_command_goes_on_where_it_stopped(runs, out):
     assert compress.main(arguments(runs)) == 0
     after = {path: path.stat().st_mtime_ns for path in before}
     assert [path.parent.name for path in before if after[path] != before[path]] == ["int8"]
+
+
+def test_a_method_that_cannot_be_applied_is_noted_and_the_others_go_on(
+    runs, out, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(out, tmp_path / "out")
+    monkeypatch.setitem(compress.METHODS, "pruned_heads", PrunedHeads(keep=0.9))  # of two heads
+    given = {"out": tmp_path / "out", "beside": ""}
+    assert compress.main(arguments(runs, methods="pruned_heads,int8", **given)) == 0
+    values = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert set(values["systems"]) == {"original", "int8"}
+    reason = "the encoder has 2 heads, and keep=0.9 leaves all; nothing is pruned."
+    assert values["refused"] == {"pruned_heads": reason}
+    said = f"pruned_heads cannot be applied: {reason}"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert compress.main(arguments(runs, methods="pruned_heads", **given)) == 2
+    assert "no method can be applied" in capsys.readouterr().err
 
 
 def test_a_pruned_run_can_be_opened(runs, out):

@@ -224,7 +224,7 @@ def test_batches_hold_about_as_many_users_each():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "train"}, "split='train'"),
+        ({"split": "tests"}, "split='tests'"),
         ({"rows_per_batch": 0}, "rows_per_batch=0"),
         ({"history_length": 0}, "history_length=0"),
         ({"history_length": 1, "append_slot": True}, "history_length=1 .* at least 2"),

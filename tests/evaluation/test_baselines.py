@@ -228,10 +228,12 @@ def test_filter_seen_follows_the_dataset_unless_told(dataset):
     repeating = PreparedDataset.from_histories(histories_of(rows), num_items=3)
     repeating_kept = PreparedDataset.from_histories(histories_of(rows), num_items=3, filter_seen=False)
     chosen = {"popularity": baselines.Popularity()}
-    filtered = baselines.evaluate_baselines(repeating, "test", chosen)
+    filtered = baselines.evaluate_baselines(repeating, "test", chosen, num_recommended=3)
     unfiltered = baselines.evaluate_baselines(repeating_kept, "test", chosen, num_recommended=3)
     forced = baselines.evaluate_baselines(repeating, "test", chosen, filter_seen=False)
     np.testing.assert_array_equal(filtered.ranks["popularity"], [0, 0, 0, 2])
+    # Each target was seen before, and is left out of no list.
+    np.testing.assert_array_equal(filtered.recommended["popularity"], [[2, 3, 0]] * 3 + [[1, 2, 3]])
     np.testing.assert_array_equal(unfiltered.ranks["popularity"], [1, 1, 1, 2])
     np.testing.assert_array_equal(unfiltered.recommended["popularity"], [[1, 2, 3]] * 4)
     np.testing.assert_array_equal(forced.ranks["popularity"], unfiltered.ranks["popularity"])

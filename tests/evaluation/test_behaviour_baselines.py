@@ -78,6 +78,10 @@ def test_the_comparison_knows_who_is_better(clicks):
     for values in found.values():
         low, high = values["auc_interval"]
         assert low < values["auc"] < high
+    unknown = dataclasses.replace(test, labels=np.full_like(test.labels, -1))
+    measured_of_none = behaviour_metrics(["click"], unknown, validation, ["click"])
+    of_none = compare_behaviours(dataset, unknown, validation, measured_of_none, names, **compare)["click"]
+    assert of_none == {system: dict.fromkeys(values) for system, values in found.items()}
     without = dataclasses.replace(test, context=None), dataclasses.replace(validation, context=None)
     histories_without = dataclasses.replace(histories, context=None)
     plain = PreparedDataset.from_histories(

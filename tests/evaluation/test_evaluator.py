@@ -9,7 +9,14 @@ from rich.console import Console
 
 from jaxrec.evaluation.comparison import compare_runs
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.console import print_comparison, print_evaluation, print_example
+from jaxrec.evaluation.console import (
+    print_behaviours,
+    print_comparison,
+    print_evaluation,
+    print_example,
+    print_groups,
+    print_kinds,
+)
 from jaxrec.evaluation.evaluator import evaluate, save_evaluation
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.tasks.behaviour import Behaviour
@@ -87,6 +94,16 @@ def test_lists_are_described_for_every_system(evaluated):
     )
 
 
+def test_lists_are_no_longer_than_the_catalogue_for_the_model_and_the_baselines_alike(
+    make_last_item_run, make_small_dataset
+):
+    config = dataclasses.replace(CONFIG, list_length=100, baselines=("popularity",), example_users=0)
+    run = make_last_item_run(dataset=make_small_dataset(lengths=[5] * 8))
+    lists = evaluate(run, "test", config=config).values["beyond_accuracy"]
+    assert "coverage@45" in lists["model"]
+    assert set(lists["model"]) == set(lists["popularity"])
+
+
 def test_only_learned_behaviours_are_measured(evaluated):
     behaviours = evaluated[1].values["behaviours"]
     assert set(behaviours) == {"like"}
@@ -126,6 +143,20 @@ def test_the_tables_for_the_terminal_say_what_matters(evaluated):
     assert "the best baseline" in text
     text = printed(print_example, evaluation.examples[0])
     assert all(title in text for title in evaluation.examples[0].recommendations)
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are():
+    system = {"metrics": {"ndcg@10": 0.5}}
+    text = printed(print_kinds, {"[red]": {"num_users": 3, "systems": {"model": system}}}, "ndcg@10")
+    assert "[red] (3 users)" in text
+    groups = {"num_groups": 1, "group_size": 2, "list_length": 5, "systems": {"model, [/x]": system}}
+    assert "model, [/x]" in printed(print_groups, groups)
+
+
+def test_a_behaviour_without_known_labels_is_printed_with_dashes():
+    names = ("auc", "log_loss", "expected_calibration_error", "auc_interval", "log_loss_interval", "auc_gain")
+    text = printed(print_behaviours, {"like": {"item_rate": dict.fromkeys(names)}})
+    assert text.split().count("-") == 3 and "item rate" in text
 
 
 def test_two_runs_are_compared_in_pairs(evaluated, make_last_item_run, tmp_path):

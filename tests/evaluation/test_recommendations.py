@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxrec.evaluation import recommendations
 from jaxrec.evaluation.recommendations import COLUMNS, find_users, read_user_ids, write_recommendations
+from jaxrec.evaluation.user_ranking import UserRanks
 
 
 def written(path):
@@ -75,6 +76,31 @@ def test_short_catalogues_give_short_lists(tmp_path, make_last_item_run):
     for user, items in items_of(written(tmp_path / "recs.parquet")).items():
         seen = set(run.dataset.histories(np.array([user])).item_ids)
         assert set(items) == set(range(1, 46)) - seen
+
+
+@pytest.mark.parametrize("name", ["recs.parquet", "recs.csv"])
+def test_a_batch_with_nothing_left_to_recommend_has_the_types_of_the_others(
+    tmp_path, make_small_dataset, name
+):
+    dataset = make_small_dataset()
+    dataset.user_keys = dataset.item_keys = np.array(
+        [str(i) for i in range(60)], object
+    )  # as files give them
+
+    def table(user, best):
+        none, tops = np.zeros(1, np.int32), np.array([[best, 0]], np.int32)
+        ranks = UserRanks(
+            user_indices=np.array([user]),
+            targets=none,
+            ranks=none,
+            top_item_ids=tops,
+            top_scores=np.zeros((1, 2), np.float32),
+        )
+        return recommendations._table(dataset, ranks)
+
+    tables = [table(user, best) for user, best in ((3, 0), (4, 7), (5, 0))]
+    assert recommendations.write_tables(iter(tables), tmp_path / name) == 1
+    assert {table.schema for table in tables} == {tables[1].schema}
 
 
 def test_a_failure_leaves_the_old_file_and_no_rubbish(tmp_path, make_last_item_run):
@@ -143,6 +169,15 @@ def test_files_that_hold_no_user_ids_are_named(tmp_path, name, content, message)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_user_ids(tmp_path / name, pa.int64())
+
+
+@pytest.mark.parametrize("ids", [pa.array([[1]]), pa.array([{"a": 1}]), pa.array([1], pa.date32())])
+def test_user_ids_of_a_type_that_is_none_of_ids_are_named(tmp_path, ids):
+    pq.write_table(pa.table({"user_id": ids}), tmp_path / "u.parquet")
+    with pytest.raises(
+        ValueError, match=r"of type int64, which (list|struct|date32).* cannot be turned into"
+    ):
+        read_user_ids(tmp_path / "u.parquet", pa.int64())
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Zl", "Zp", "Cc", "Zs"])), min_size=1))

@@ -206,3 +206,12 @@ def test_the_best_baseline_is_named():
 )
 def test_numbers_read_well(value, shown):
     assert report_elements.number(value) == shown
+
+
+def test_a_behaviour_without_known_labels_hides_no_column_of_the_others():
+    unknown = {"auc": None, "log_loss": None, "alpha": 0.5, "calibration": {"scale": 1.0, "bias": 0.0}}
+    known = unknown | {"auc": 0.7, "log_loss": 0.4, "expected_calibration_error_before": 0.1}
+    page = render_report(evaluation(behaviours={"like": unknown, "finish": known}), [], [], {})
+    for name in ("auc", "log loss", "expected calibration error before"):
+        assert f'<th scope="col">{name}</th>' in page
+    assert "<td>0.7000</td>" in page

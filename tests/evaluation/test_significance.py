@@ -104,6 +104,8 @@ def test_users_are_aligned_by_their_ids():
     np.testing.assert_array_equal(names_a[at_a], names_b[at_b])
     with pytest.raises(ValueError, match="2 are in both"):
         significance.align_users(users_a, np.array([9, 5, 4]))
+    with pytest.raises(ValueError, match="run A has users such as 5, run B such as 'b', of another type"):
+        significance.align_users(users_a, names_a)
     with pytest.raises(ValueError, match="run B names a user twice"):
         significance.align_users(users_a, np.array([9, 5, 5]))
 

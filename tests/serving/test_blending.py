@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrec import blend
+from jaxrec.evaluation.significance import paired_comparison
 from jaxrec.serving.blending import Choice, learn, ndcg
 from jaxrec.serving.candidates import COLUMNS
 from jaxrec.serving.formula import Formula
@@ -59,7 +60,7 @@ def test_there_is_nothing_to_learn_where_nobody_took_a_candidate():
 
 
 def test_the_command_writes_a_formula_that_the_server_reads(workdir, bundles, tmp_path, capsys):
-    out = tmp_path / "blend.txt"
+    out = tmp_path / "new" / "blend.txt"
     arguments = [f"--workdir={workdir}", f"--model={bundles}/v1", f"--out={out}", "--users=150", "--pool=50"]
     assert blend.main([*arguments, "--candidates=item_knn=50", "--candidates=ials=50"]) == 0
     printed = capsys.readouterr().out
@@ -72,3 +73,13 @@ def test_the_command_writes_a_formula_that_the_server_reads(workdir, bundles, tm
 def test_another_runs_version_is_refused(bundles, tmp_path, capsys):
     assert blend.main([f"--workdir={tmp_path}", f"--model={bundles}/v1"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_formula_that_cannot_be_written_is_printed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    found = paired_comparison(np.zeros(3), np.ones(3))
+    monkeypatch.setattr(blend, "blend", lambda given: (Formula.parse("score", ["score"]), found))
+    assert blend.main(["--workdir=w", "--model=m", f"--out={tmp_path / 'file' / 'blend.txt'}"]) == 2
+    output = capsys.readouterr()
+    assert output.out.endswith("score\n")
+    assert "error:" in output.err

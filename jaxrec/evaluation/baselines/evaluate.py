@@ -41,7 +41,8 @@ class BaselineResults:
       user_indices: the users with a target and a history before it, rising; each as often as it has targets.
       targets: their targets.
       ranks: by baseline: the 0-based rank of each target; see `rank_targets`.
-      recommended: by baseline: the T best items, best first; 0 fills up where fewer are left.
+      recommended: by baseline: the T best items of those that the ranks count, best first; 0 fills up where fewer are
+        left.
       refused: by baseline that did not run: why.
       seconds: by baseline: fit and ranking together.
     """
@@ -181,8 +182,9 @@ class _Ranker:
                 scores, queries.targets[part], seen_users, histories.item_ids, filter_seen=self.filter_seen
             )
             if self.num_recommended:
-                if self.filter_seen:
-                    scores[seen_users, histories.item_ids] = -np.inf
+                if self.filter_seen:  # the target is never left out, as in the model's lists
+                    masked = histories.item_ids != queries.targets[part][seen_users]
+                    scores[seen_users[masked], histories.item_ids[masked]] = -np.inf
                 recommended[part] = top_items(scores, self.num_recommended)
         return ranks, recommended
 
