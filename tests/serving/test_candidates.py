@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from jaxrec.export.item_index import ItemIndex
-from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Sources
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Sources, of_model
 from jaxrec.serving.engine import Engine, ListRequest
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
-from jaxrec.serving.rules import Rules
+from jaxrec.serving.rules import CategoryFilter, Rules
 from jaxrec.serving.store import AddedItem
 from jaxrec.serving.version import History
 from jaxrec.serving.view import View
@@ -122,6 +122,27 @@ def test_an_index_finds_what_the_whole_catalogue_has(version):
         wanted, found = (Engine().recommend(view, request) for view in (exact, approximate))
         assert [item.item_id for item in found] == [item.item_id for item in wanted]
         np.testing.assert_allclose([i.score for i in found], [i.score for i in wanted], rtol=1e-4, atol=1e-5)
+
+
+def test_pages_of_an_index_go_on_where_its_cells_end(version):
+    asker = asker_of(version)
+    index, _ = ItemIndex.build(version.vectors, version.bias, asker.query.vector[None], recall=0.0)
+    in_cells = len(index.search(asker.query.vector, version.num_items))
+    assert index.num_probes == 1 and 40 < in_cells < 1_000
+    indexed = object.__new__(type(version))
+    indexed.__dict__.update(version.__dict__ | {"index": index})
+    for name in ("Comedy", "Drama"):
+        rules = Rules(exclude=asker.history, categories=CategoryFilter(none_of=(name,)))
+        view = view_of(indexed)
+        whole = of_model(view, asker.query, rules, view.num_items).item_ids
+        assert sorted(whole) == sorted(
+            of_model(view_of(version), asker.query, rules, view.num_items).item_ids
+        )
+        for most in (5, in_cells // 2, in_cells, in_cells + 50, 1_500):
+            assert of_model(view, asker.query, rules, most).item_ids.tolist() == whole[:most].tolist()
+    for rules in (Rules(categories=CategoryFilter(any_of=("Horror",))), Rules(boosts={"Horror": 1.0})):
+        found, wanted = (of_model(view_of(v), asker.query, rules, 50).item_ids for v in (indexed, version))
+        assert found.tolist() == wanted.tolist(), "an index does not know where these lie"
 
 
 def test_a_new_item_is_encoded_by_what_is_written_about_it(version):
