@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 from typing_extensions import TypeAliasType  # typing's own from Python 3.12 on
 
+from jaxrec.export.manifest import LONGEST_NAME
+
 __all__ = [
     "AddItem", "Answer", "BundleRequest", "ErrorAnswer", "ExplainAnswer", "ExplainRequest", "FeedbackEvent",
     "FeedbackRequest", "Filter", "HideItem", "Key", "RankRequest", "RecommendRequest", "ScoredBy", "SearchRequest",
@@ -32,7 +34,7 @@ Key = TypeAliasType(
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS)]
 ScoredBy = Literal["model", "formula", "popularity", "likeness", "words"]
-VersionName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9._-]*$")]
+VersionName = Annotated[str, StringConstraints(max_length=LONGEST_NAME, pattern=r"^[A-Za-z0-9._-]*$")]
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
 
@@ -209,7 +211,7 @@ class FeedbackEvent(_Strict):
     value: Finite | None = None
     event_id: Text | None = None
     seconds: StrictInt | None = Field(default=None, ge=0, lt=2**40)
-    version: str = Field(default="", max_length=64)
+    version: str = Field(default="", max_length=LONGEST_NAME)
     propensity: StrictFloat | None = Field(default=None, gt=0.0, le=1.0)
 
 

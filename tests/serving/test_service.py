@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxrec.export.manifest import LONGEST_NAME, check_name
 from jaxrec.serving.app import make_app
 from jaxrec.serving.batcher import Closed, Expired
 from jaxrec.serving.candidates import COLUMNS, Sources
@@ -18,6 +19,7 @@ from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits, depth_of
+from jaxrec.serving.schema import FeedbackEvent, RecommendRequest
 
 
 def talk(service, work, limits=Limits(), **client):
@@ -416,6 +418,16 @@ def test_depth_is_counted_as_json_has_it(value):
         return 1 + max(map(depth, children), default=0) if isinstance(part, (list, dict)) else 0
 
     assert depth_of(json.dumps(value).encode()) == depth(value)
+
+
+def test_a_version_of_the_longest_name_is_named_in_requests():
+    name = check_name("v" * LONGEST_NAME)
+    assert RecommendRequest(version=name).version == FeedbackEvent(user_id=1, item_id=1, version=name).version
+    with pytest.raises(ValueError, match="at most 128 in all"):
+        check_name(name + "v")
+    for kind, fields in ((RecommendRequest, {}), (FeedbackEvent, {"user_id": 1, "item_id": 1})):
+        with pytest.raises(ValueError, match="at most 128 characters"):
+            kind(**fields, version=name + "v")
 
 
 def test_a_shadow_is_asked_and_never_heard(version, tmp_path, make_service, renamed):
