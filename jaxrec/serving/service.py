@@ -247,7 +247,8 @@ class Service:
             (view.key_of(item), seconds if seconds >= 0 else None)
             for item, seconds in zip(before.item_ids.tolist(), before.seconds.tolist(), strict=True)
         ]
-        events += [(event.item_id, event.seconds) for event in self.store.history(user_id)]
+        own = live.version.bundle.catalogue.vocabulary.own
+        events += [(own(event.item_id), event.seconds) for event in self.store.history(user_id)]
         return {
             "user_id": user_id,
             "history": [
@@ -278,7 +279,7 @@ class Service:
             seconds=int(time.time()),
         )
         self.store.put_item(item)
-        return {"item_id": item.item_id}
+        return {"item_id": view.version.bundle.catalogue.vocabulary.own(item.item_id)}
 
     async def hide_item(self, request: HideItem) -> dict[str, Any]:
         """Hides an item, or shows it again."""

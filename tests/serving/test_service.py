@@ -267,6 +267,24 @@ def test_a_new_item_is_found_recommended_and_refused_twice(version, tmp_path, ma
     talk(make_service(version, tmp_path), work)
 
 
+def test_ids_are_numbers_where_the_catalogue_has_numbers(version, tmp_path, make_service):
+    async def work(http):
+        for sent, said in ((900_001, 900_001), ("900002", 900_002), ("007", "007"), ("n", "n")):
+            item = {"item_id": sent, "title": "Toy Story 9"}
+            assert (await post(http, "/v1/items", item, status=201)) == {"item_id": said}
+        only = {"allow": ["900001", 900_002, "007", "n", 1]}
+        found = await post(http, "/v1/recommend", {"history": [2], "filter": only})
+        assert set(keys_of(found)) == {900_001, 900_002, "007", "n", 1}
+        events = [{"user_id": "u", "item_id": key} for key in ("1", 1, 900_001, "007")]
+        await post(http, "/v1/feedback", {"events": events})
+        state = (await http.get("/v1/users/u")).json()["history"]
+        assert [event["item_id"] for event in state] == [1, 1, 900_001, "007"]
+        assert all(event["title"] for event in state)
+        await post(http, "/v1/similar", {"item_id": "01"}, status=404)
+
+    talk(make_service(version, tmp_path), work)
+
+
 def test_a_bundle_is_a_set_under_the_rules(version, tmp_path, make_service):
     async def work(http):
         found = await post(
@@ -313,6 +331,8 @@ def test_errors_name_what_is_wrong(version, tmp_path, path, body, status, messag
 
 
 def test_the_inference_protocol(version, tmp_path, make_service):
+    service = make_service(version, tmp_path)
+
     async def work(http):
         assert (await http.get("/v2/health/ready")).status_code == 200
         assert (await http.get("/v2/health/live")).json() == {"live": True}
@@ -323,10 +343,19 @@ def test_the_inference_protocol(version, tmp_path, make_service):
         ids, scores = found["outputs"]
         assert ids["shape"] == scores["shape"] == [2, 4]
         assert ids["data"][4:] == keys_of(alone)
+        assert ids["datatype"] == "INT64"
+        await post(http, "/v1/items", {"item_id": "text", "title": "x", "categories": ["Comedy"]}, status=201)
+        service.engine = Engine(
+            sources=Sources(sizes={"recent": 5}), formula=Formula.parse("newness", COLUMNS)
+        )
+        found = await post(http, "/v2/models/jaxrec/infer", {"inputs": [tensor], "parameters": {"k": 4}})
+        (ids, _) = found["outputs"]
+        assert ids["datatype"] == "BYTES" and ids["data"][0] == "text"
+        assert all(isinstance(key, str) for key in ids["data"]), "a tensor is of one type"
         bad = {"inputs": [tensor | {"shape": [2, 4]}]}
         assert "give rows * events" in (await post(http, "/v2/models/jaxrec/infer", bad, status=400))["error"]
 
-    talk(make_service(version, tmp_path), work)
+    talk(service, work)
 
 
 def test_nothing_is_ready_without_a_model(tmp_path, make_service):
