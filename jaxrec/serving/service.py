@@ -114,7 +114,14 @@ class Service:
             wanted = dataclasses.replace(wanted, ranked=Ranked(pool, judged))
         if exploration is not None or request.diversity or request.calibration:
             # They look at the pool once for each place; others are answered meanwhile.
-            items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
+            try:
+                items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
+            except Expired:
+                self.measures.degraded("order_expired")
+                asked.notes.append("The list was not ordered in time; it is that of the scores alone.")
+                exploration = None
+                wanted = dataclasses.replace(wanted, diversity=0.0, calibration=0.0, explore_key=None)
+                items = self.engine.recommend(view, wanted)
         else:
             items = self.engine.recommend(view, wanted)
         if exploration is not None and noted:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import time
 import urllib.parse
 
 import httpx
@@ -457,6 +458,39 @@ def test_a_version_of_the_longest_name_is_named_in_requests():
     for kind, fields in ((RecommendRequest, {}), (FeedbackEvent, {"user_id": 1, "item_id": 1})):
         with pytest.raises(ValueError, match="at most 128 characters"):
             kind(**fields, version=name + "v")
+
+
+@pytest.mark.parametrize("wish", [{"diversity": 0.5}, {"calibration": 0.5}, {"explore": True}])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_list_that_is_late_is_a_plain_one(version, tmp_path, make_service, wish, late):
+    """The model is late, or nothing but the order is."""
+    service = make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.5)))
+
+    async def work(http):
+        if late:
+
+            async def submit(history, *, deadline):
+                await asyncio.sleep(max(0.0, deadline - time.monotonic()) + 0.01)
+                raise Expired("the deadline passed.")
+
+            service.live.newest.batcher.submit = submit
+        else:
+
+            async def expired(*_):
+                raise Expired("its turn came after the deadline")
+
+            service._in_thread = expired
+        body = {"history": [1, 2], "k": 5, "deadline_ms": 20 if late else 20_000}
+        plain, found = [await post(http, "/v1/recommend", body | options) for options in ({}, wish)]
+        assert keys_of(found) == keys_of(plain) and len(keys_of(found)) == 5
+        assert found["scored_by"] == ("popularity" if late else "model")
+        assert found["degraded"] and found["explore_seed"] == ""
+        note = "The list was not ordered in time; it is that of the scores alone."
+        assert found["notes"] == [*plain["notes"], note]
+        assert not any(item["explored"] or item["propensity"] for item in found["items"])
+        assert 'jaxrec_degraded_total{why="order_expired"} 1.0' in (await http.get("/metrics")).text
+
+    talk(service, work)
 
 
 def test_a_shadow_is_asked_and_never_heard(version, tmp_path, make_service, renamed):
