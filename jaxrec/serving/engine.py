@@ -255,6 +255,9 @@ class Engine:
             places = np.argsort(-values, kind="stable")
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]
+            if self.formula.names <= {*COLUMNS}:  # heads have not judged the rest
+                columns = self.sources.columns(view, request, rest, self.formula.names)
+                rest = rest.at(self.formula(columns) > -np.inf)
         if request.diversity:
             places = DIVERSITY[request.diversity_by](
                 values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED

@@ -103,11 +103,18 @@ def test_pages_go_on_behind_the_pool(version):
 
 def test_what_a_formula_refuses_is_not_shown(version):
     view, asker = view_of(version), asker_of(version)
-    pool = Engine(formula=Formula.parse("1 / newness", COLUMNS)).recommend(view, request_of(asker, size=3))
-    plain = {item.item_id for item in Engine().recommend(view, request_of(asker, size=100))}
-    # Nothing old of the best thousand: behind the new items come those that the formula has not seen.
-    assert not {item.item_id for item in pool} & plain - {"n1", "n2"}
-    assert all(np.isfinite(item.score) for item in pool)
+    engine = Engine(formula=Formula.parse("1 / newness", COLUMNS))
+    found = engine.recommend(view, request_of(asker, size=3))
+    assert {item.item_id for item in found} == {"n1", "n2"}, "behind the best thousand, too"
+    assert all(np.isfinite(item.score) for item in found)
+    assert not engine.recommend(view, request_of(asker, size=3, offset=1_000))
+    engine = Engine(formula=Formula.parse("1 / (popularity - 1)", COLUMNS))
+    whole = engine.recommend(view, request_of(asker, size=1_200))
+    assert len(whole) == 1_200
+    ids = view.ids_of(item.item_id for item in whole)
+    assert not np.any(view.popularity[ids] == 1)
+    page = engine.recommend(view, request_of(asker, size=100, offset=950))
+    assert [item.item_id for item in page] == [item.item_id for item in whole[950:1_050]]
 
 
 def test_an_index_finds_what_the_whole_catalogue_has(version):
