@@ -135,7 +135,9 @@ class Engine:
         return self.formula({**columns, **judged})
 
     def similar(self, view: View, item_id: int, size: int, item_filter: Filter) -> list[ShownItem]:
-        """Items by the cosine of their vectors with this one's."""
+        """Items by the cosine of their vectors with this one's; none where it has nothing in its vector."""
+        if not view.unit[item_id].any():
+            return []
         likeness = view.unit @ view.unit[item_id]
         return self._by(
             view, likeness, np.array([item_id]), size, item_filter, f"Like {_name(view, item_id)}."

@@ -36,6 +36,9 @@ Count = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS)]
 ScoredBy = Literal["model", "formula", "popularity", "likeness", "words"]
 VersionName = Annotated[str, StringConstraints(max_length=LONGEST_NAME, pattern=r"^[A-Za-z0-9._-]*$")]
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Boost = Annotated[
+    StrictFloat, Field(ge=-1e6, le=1e6)
+]  # sums of them are finite, and a score is not lost in them
 
 
 def _tell_fields(schema: dict[str, Any]) -> None:
@@ -106,7 +109,7 @@ class RecommendRequest(_Strict):
     diversity: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
     diversity_by: Literal["mmr", "dpp"] = "mmr"
     calibration: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
-    boosts: dict[Name, Finite] = Field(default_factory=dict, max_length=50)
+    boosts: dict[Name, Boost] = Field(default_factory=dict, max_length=50)
     explore: StrictBool | None = None
     explore_seed: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
     deadline_ms: StrictInt | None = Field(default=None, ge=1, le=60_000)

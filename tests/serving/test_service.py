@@ -1,6 +1,7 @@
 """The service and its HTTP face on a real exported model: lists, rules, state, versions, limits."""
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import time
@@ -286,6 +287,22 @@ def test_ids_are_numbers_where_the_catalogue_has_numbers(version, tmp_path, make
     talk(make_service(version, tmp_path), work)
 
 
+def test_nothing_is_like_an_item_of_which_nothing_is_known(version, tmp_path, make_service):
+    service = make_service(version, tmp_path)
+    live = service.live.newest
+    view = live.view(service.store)
+    unit = view.unit.copy()
+    unit[3] = 0.0
+    live._view = dataclasses.replace(view, unit=unit)
+
+    async def work(http):
+        for item, count in ((3, 0), (4, 5)):
+            body = {"item_id": view.key_of(item), "k": 5}
+            assert len((await post(http, "/v1/similar", body))["items"]) == count
+
+    talk(service, work)
+
+
 def test_a_bundle_is_a_set_under_the_rules(version, tmp_path, make_service):
     async def work(http):
         found = await post(
@@ -315,6 +332,7 @@ def test_a_formula_orders_lists(version, tmp_path, make_service):
     ("path", "body", "status", "message"),
     [
         ("/v1/recommend", {"k": 0}, 422, "k: Input should be greater than or equal to 1"),
+        ("/v1/recommend", {"boosts": {"Comedy": 1e308}}, 422, "less than or equal to 1000000"),
         ("/v1/recommend", {"kk": 1}, 422, "kk: Extra inputs are not permitted"),
         ("/v1/recommend", {"filter": {"any_of": ["Opera"]}}, 400, "category 'Opera': the catalogue has"),
         ("/v1/recommend", {"version": "v9"}, 404, "version 'v9' is not loaded; there are v1"),
