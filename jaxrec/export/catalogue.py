@@ -17,6 +17,14 @@ ITEMS_FILE, USERS_FILE, HISTORIES_FILE = "items.parquet", "users.parquet", "hist
 Key = int | str
 
 
+def is_number(key: str) -> bool:
+    """Whether a key is a whole number of 64 bits, as it would be written: 7, and neither 007 nor a full-width 7."""
+    digits = key.removeprefix("-")
+    # As many digits as int reads fast.
+    plain = digits.isascii() and digits.isdecimal() and len(digits) < 20
+    return plain and str(int(key)) == key and -(2**63) <= int(key) < 2**63
+
+
 class Vocabulary:
     """The own ids (numbers or strings) of ids 1, 2, ...; 0 stands for those that are not known."""
 
@@ -44,9 +52,7 @@ class Vocabulary:
         """The key as it is kept here: numbers as text and texts as numbers are taken for what they say."""
         if self.is_text:
             return str(key)
-        if isinstance(key, str) and key.removeprefix("-").isdecimal() and len(key) < 20:
-            return int(key)
-        return key
+        return int(key) if isinstance(key, str) and is_number(key) else key
 
     def key_of(self, index: int) -> Key:
         """The own id of id `index`, 1 or more."""

@@ -19,7 +19,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILES, MAX_DEPTH = 10_000, 6
 CHUNK_BYTES = 1 << 22
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+LONGEST_NAME = 128  # of a version, and so of what requests say of one
+
+_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -159,7 +161,7 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"the name {name[:200]!r} must begin with a letter, a digit or _ and hold nothing but these, - and ., at "
-            "most 128 in all; choose another one."
+            f"most {LONGEST_NAME} in all; choose another one."
         )
     return name
 

@@ -48,7 +48,7 @@ class Asker:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """Distinct items, the highest score first.
+    """Distinct items, the highest score first (but behind what an index finds what it has missed).
 
     Attributes:
       scores: of the model, with boosts.
@@ -151,21 +151,29 @@ class Sources:
 
 
 def of_model(view: View, query: Query | None, rules: Rules, most: int) -> Candidates:
-    """The best by the model's score; by popularity where nobody knows anything of the user."""
+    """The best by the model's score; by popularity where nobody knows anything of the user.
+
+    With an index what it finds comes first, and behind that the best of what it has missed: longer lists begin with the
+    shorter ones.
+    """
     source = SOURCES.index("popular" if query is None else "model")
     index = view.version.index
-    # Boosts and short lists of what is allowed change the order in ways that no index knows.
-    if index is not None and query is not None and not rules.boosts and rules.allow is None:
-        found = index.search(query.vector, 2 * most + len(rules.exclude))
-        added = np.arange(view.version.num_items + 1, view.num_items + 1)
-        ids = np.unique(np.concatenate([found, query.extra_ids[query.extra_ids > 0], added]))
-        scores = rules.scores(view.scores_of(query, ids), view.facts, ids)
-        if np.count_nonzero(scores > -np.inf) >= most:
+    head = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    if index is not None and query is not None and not rules.reorder:
+        # At last all that the searched cells hold: what they lack is looked for only behind that, or pages would move.
+        for size in (2 * most + len(rules.exclude), view.version.num_items):
+            found = index.search(query.vector, size)
+            added = np.arange(view.version.num_items + 1, view.num_items + 1)
+            ids = np.unique(np.concatenate([found, query.extra_ids[query.extra_ids > 0], added]))
+            scores = rules.scores(view.scores_of(query, ids), view.facts, ids)
             places = best(scores, most)
-            return Candidates(ids[places], scores[places], np.full(len(places), source))
+            head = Candidates(ids[places], scores[places], np.full(len(places), source))
+            if len(head) == most:
+                return head
     scores = rules.scores(np.log1p(view.popularity) if query is None else view.scores(query), view.facts)
-    ids = best(scores, most)
-    return Candidates(ids, scores[ids], np.full(len(ids), source))
+    scores[head.item_ids] = -np.inf
+    ids = best(scores, most - len(head))
+    return head.then(Candidates(ids, scores[ids], np.full(len(ids), source)))
 
 
 def best(scores: Float[np.ndarray, " m"], most: int) -> Int[np.ndarray, " p"]:

@@ -135,7 +135,9 @@ class Engine:
         return self.formula({**columns, **judged})
 
     def similar(self, view: View, item_id: int, size: int, item_filter: Filter) -> list[ShownItem]:
-        """Items by the cosine of their vectors with this one's."""
+        """Items by the cosine of their vectors with this one's; none where it has nothing in its vector."""
+        if not view.unit[item_id].any():
+            return []
         likeness = view.unit @ view.unit[item_id]
         return self._by(
             view, likeness, np.array([item_id]), size, item_filter, f"Like {_name(view, item_id)}."
@@ -255,6 +257,9 @@ class Engine:
             places = np.argsort(-values, kind="stable")
             places = places[values[places] > -np.inf]  # the formula's way to say never
             pool, values = pool.at(places), values[places]
+            if self.formula.names <= {*COLUMNS}:  # heads have not judged the rest
+                columns = self.sources.columns(view, request, rest, self.formula.names)
+                rest = rest.at(self.formula(columns) > -np.inf)
         if request.diversity:
             places = DIVERSITY[request.diversity_by](
                 values, view.unit[pool.item_ids], request.diversity, MOST_RERANKED

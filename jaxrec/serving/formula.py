@@ -8,6 +8,7 @@ C = candidates.
 import ast
 import dataclasses
 import operator
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
@@ -84,7 +85,10 @@ def _check(
         raise ValueError(f"{text!r} has more than {MOST_PARTS} parts.")
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return
+            if value > sys.float_info.max:
+                raise ValueError(
+                    f"{text!r}: a number is too large; write none above {sys.float_info.max:.1e}."
+                )
         case ast.Name(id=name):
             if known is not None and name not in known:
                 raise ValueError(

@@ -21,6 +21,10 @@ __all__ = ["GraphRules"]
 
 COLUMNS = ("head", "relation", "tail")
 MOST_EDGES = 1_000_000
+# Text as it stands in the file: 0012 is not 12, and an id may be NA.
+AS_WRITTEN = csv.ConvertOptions(
+    column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=True, null_values=[""]
+)
 
 
 class GraphRules:
@@ -40,7 +44,11 @@ class GraphRules:
         """
         name = relation.removeprefix("~")
         try:
-            table = pq.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)
+            table = (
+                pq.read_table(path)
+                if path.suffix == ".parquet"
+                else csv.read_csv(path, convert_options=AS_WRITTEN)
+            )
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"the graph {path} cannot be read: {error}") from error
         if missing := [column for column in COLUMNS if column not in table.column_names]:
@@ -51,7 +59,13 @@ class GraphRules:
             raise ValueError(
                 f"the graph {path} has {len(table):,} edges, and at most {MOST_EDGES:,} are read."
             )
-        head, of_edge, tail = (pc.cast(table[column], pa.string()) for column in COLUMNS)
+        try:
+            head, of_edge, tail = (pc.cast(table[column], pa.string()) for column in COLUMNS)
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"the graph {path} has a column that is neither text nor numbers: {error}; {', '.join(COLUMNS)} must "
+                "be one or the other."
+            ) from error
         chosen = pc.equal(of_edge, name)
         if not pc.any(chosen).as_py():
             known = ", ".join(sorted(str(value) for value in pc.unique(of_edge).to_pylist())[:20])

@@ -87,8 +87,7 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
     async def model(name: ModelName, version: str = "") -> dict[str, Any]:
         """The model's inputs and outputs."""
         _check(service, name, version)
-        text = service.live.newest.version.bundle.catalogue.vocabulary.is_text
-        kind = "BYTES" if text else "INT64"
+        kind = "BYTES" if _has_text(service) else "INT64"
         return {
             "name": NAME,
             "versions": service.live.names,
@@ -136,6 +135,9 @@ async def _inferred(service: Service, request: InferRequest, version: str) -> di
     ]
     width = min(len(answer.items) for answer in answers)
     kept = [answer.items[:width] for answer in answers]
+    ids = [item.item_id for items in kept for item in items]
+    # What the versions that answered have: a tensor is of one type, and an item that came in may have text for an id.
+    text = any(isinstance(key, str) for key in ids) or (not ids and _has_text(service))
     return {
         "model_name": NAME,
         "model_version": answers[0].model_version,
@@ -143,11 +145,9 @@ async def _inferred(service: Service, request: InferRequest, version: str) -> di
         "outputs": [
             {
                 "name": "item_ids",
-                "datatype": "BYTES"
-                if service.live.newest.version.bundle.catalogue.vocabulary.is_text
-                else "INT64",
+                "datatype": "BYTES" if text else "INT64",
                 "shape": [rows, width],
-                "data": [item.item_id for items in kept for item in items],
+                "data": [str(key) for key in ids] if text else ids,
             },
             {
                 "name": "scores",
@@ -157,6 +157,11 @@ async def _inferred(service: Service, request: InferRequest, version: str) -> di
             },
         ],
     }
+
+
+def _has_text(service: Service) -> bool:
+    """Whether ids of the newest version's own items are text."""
+    return service.live.newest.version.bundle.catalogue.vocabulary.is_text
 
 
 def _check(service: Service, name: str, version: str) -> None:

@@ -32,7 +32,10 @@ class Measures:
         )
         self._feedback = Counter("jaxrec_feedback_events", "New events.", registry=self._registry)
         self._degraded = Counter(
-            "jaxrec_degraded", "Answers without the model or its heads.", ["why"], registry=self._registry
+            "jaxrec_degraded",
+            "Answers without the model, its heads or their order.",
+            ["why"],
+            registry=self._registry,
         )
         self._reload_failures = Counter(
             "jaxrec_reload_failures", "Versions that could not be loaded.", registry=self._registry
@@ -72,7 +75,7 @@ class Measures:
         self._feedback.inc(new)
 
     def degraded(self, why: str) -> None:
-        """An answer lacks the model, or its heads."""
+        """An answer lacks the model, its heads or the wanted order."""
         self._degraded.labels(why).inc()
 
     def shadow(self, alike: float, seconds: float) -> None:

@@ -148,6 +148,11 @@ class Rules:
     boosts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     threshold: float = -np.inf
 
+    @property
+    def reorder(self) -> bool:
+        """Whether the best lie elsewhere than by score alone: boosts move them, and few are let pass."""
+        return bool(self.boosts or self.allow is not None or self.categories.any_of or self.added_after)
+
     def allowed(self, facts: ItemFacts, item_ids: Ids = EVERY) -> Bool[np.ndarray, " c"]:
         """Which items a list may have, before scores are looked at."""
         allowed = self.categories.allowed(facts, item_ids)

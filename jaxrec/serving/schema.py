@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 from typing_extensions import TypeAliasType  # typing's own from Python 3.12 on
 
+from jaxrec.export.manifest import LONGEST_NAME
+
 __all__ = [
     "AddItem", "Answer", "BundleRequest", "ErrorAnswer", "ExplainAnswer", "ExplainRequest", "FeedbackEvent",
     "FeedbackRequest", "Filter", "HideItem", "Key", "RankRequest", "RecommendRequest", "ScoredBy", "SearchRequest",
@@ -32,8 +34,11 @@ Key = TypeAliasType(
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS)]
 ScoredBy = Literal["model", "formula", "popularity", "likeness", "words"]
-VersionName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9._-]*$")]
+VersionName = Annotated[str, StringConstraints(max_length=LONGEST_NAME, pattern=r"^[A-Za-z0-9._-]*$")]
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Boost = Annotated[
+    StrictFloat, Field(ge=-1e6, le=1e6)
+]  # sums of them are finite, and a score is not lost in them
 
 
 def _tell_fields(schema: dict[str, Any]) -> None:
@@ -104,7 +109,7 @@ class RecommendRequest(_Strict):
     diversity: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
     diversity_by: Literal["mmr", "dpp"] = "mmr"
     calibration: StrictFloat = Field(default=0.0, ge=0.0, le=1.0)
-    boosts: dict[Name, Finite] = Field(default_factory=dict, max_length=50)
+    boosts: dict[Name, Boost] = Field(default_factory=dict, max_length=50)
     explore: StrictBool | None = None
     explore_seed: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._-]*$")
     deadline_ms: StrictInt | None = Field(default=None, ge=1, le=60_000)
@@ -209,7 +214,7 @@ class FeedbackEvent(_Strict):
     value: Finite | None = None
     event_id: Text | None = None
     seconds: StrictInt | None = Field(default=None, ge=0, lt=2**40)
-    version: str = Field(default="", max_length=64)
+    version: str = Field(default="", max_length=LONGEST_NAME)
     propensity: StrictFloat | None = Field(default=None, gt=0.0, le=1.0)
 
 

@@ -114,7 +114,14 @@ class Service:
             wanted = dataclasses.replace(wanted, ranked=Ranked(pool, judged))
         if exploration is not None or request.diversity or request.calibration:
             # They look at the pool once for each place; others are answered meanwhile.
-            items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
+            try:
+                items = await self._in_thread(deadline, self.engine.recommend, view, wanted)
+            except Expired:
+                self.measures.degraded("order_expired")
+                asked.notes.append("The list was not ordered in time; it is that of the scores alone.")
+                exploration = None
+                wanted = dataclasses.replace(wanted, diversity=0.0, calibration=0.0, explore_key=None)
+                items = self.engine.recommend(view, wanted)
         else:
             items = self.engine.recommend(view, wanted)
         if exploration is not None and noted:
@@ -247,7 +254,8 @@ class Service:
             (view.key_of(item), seconds if seconds >= 0 else None)
             for item, seconds in zip(before.item_ids.tolist(), before.seconds.tolist(), strict=True)
         ]
-        events += [(event.item_id, event.seconds) for event in self.store.history(user_id)]
+        own = live.version.bundle.catalogue.vocabulary.own
+        events += [(own(event.item_id), event.seconds) for event in self.store.history(user_id)]
         return {
             "user_id": user_id,
             "history": [
@@ -278,7 +286,7 @@ class Service:
             seconds=int(time.time()),
         )
         self.store.put_item(item)
-        return {"item_id": item.item_id}
+        return {"item_id": view.version.bundle.catalogue.vocabulary.own(item.item_id)}
 
     async def hide_item(self, request: HideItem) -> dict[str, Any]:
         """Hides an item, or shows it again."""

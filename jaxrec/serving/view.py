@@ -123,13 +123,11 @@ class View:
         return np.array([found for key in keys if (found := self.id_of(key))], np.int64)
 
     def key_of(self, item_id: int) -> Key:
-        """The own id."""
-        base = self.version.num_items
-        return (
-            self.added[item_id - base - 1].item_id
-            if item_id > base
-            else self.version.bundle.catalogue.vocabulary.key_of(item_id)
-        )
+        """The own id: a new item's is a number, too, where ids are numbers and it is one."""
+        base, vocabulary = self.version.num_items, self.version.bundle.catalogue.vocabulary
+        if item_id > base:
+            return vocabulary.own(self.added[item_id - base - 1].item_id)
+        return vocabulary.key_of(item_id)
 
     @property
     def by_popularity(self) -> Int[np.ndarray, " m"]:

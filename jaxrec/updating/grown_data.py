@@ -20,6 +20,7 @@ from jaxrec.data.config import DataConfig, GlobalTime
 from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
 from jaxrec.data.own_source import BatchTable, OwnSource
 from jaxrec.data.sources import SourceBatch, file_digest
+from jaxrec.export.catalogue import is_number
 from jaxrec.updating.snapshot import EVENTS_FILE, ITEMS_FILE
 
 __all__ = ["GrownData", "grown_config"]
@@ -165,7 +166,7 @@ class GrownData(OwnSource):
                 ),
             }
             for item in added
-            if item["item_id"] not in there and (pa.types.is_string(kind) or _is_number(item["item_id"]))
+            if item["item_id"] not in there and (pa.types.is_string(kind) or is_number(item["item_id"]))
         ]
         if rows:
             yield pa.RecordBatch.from_pylist(rows, schema=schema)
@@ -177,7 +178,7 @@ class GrownData(OwnSource):
         found = {}
         for name, column in keys.items():
             kind = pa.array(column).type
-            numbers = not pa.types.is_string(kind) and all(map(_is_number, set(self._log[name])))
+            numbers = not pa.types.is_string(kind) and all(map(is_number, set(self._log[name])))
             found[name] = kind if numbers else pa.string()
         return found
 
@@ -269,12 +270,6 @@ class _Events:
             file_digest(Path(self._source.snapshot) / EVENTS_FILE),
         )
         return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def _is_number(key: str) -> bool:
-    """Whether a key is a whole number of 64 bits, as it would be written."""
-    digits = key.removeprefix("-")
-    return digits.isascii() and digits.isdecimal() and len(digits) < 19 and str(int(key)) == key
 
 
 def _as(key: str, kind: pa.DataType) -> int | str:

@@ -1,16 +1,17 @@
 """Candidates of several sources in one list: tags, formulas, pages, the index."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
 from jaxrec.export.item_index import ItemIndex
-from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Sources
+from jaxrec.serving.candidates import COLUMNS, SOURCES, Asker, Sources, of_model
 from jaxrec.serving.engine import Engine, ListRequest
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
-from jaxrec.serving.rules import Rules
+from jaxrec.serving.rules import CategoryFilter, Rules
 from jaxrec.serving.store import AddedItem
 from jaxrec.serving.version import History
 from jaxrec.serving.view import View
@@ -103,11 +104,18 @@ def test_pages_go_on_behind_the_pool(version):
 
 def test_what_a_formula_refuses_is_not_shown(version):
     view, asker = view_of(version), asker_of(version)
-    pool = Engine(formula=Formula.parse("1 / newness", COLUMNS)).recommend(view, request_of(asker, size=3))
-    plain = {item.item_id for item in Engine().recommend(view, request_of(asker, size=100))}
-    # Nothing old of the best thousand: behind the new items come those that the formula has not seen.
-    assert not {item.item_id for item in pool} & plain - {"n1", "n2"}
-    assert all(np.isfinite(item.score) for item in pool)
+    engine = Engine(formula=Formula.parse("1 / newness", COLUMNS))
+    found = engine.recommend(view, request_of(asker, size=3))
+    assert {item.item_id for item in found} == {"n1", "n2"}, "behind the best thousand, too"
+    assert all(np.isfinite(item.score) for item in found)
+    assert not engine.recommend(view, request_of(asker, size=3, offset=1_000))
+    engine = Engine(formula=Formula.parse("1 / (popularity - 1)", COLUMNS))
+    whole = engine.recommend(view, request_of(asker, size=1_200))
+    assert len(whole) == 1_200
+    ids = view.ids_of(item.item_id for item in whole)
+    assert not np.any(view.popularity[ids] == 1)
+    page = engine.recommend(view, request_of(asker, size=100, offset=950))
+    assert [item.item_id for item in page] == [item.item_id for item in whole[950:1_050]]
 
 
 def test_an_index_finds_what_the_whole_catalogue_has(version):
@@ -122,6 +130,27 @@ def test_an_index_finds_what_the_whole_catalogue_has(version):
         wanted, found = (Engine().recommend(view, request) for view in (exact, approximate))
         assert [item.item_id for item in found] == [item.item_id for item in wanted]
         np.testing.assert_allclose([i.score for i in found], [i.score for i in wanted], rtol=1e-4, atol=1e-5)
+
+
+def test_pages_of_an_index_go_on_where_its_cells_end(version):
+    asker = asker_of(version)
+    in_cells = np.sort(np.random.default_rng(0).permutation(version.num_items)[:300] + 1)
+    near = version.vectors[in_cells] @ asker.query.vector + version.bias[in_cells]
+    index = types.SimpleNamespace(search=lambda _, most: in_cells[np.argsort(-near)[:most]])
+    indexed = object.__new__(type(version))
+    indexed.__dict__.update(version.__dict__ | {"index": index})
+    for name in ("Comedy", "Drama"):
+        rules = Rules(exclude=asker.history, categories=CategoryFilter(none_of=(name,)))
+        view = view_of(indexed)
+        whole = of_model(view, asker.query, rules, view.num_items).item_ids
+        assert sorted(whole) == sorted(
+            of_model(view_of(version), asker.query, rules, view.num_items).item_ids
+        )
+        for most in (5, 150, 300, 350, 1_500):
+            assert of_model(view, asker.query, rules, most).item_ids.tolist() == whole[:most].tolist()
+    for rules in (Rules(categories=CategoryFilter(any_of=("Horror",))), Rules(boosts={"Horror": 1.0})):
+        found, wanted = (of_model(view_of(v), asker.query, rules, 50).item_ids for v in (indexed, version))
+        assert found.tolist() == wanted.tolist(), "an index does not know where these lie"
 
 
 def test_a_new_item_is_encoded_by_what_is_written_about_it(version):

@@ -47,6 +47,8 @@ def test_a_formula_says_what_it_looks_like(text, wanted):
         ("", "is no formula"),
         ("1+" * 120 + "1", "has more than 100 parts"),
         ("1+" * 300 + "1", "at most 500 are read"),
+        ("score+1" + "0" * 400, "a number is too large; write none above 1.8e\\+308"),
+        ("1e309", "a number is too large"),
         ("(" * 249 + "1" + ")" * 249, "is no formula"),
     ],
 )

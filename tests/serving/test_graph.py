@@ -56,6 +56,14 @@ def test_a_relation_may_be_read_backwards(keys, version, tmp_path):
     assert rules.of(view).blocked(np.array([1])).tolist() == [3, 4]
 
 
+def test_a_csv_says_ids_as_they_are_written(tmp_path):
+    path = tmp_path / "graph.csv"
+    path.write_text("head,relation,tail\n0012,sequel_of,0011\nNA,sequel_of,1e3\n,sequel_of,1\n")
+    assert GraphRules.read(path, "sequel_of")._edges == [("0012", "0011"), ("NA", "1e3")]
+    path.write_text("head,relation,tail\n3,1,2\n")
+    assert GraphRules.read(path, "1")._edges == [("3", "2")]
+
+
 def test_what_is_no_graph_is_refused_in_words(keys, tmp_path, monkeypatch):
     path = tmp_path / "graph.parquet"
     pq.write_table(edges(keys), path)
@@ -66,6 +74,9 @@ def test_what_is_no_graph_is_refused_in_words(keys, tmp_path, monkeypatch):
         GraphRules.read(path, "sequel_of")
     pq.write_table(edges(keys).drop_columns(["tail"]), path)
     with pytest.raises(ValueError, match="no column 'tail'; it must have head, relation, tail"):
+        GraphRules.read(path, "sequel_of")
+    pq.write_table(pa.table({"head": [["a"]], "relation": ["sequel_of"], "tail": ["b"]}), path)
+    with pytest.raises(ValueError, match="a column that is neither text nor numbers"):
         GraphRules.read(path, "sequel_of")
     with pytest.raises(ValueError, match="cannot be read"):
         GraphRules.read(tmp_path / "nowhere.csv", "sequel_of")

@@ -1,8 +1,10 @@
 """The service and its HTTP face on a real exported model: lists, rules, state, versions, limits."""
 
 import asyncio
+import dataclasses
 import itertools
 import json
+import time
 import urllib.parse
 
 import httpx
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxrec.export.manifest import LONGEST_NAME, check_name
 from jaxrec.serving.app import make_app
 from jaxrec.serving.batcher import Closed, Expired
 from jaxrec.serving.candidates import COLUMNS, Sources
@@ -18,6 +21,7 @@ from jaxrec.serving.engine import Engine
 from jaxrec.serving.exploration import EpsilonGreedy
 from jaxrec.serving.formula import Formula
 from jaxrec.serving.guard import Limits, depth_of
+from jaxrec.serving.schema import FeedbackEvent, RecommendRequest
 
 
 def talk(service, work, limits=Limits(), **client):
@@ -265,6 +269,40 @@ def test_a_new_item_is_found_recommended_and_refused_twice(version, tmp_path, ma
     talk(make_service(version, tmp_path), work)
 
 
+def test_ids_are_numbers_where_the_catalogue_has_numbers(version, tmp_path, make_service):
+    async def work(http):
+        for sent, said in ((900_001, 900_001), ("900002", 900_002), ("007", "007"), ("n", "n")):
+            item = {"item_id": sent, "title": "Toy Story 9"}
+            assert (await post(http, "/v1/items", item, status=201)) == {"item_id": said}
+        only = {"allow": ["900001", 900_002, "007", "n", 1]}
+        found = await post(http, "/v1/recommend", {"history": [2], "filter": only})
+        assert set(keys_of(found)) == {900_001, 900_002, "007", "n", 1}
+        events = [{"user_id": "u", "item_id": key} for key in ("1", 1, 900_001, "007")]
+        await post(http, "/v1/feedback", {"events": events})
+        state = (await http.get("/v1/users/u")).json()["history"]
+        assert [event["item_id"] for event in state] == [1, 1, 900_001, "007"]
+        assert all(event["title"] for event in state)
+        await post(http, "/v1/similar", {"item_id": "01"}, status=404)
+
+    talk(make_service(version, tmp_path), work)
+
+
+def test_nothing_is_like_an_item_of_which_nothing_is_known(version, tmp_path, make_service):
+    service = make_service(version, tmp_path)
+    live = service.live.newest
+    view = live.view(service.store)
+    unit = view.unit.copy()
+    unit[3] = 0.0
+    live._view = dataclasses.replace(view, unit=unit)
+
+    async def work(http):
+        for item, count in ((3, 0), (4, 5)):
+            body = {"item_id": view.key_of(item), "k": 5}
+            assert len((await post(http, "/v1/similar", body))["items"]) == count
+
+    talk(service, work)
+
+
 def test_a_bundle_is_a_set_under_the_rules(version, tmp_path, make_service):
     async def work(http):
         found = await post(
@@ -294,6 +332,7 @@ def test_a_formula_orders_lists(version, tmp_path, make_service):
     ("path", "body", "status", "message"),
     [
         ("/v1/recommend", {"k": 0}, 422, "k: Input should be greater than or equal to 1"),
+        ("/v1/recommend", {"boosts": {"Comedy": 1e308}}, 422, "less than or equal to 1000000"),
         ("/v1/recommend", {"kk": 1}, 422, "kk: Extra inputs are not permitted"),
         ("/v1/recommend", {"filter": {"any_of": ["Opera"]}}, 400, "category 'Opera': the catalogue has"),
         ("/v1/recommend", {"version": "v9"}, 404, "version 'v9' is not loaded; there are v1"),
@@ -311,6 +350,8 @@ def test_errors_name_what_is_wrong(version, tmp_path, path, body, status, messag
 
 
 def test_the_inference_protocol(version, tmp_path, make_service):
+    service = make_service(version, tmp_path)
+
     async def work(http):
         assert (await http.get("/v2/health/ready")).status_code == 200
         assert (await http.get("/v2/health/live")).json() == {"live": True}
@@ -321,10 +362,19 @@ def test_the_inference_protocol(version, tmp_path, make_service):
         ids, scores = found["outputs"]
         assert ids["shape"] == scores["shape"] == [2, 4]
         assert ids["data"][4:] == keys_of(alone)
+        assert ids["datatype"] == "INT64"
+        await post(http, "/v1/items", {"item_id": "text", "title": "x", "categories": ["Comedy"]}, status=201)
+        service.engine = Engine(
+            sources=Sources(sizes={"recent": 5}), formula=Formula.parse("newness", COLUMNS)
+        )
+        found = await post(http, "/v2/models/jaxrec/infer", {"inputs": [tensor], "parameters": {"k": 4}})
+        (ids, _) = found["outputs"]
+        assert ids["datatype"] == "BYTES" and ids["data"][0] == "text"
+        assert all(isinstance(key, str) for key in ids["data"]), "a tensor is of one type"
         bad = {"inputs": [tensor | {"shape": [2, 4]}]}
         assert "give rows * events" in (await post(http, "/v2/models/jaxrec/infer", bad, status=400))["error"]
 
-    talk(make_service(version, tmp_path), work)
+    talk(service, work)
 
 
 def test_nothing_is_ready_without_a_model(tmp_path, make_service):
@@ -416,6 +466,49 @@ def test_depth_is_counted_as_json_has_it(value):
         return 1 + max(map(depth, children), default=0) if isinstance(part, (list, dict)) else 0
 
     assert depth_of(json.dumps(value).encode()) == depth(value)
+
+
+def test_a_version_of_the_longest_name_is_named_in_requests():
+    name = check_name("v" * LONGEST_NAME)
+    assert RecommendRequest(version=name).version == FeedbackEvent(user_id=1, item_id=1, version=name).version
+    with pytest.raises(ValueError, match="at most 128 in all"):
+        check_name(name + "v")
+    for kind, fields in ((RecommendRequest, {}), (FeedbackEvent, {"user_id": 1, "item_id": 1})):
+        with pytest.raises(ValueError, match="at most 128 characters"):
+            kind(**fields, version=name + "v")
+
+
+@pytest.mark.parametrize("wish", [{"diversity": 0.5}, {"calibration": 0.5}, {"explore": True}])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_list_that_is_late_is_a_plain_one(version, tmp_path, make_service, wish, late):
+    """The model is late, or nothing but the order is."""
+    service = make_service(version, tmp_path, Engine(exploration=EpsilonGreedy(epsilon=0.5)))
+
+    async def work(http):
+        if late:
+
+            async def submit(history, *, deadline):
+                await asyncio.sleep(max(0.0, deadline - time.monotonic()) + 0.01)
+                raise Expired("the deadline passed.")
+
+            service.live.newest.batcher.submit = submit
+        else:
+
+            async def expired(*_):
+                raise Expired("its turn came after the deadline")
+
+            service._in_thread = expired
+        body = {"history": [1, 2], "k": 5, "deadline_ms": 20 if late else 20_000}
+        plain, found = [await post(http, "/v1/recommend", body | options) for options in ({}, wish)]
+        assert keys_of(found) == keys_of(plain) and len(keys_of(found)) == 5
+        assert found["scored_by"] == ("popularity" if late else "model")
+        assert found["degraded"] and found["explore_seed"] == ""
+        note = "The list was not ordered in time; it is that of the scores alone."
+        assert found["notes"] == [*plain["notes"], note]
+        assert not any(item["explored"] or item["propensity"] for item in found["items"])
+        assert 'jaxrec_degraded_total{why="order_expired"} 1.0' in (await http.get("/metrics")).text
+
+    talk(service, work)
 
 
 def test_a_shadow_is_asked_and_never_heard(version, tmp_path, make_service, renamed):
