@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging()
     try:
         study = run_search(search)
-        metric = search.config_of({}).evaluation.metric
+        metric = search.any_config().evaluation.metric
         plots = write_plots(study, search.workdir, metric)
     except (ValueError, OSError) as error:
         return failed(error)

@@ -32,7 +32,9 @@ from jaxrec.config import (
 from jaxrec.config.fields import field_docs, type_name
 from jaxrec.config.overrides import format_value, parse_value
 from jaxrec.config.run import MAY_CHANGE
-from jaxrec.data.config import DataConfig, GlobalTime, LeaveOneOut
+from jaxrec.data.config import DataConfig, GlobalTime, LeaveOneOut, QueryConfig
+from jaxrec.data.domains import Domains
+from jaxrec.data.social import Social
 from jaxrec.embedding.row_optimizer import RowAdagrad
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models.item_text import TextTower
@@ -79,6 +81,20 @@ class Unrelated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Says nothing for itself."""
+
+    file: str
+    names: Mapping[str, str]
+    shape: Shape
+    rows: int = 1
+
+    def __post_init__(self):
+        if self.rows < 1:
+            raise ValueError(f"rows={self.rows} must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Toy:
     """A toy.
 
@@ -102,6 +118,9 @@ class Toy:
     shape: Shape = Circle()
     split: LeaveOneOut | GlobalTime = LeaveOneOut()
     maybe: Unrelated | None = None
+    place: Place | None = None
+    places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
+    optional_shape: Shape | None = None
     shapes: Mapping[str, Shape] = dataclasses.field(default_factory=lambda: {"first": Circle()})
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -226,6 +245,56 @@ def test_overrides_are_applied_together():
     assert changed("shape.radius=2", "shape=Circle", "shape.radius=5", config=start).shape == Circle(
         radius=5.0
     )
+
+
+PLACE = ("file=x", "names.a.b=y", "shape=Square", "shape.upper=9")
+
+
+@pytest.mark.parametrize("named", [(), ("place=Place",)])
+def test_a_class_with_required_fields_is_made_of_the_overrides_below_it(named):
+    expected = Place(file="x", names={"a.b": "y"}, shape=Square(upper=9))
+    below = [f"place.{one}" for one in PLACE]
+    assert changed(*below, *named).place == expected
+    assert changed("places.new=Place", *(f"places.new.{one}" for one in PLACE)).places == {"new": expected}
+    again = changed("place.rows=2", config=Toy(place=expected)).place
+    assert again == dataclasses.replace(expected, rows=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["place=Place", "place.shape=Circle"],
+            r"config\.place: Place needs file, names; give --config\.place\.file=VALUE "
+            r"--config\.place\.names\.KEY=VALUE\.$",
+        ),
+        (["place.rows=2"], r"Place needs file, names, shape; .* --config\.place\.shape=Circle\|Square\.$"),
+        (["places.new=Place"], r"config\.places\.new: Place needs file"),
+        (["place=Place", "place.fil=x"], r"config\.place has no field 'fil'; did you mean 'file'"),
+        ([f"place.{one}" for one in (*PLACE, "rows=0")], r"rows=0 must be at least 1\..*set by config\.place\.file"),
+        (["shape=Square", "shape.side=5"], r"side=5 must be below upper=3\. \(set by config\.shape\.side\)"),
+        (
+            ["optional_shape.scale=2"],
+            r"is None and has no field 'scale'; set it first: --config\.optional_shape=CLASS, with CLASS one of "
+            "Circle, Square",
+        ),
+    ],
+)  # fmt: skip
+def test_a_class_that_lacks_a_field_says_how_to_give_it(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        changed(*overrides)
+
+
+def test_the_real_classes_with_required_fields():
+    queries = apply_overrides(DataConfig(), ["--data.queries.file=tags.parquet"], prefix="data").queries
+    assert queries == QueryConfig(file="tags.parquet")
+    source = ("data.source=Social", "data.source.path=x")
+    made = changed(*source, "data.source.edges=y", config=train_config()).data.source
+    assert made == Social(path="x", edges="y")
+    with pytest.raises(ValueError, match=r"Social needs edges; give --config\.data\.source\.edges=VALUE\.$"):
+        changed(*source, config=train_config())
+    domains = changed("data.source=Domains", "data.source.paths.a=DIR", config=train_config()).data.source
+    assert domains == Domains(paths={"a": "DIR"})
 
 
 def test_another_prefix():

@@ -3,7 +3,8 @@
 All overrides of a command are applied together, from the leaves up, so that two fields that must agree can change
 in one command. A mapping is addressed by its keys (`--config.tasks.next_item.weight=2`; `=none` takes a key out), and
 where its values are plain, by all that follows: keys may hold dots (`--config.optimizer.rates.encoder.*=0`). A field
-that accepts several classes takes the name of one of them (`--config.data.split=GlobalTime`).
+that accepts several classes takes the name of one of them (`--config.data.split=GlobalTime`); a class is made with
+the overrides below it, which must give the fields that have no default.
 """
 
 import dataclasses
@@ -87,34 +88,64 @@ def apply_overrides(config: Config, overrides: Sequence[str], *, prefix: str = "
 
 def _changed(value: Any, annotation: Any, change: _Change, path: str, root: Any) -> Any:
     if change.text is not None:
+        cls = class_choices(annotation).get(change.text)
+        if cls is not None:
+            return _made(cls, change, path, root)
         value = parse_value(annotation, change.text, path)
     if not change.below:
         return value
-    if value is None and len(dataclass_types(annotation)) == 1:
-        value = dataclass_types(annotation)[0]()  # an optional part that is asked for now
+    if value is None and len(classes := list(class_choices(annotation).values())) == 1:
+        return _made(classes[0], change, path, root)  # an optional part that is asked for now
+    if value is None and mapping_value(annotation) is not None:
+        value = {}  # likewise, or a required field of a class that is made now
     if is_config(value):
-        return _changed_fields(value, change, path, root)
+        present = {name: getattr(value, name) for name in field_annotations(type(value))}
+        return _with_fields(type(value), present, change, path, root)
     if isinstance(value, Mapping):
         return _changed_keys(value, annotation, change, path, root)
-    names = ", ".join(class_choices(annotation))
-    remedy = f"set it first: {path}={names}" if names else f"write --{path}=VALUE"
+    names = ", ".join(_shown_choices(annotation))
+    remedy = f"set it first: --{path}=CLASS, with CLASS one of {names}" if names else f"write --{path}=VALUE"
     raise ValueError(f"{path} is {value!r} and has no field {next(iter(change.below))!r}; {remedy}.")
 
 
-def _changed_fields(value: Any, change: _Change, path: str, root: Any) -> Any:
-    annotations = field_annotations(type(value))
+def _made(cls: type, change: _Change, path: str, root: Any) -> Any:
+    """A new `cls` of its defaults and the changes."""
+    present = {}
+    for field in dataclasses.fields(cls):
+        if field.init and field.default is not dataclasses.MISSING:
+            present[field.name] = field.default
+        elif field.init and field.default_factory is not dataclasses.MISSING:
+            present[field.name] = field.default_factory()
+    return _with_fields(cls, present, change, path, root)
+
+
+def _with_fields(cls: type, present: dict[str, Any], change: _Change, path: str, root: Any) -> Any:
+    """`cls` of the `present` fields and the changes; a required field may be in neither."""
+    annotations = field_annotations(cls)
     for name in change.below:
         if name not in annotations:
-            raise ValueError(_unknown(name, list(annotations), path, type(value).__name__, root))
+            raise ValueError(_unknown(name, list(annotations), path, cls.__name__, root))
     changes = {
-        name: _changed(getattr(value, name), annotations[name], below, f"{path}.{name}", root)
+        name: _changed(present.get(name), annotations[name], below, f"{path}.{name}", root)
         for name, below in change.below.items()
     }
+    missing = [name for name in annotations if name not in present and name not in changes]
+    if missing:
+        them = " ".join(_giving(f"{path}.{name}", annotations[name]) for name in missing)
+        raise ValueError(f"{path}: {cls.__name__} needs {', '.join(missing)}; give {them}.")
     try:
-        return dataclasses.replace(value, **changes)
+        return cls(**(present | changes))
     except (ValueError, TypeError) as error:
-        given = ", ".join(f"{path}.{name}" for name in changes)
+        given = ", ".join(f"{path}.{name}" for name in changes) or path
         raise ValueError(f"{error} (set by {given})") from error
+
+
+def _giving(path: str, annotation: Any) -> str:
+    """The form of an override that gives a field."""
+    of_values = mapping_value(annotation)
+    if of_values is not None:
+        path, annotation = f"{path}.KEY", of_values
+    return f"--{path}={'|'.join(_shown_choices(annotation)) or 'VALUE'}"
 
 
 def _changed_keys(
@@ -151,7 +182,7 @@ def _unknown(name: str, known: list[str], path: str, owner: str, root: Any) -> s
 
 
 def parse_value(annotation: Any, text: str, path: str) -> Any:
-    """The value that `text` stands for under an annotation.
+    """The value that `text` stands for under an annotation: a plain one, as a class is made with its fields.
 
     Raises:
         ValueError: the text does not fit; the message names the path, the text and what is expected.
@@ -208,8 +239,6 @@ def _parse_one(option: Any, text: str) -> Any:
         raise ValueError
     if origin is tuple:
         return _parse_tuple(option, text)
-    if dataclass_types(option) and (cls := class_choices(option).get(text)) is not None:
-        return cls()
     raise ValueError
 
 

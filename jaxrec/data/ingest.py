@@ -23,6 +23,7 @@ from jaxrec.data.validate import (
     RowCheck,
     as_text,
     blank_to_null,
+    cell,
     is_text,
     parse_flags,
     parse_ids,
@@ -161,11 +162,12 @@ def _ingest_batch(part: SourceBatch, state: Ingested, kinds: dict[str, str], qua
     users = parse_ids(batch.column(columns.user), columns.user, kinds.get("user", "auto"), check)
     items = parse_ids(batch.column(columns.item), columns.item, kinds.get("item", "auto"), check)
     records = np.zeros(size, state.spool.dtype)
-    for name in ("time", "order"):
-        column = columns.timestamp if name == "time" else columns.order
+    # An order counts nothing: the unit is the time's alone.
+    for name, part_name, unit in (("time", "timestamp", columns.timestamp_unit), ("order", "order", "s")):
+        column = getattr(columns, part_name)
         if column != ABSENT:
-            kind = kinds.get("timestamp" if name == "time" else "order", "")
-            records[name] = parse_times(batch.column(column), column, kind, check)
+            kind = kinds.get(part_name, "")
+            records[name] = parse_times(batch.column(column), column, kind, check, UNITS_PER_SECOND[unit])
     values = None
     if columns.value.column != ABSENT:
         values = parse_numbers(batch.column(columns.value.column), columns.value.column, check)
@@ -209,11 +211,10 @@ def _ingest_batch(part: SourceBatch, state: Ingested, kinds: dict[str, str], qua
 
 def set_aside(part: SourceBatch, check: RowCheck, source: str, quarantine: Quarantine) -> None:
     """Write the rows that failed the check to the quarantine, as they were read."""
-    rows = sorted(check.reasons)
-    if rows:
-        contents = part.batch.take(pa.array(rows, pa.int64())).to_pylist()
-        for row, content in zip(rows, contents, strict=True):
-            quarantine.add(source, int(part.rows[row]), check.reasons[row], content)
+    names, columns = part.batch.schema.names, part.batch.columns
+    for row, reason in sorted(check.reasons.items()):
+        content = {name: cell(column[row]) for name, column in zip(names, columns, strict=True)}
+        quarantine.add(source, int(part.rows[row]), reason, content)
 
 
 def _direct_labels(
@@ -279,9 +280,10 @@ def _column_hashes(column: pa.Array) -> UInt64[np.ndarray, " e"]:
         # Bit patterns: NaN equals itself, and no integer is rounded.
         bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
     elif is_text(kind):
-        encoded = pc.dictionary_encode(column.fill_null(b"" if pa.types.is_binary(kind) else ""))
+        # As bytes, which need not be UTF-8.
+        encoded = pc.dictionary_encode(pc.cast(column, pa.large_binary()).fill_null(b""))
         words = np.array([hash(word) for word in encoded.dictionary.to_pylist()], np.int64).view(np.uint64)
         bits = words[np.asarray(encoded.indices)] if len(words) else np.zeros(len(column), np.uint64)
     else:
-        bits = np.array([hash(repr(value)) for value in column.to_pylist()], np.int64).view(np.uint64)
+        bits = np.array([hash(repr(cell(value))) for value in column], np.int64).view(np.uint64)
     return mixed(bits + np.where(null, ODD, np.uint64(1)))

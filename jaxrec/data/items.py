@@ -18,7 +18,7 @@ from jaxrec.data.ingest import UNREADABLE, set_aside
 from jaxrec.data.quarantine import Quarantine
 from jaxrec.data.sources import Table
 from jaxrec.data.text import WordPieces
-from jaxrec.data.validate import RowCheck, as_text, is_text, parse_ids
+from jaxrec.data.validate import RowCheck, as_text, cell, is_text, parse_ids
 
 __all__ = ["Catalogue", "ItemCells", "ItemColumns", "read_catalogue", "write_items"]
 
@@ -147,7 +147,7 @@ class _Cells:
     """A column of any type, one tuple of words a row: a list as it is, a string whole or split."""
 
     def __init__(self, column: pa.Array, separator: str):
-        self._values = (as_text(column)[0] if is_text(column.type) else column).to_pylist()
+        self._values = [cell(value) for value in (as_text(column)[0] if is_text(column.type) else column)]
         self._separator = separator
 
     def __getitem__(self, row: int) -> tuple[str, ...]:

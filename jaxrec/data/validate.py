@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int64
 
 from jaxrec.data.histories import UNKNOWN_TIME
 
-__all__ = ["RowCheck", "as_text", "parse_flags", "parse_ids", "parse_numbers", "parse_times"]
+__all__ = ["RowCheck", "as_text", "cell", "parse_flags", "parse_ids", "parse_numbers", "parse_times"]
 
 UNKNOWN = UNKNOWN_TIME  # of an order too
 _MAX_EXACT_FLOAT = 2.0**53
@@ -49,16 +49,44 @@ class RowCheck:
         self.bad |= mask
 
 
+def cell(value: pa.Scalar) -> Any:
+    """A value as Python has it; where Python has none for it, at any depth, as text.
+
+    Python's times end at microseconds, in the year 9999 and at the zones that the machine knows, and its strings are
+    UTF-8; a column's need not. A time of such a zone is told in UTC.
+    """
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):  # Arrow's own errors of this kind are ValueErrors
+        pass
+    kind = value.type
+    if isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar):
+        return cell(value.value)
+    if isinstance(value, pa.StructScalar):
+        return {kind.field(at).name: cell(value[at]) for at in range(kind.num_fields)}
+    if pa.types.is_nested(kind):
+        return [cell(one) for one in value.values]
+    if pa.types.is_timestamp(kind):
+        text = value.cast(pa.timestamp(kind.unit)).cast(pa.string()).as_py()
+        return f"{text} UTC" if kind.tz else text
+    if pa.types.is_temporal(kind):
+        return value.cast(pa.string()).as_py()
+    return value.cast(pa.binary()).as_py().decode("utf-8", "backslashreplace")
+
+
 def as_text(column: pa.Array) -> tuple[pa.Array, Bool[np.ndarray, " e"]]:
     """`(strings, unreadable)`: any string-like column as UTF-8; bytes that are not UTF-8 become null and are told."""
     unreadable = np.zeros(len(column), bool)
+    # By way of bytes: the strings of a Parquet file may be none, which only this cast looks at.
+    column = pc.cast(column, pa.binary()) if is_text(column.type) else column
     try:
         return pc.cast(column, pa.string()), unreadable
     except pa.ArrowInvalid:
         values: list[str | None] = []
-        for row, value in enumerate(column.to_pylist()):
+        for row, value in enumerate(map(cell, column)):
             try:
-                values.append(value.decode() if isinstance(value, bytes) else value)
+                text = value.decode() if isinstance(value, bytes) else value
+                values.append(None if text is None else str(text))
             except UnicodeDecodeError:
                 values.append(None)
                 unreadable[row] = True
@@ -162,8 +190,13 @@ def integer_of(text: str) -> int | None:
     return int(number) if number == number.to_integral_value() else None
 
 
-def parse_times(column: pa.Array, name: str, text_kind: str, check: RowCheck) -> Int64[np.ndarray, " e"]:
+def parse_times(
+    column: pa.Array, name: str, text_kind: str, check: RowCheck, unit_per_second: int = 1
+) -> Int64[np.ndarray, " e"]:
     """Times as int64 in the column's own resolution (`ticks_per_second`), `UNKNOWN` where null.
+
+    Args:
+      unit_per_second: how many of what a number counts make a second.
 
     Raises:
       ValueError: the column is of a type that holds no time.
@@ -176,7 +209,7 @@ def parse_times(column: pa.Array, name: str, text_kind: str, check: RowCheck) ->
         if text_kind == "datetime":
             return _text_datetimes(text, name, check)
         if text_kind == "float":
-            return _float_times(_text_floats(text, name, check), name, check)
+            return _float_times(_text_floats(text, name, check), name, check, unit_per_second)
         known = text.is_valid().to_numpy(zero_copy_only=False)
         filled = _text_integers(text.fill_null("0"), name, check)
         return np.where(known, filled, UNKNOWN)
@@ -197,7 +230,8 @@ def parse_times(column: pa.Array, name: str, text_kind: str, check: RowCheck) ->
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = pc.cast(column, pa.float64())
         null = values.is_null().to_numpy(zero_copy_only=False)
-        return _float_times(np.where(null, math.nan, np.asarray(values.fill_null(0.0))), name, check)
+        values = np.where(null, math.nan, np.asarray(values.fill_null(0.0)))
+        return _float_times(values, name, check, unit_per_second)
     raise ValueError(
         f"{name} is of type {kind}, but must be a number, a date or a time; name another column with "
         "--data.columns.timestamp or --data.columns.order, or '-' for none."
@@ -207,7 +241,7 @@ def parse_times(column: pa.Array, name: str, text_kind: str, check: RowCheck) ->
 def ticks_per_second(kind: pa.DataType, text_kind: str, unit_per_second: int) -> int:
     """How many of `parse_times`' ticks make a second."""
     if is_text(kind):
-        return {"datetime": _MICROSECONDS, "float": _MICROSECONDS * unit_per_second}.get(
+        return {"datetime": _MICROSECONDS, "float": unit_per_second * _ticks_per_unit(unit_per_second)}.get(
             text_kind, unit_per_second
         )
     if pa.types.is_timestamp(kind):
@@ -215,13 +249,20 @@ def ticks_per_second(kind: pa.DataType, text_kind: str, unit_per_second: int) ->
     if pa.types.is_date(kind):
         return 1
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return _MICROSECONDS * unit_per_second
+        return unit_per_second * _ticks_per_unit(unit_per_second)
     return unit_per_second
 
 
-def _float_times(values: np.ndarray, name: str, check: RowCheck) -> Int64[np.ndarray, " e"]:
-    """Floats in microticks, so that events of one second keep their order; NaN is how CSV tools write null."""
-    ticks = np.floor(values * _MICROSECONDS)
+def _ticks_per_unit(unit_per_second: int) -> int:
+    """Of floats: microseconds, so that events of one second keep their order; finer units stay what they are."""
+    return max(1, _MICROSECONDS // unit_per_second)
+
+
+def _float_times(
+    values: np.ndarray, name: str, check: RowCheck, unit_per_second: int
+) -> Int64[np.ndarray, " e"]:
+    """Floats in ticks; NaN is how CSV tools write null."""
+    ticks = np.floor(values * _ticks_per_unit(unit_per_second))
     large = np.abs(ticks) >= 2.0**63
     check.flag(large, f"{name} is beyond 64 bits")
     unknown = np.isnan(values)

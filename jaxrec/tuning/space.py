@@ -28,11 +28,6 @@ class Range:
             return str(trial.suggest_int(field, int(self.low), int(self.high), log=self.log))
         return repr(trial.suggest_float(field, self.low, self.high, log=self.log))
 
-    @property
-    def example(self) -> str:
-        """A value of the range."""
-        return str(int(self.low)) if self.whole else repr(self.low)
-
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -43,11 +38,6 @@ class Choice:
     def suggest(self, trial: Trial, field: str) -> str:
         """The trial's value."""
         return str(trial.suggest_categorical(field, self.values))
-
-    @property
-    def example(self) -> str:
-        """One of the values."""
-        return self.values[0]
 
 
 Space = Mapping[str, Range | Choice]

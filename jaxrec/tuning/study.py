@@ -39,6 +39,8 @@ POLL_SECONDS = 0.5
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 # The search ends where so many trials in a row failed: the config is at fault then, not the values.
 MAX_FAILURES = 3
+# It does not begin where so many draws give no config: a field or a value is wrong then, or nothing fits together.
+MAX_DRAWS = 200
 WORKDIR = "workdir"  # attribute of a trial
 
 
@@ -73,6 +75,30 @@ class Search:
         overrides = [*self.overrides, *_as_overrides(values)]
         return [*self.train, f"--config={self.config}", f"--workdir={workdir}", *overrides]
 
+    def draw(self, trial: Trial) -> dict[str, str]:
+        """The values that the sampler proposes, by their fields."""
+        return {field: choice.suggest(trial, field) for field, choice in self.space.items()}
+
+    def any_config(self) -> TrainConfig:
+        """The config of the first values drawn that fit together: for all that is not searched.
+
+        Raises:
+          ValueError: the file holds no config, or none of `MAX_DRAWS` draws gives one.
+        """
+        config = load_config(self.config)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self.seed))
+        for _ in range(MAX_DRAWS):
+            values = self.draw(draws.ask())
+            try:
+                return apply_overrides(config, [*self.overrides, *_as_overrides(values)])
+            except ValueError as error:
+                problem = error
+        raise ValueError(
+            f"none of {MAX_DRAWS} draws of the searched values fits the config; the last one, {_shown(values)}: "
+            f"{problem}"
+        )
+
     @property
     def shares_data(self) -> bool:
         """Whether all trials train on the same prepared data."""
@@ -89,7 +115,7 @@ def run_search(search: Search) -> Study:
     Raises:
       ValueError: the space does not fit the config, the workdir holds another search, or trial after trial fails.
     """
-    config = search.config_of({field: values.example for field, values in search.space.items()})
+    config = search.any_config()
     if not config.evaluation.every_steps:
         raise ValueError(
             "evaluation.every_steps=0: trials are judged and stopped early by validation while they train; set "
@@ -101,7 +127,6 @@ def run_search(search: Search) -> Study:
         )
     _claim(search)
     shared = _shared_data(search, config)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="jaxrec",
         storage=JournalStorage(JournalFileBackend(str(search.workdir / STUDY_FILE))),
@@ -130,6 +155,10 @@ def best_trial(study: Study) -> FrozenTrial | None:
 
 def _as_overrides(values: dict[str, str]) -> list[str]:
     return [f"--config.{field}={text}" for field, text in values.items()]
+
+
+def _shown(values: dict[str, str]) -> str:
+    return " ".join(f"{field}={text}" for field, text in values.items())
 
 
 def _claim(search: Search) -> None:
@@ -179,19 +208,18 @@ def _shared_data(search: Search, config: TrainConfig) -> list[str]:
 
 def _run_trial(search: Search, study: Study, trial: Trial, metric: str, shared: list[str]) -> bool:
     """Trains a trial to its end or until it is pruned; False where it failed."""
-    values = {field: choice.suggest(trial, field) for field, choice in search.space.items()}
+    values = search.draw(trial)
     if WORKDIR not in trial.user_attrs:
         trial.set_user_attr(WORKDIR, f"{trial.number:04d}")
     workdir = _workdir(search, trial)
-    shown = " ".join(f"{field}={text}" for field, text in values.items())
     try:
         search.config_of(values)
     except ValueError as error:
         # Not a failure: some values of a space may not fit together.
-        logger.warning("trial %d: %s does not fit together: %s", trial.number, shown, error)
+        logger.warning("trial %d: %s does not fit together: %s", trial.number, _shown(values), error)
         study.tell(trial, state=TrialState.PRUNED)
         return True
-    logger.info("trial %d: %s", trial.number, shown)
+    logger.info("trial %d: %s", trial.number, _shown(values))
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOG_FILE).open("a", encoding="utf-8") as log:
         command = [*search.command(values, workdir), *shared]

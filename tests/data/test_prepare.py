@@ -235,6 +235,45 @@ def test_bad_rows_are_set_aside_with_their_reason_and_the_counts_add_up(tmp_path
     assert sum(one["rows"] for one in statistics_of(tmp_path / "out")["quarantine"]) == 6
 
 
+def test_a_bad_row_is_set_aside_whatever_its_columns_hold(tmp_path):
+    far, fine = 2**62, 1_600_000_000_000_000_001
+    more = {
+        "sold": pa.array([fine, fine], pa.timestamp("ns")),
+        "far": pa.array([far, 1], pa.timestamp("ms")),
+        "nowhere": pa.array([1, 1], pa.timestamp("s", tz="Mars/Base")),
+        "clock": pa.array([1, 1], pa.time64("ns")),
+        "took": pa.array([1, 1], pa.duration("ns")),
+        "day": pa.array([2**30, 1], pa.int32()).view(pa.date32()),
+        "list": pa.array([[fine], [fine]], pa.list_(pa.timestamp("ns"))),
+        "struct": pa.array([{"x": far}, {"x": 1}], pa.struct([("x", pa.timestamp("ms"))])),
+        "code": pa.array([fine, fine], pa.timestamp("ns")).dictionary_encode(),
+        "price": pa.array([1, 2], pa.decimal128(9, 2)),
+        "bytes": pa.array([b"\xff", b""]),
+        "word": pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"\xfe"]).buffers()),
+    }
+    events = {"user_id": [None, 1], "item_id": [2, 2], **more}
+    items = {"item_id": [None, 2], "title": more["sold"], **more}
+    dataset = run(write_source(tmp_path / "set", events, items), tmp_path / "out")
+    assert dataset.metadata.num_events == 1
+    assert dataset.titles(np.array([1])) == ["2020-09-13 12:26:40.000000001"]
+    aside = pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
+    assert [(row["source"], row["row"], row["reason"]) for row in aside] == [
+        ("events:events.parquet", 0, "user_id is null"),
+        ("items:items.parquet", 0, "item_id is null"),
+    ]
+    content = json.loads(aside[0]["content"])
+    assert content.keys() == events.keys()
+    assert content["list"] == ["2020-09-13 12:26:40.000000001"]
+    assert content["struct"] == {"x": f"<value out of range: {far}>"}
+
+
+def test_strings_that_are_not_utf8_are_quarantined(tmp_path):
+    words = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"]).buffers())
+    run(write_source(tmp_path / "set", {"user_id": [1, 1], "item_id": words}), tmp_path / "out")
+    aside = pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
+    assert [(row["row"], row["reason"]) for row in aside] == [(1, "item_id is not UTF-8")]
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -489,6 +528,16 @@ def test_milliseconds_keep_their_order_and_become_seconds(tmp_path, caplog):
     assert "timestamp_unit=ms" not in caplog.text
     run(source, tmp_path / "other")
     assert "timestamp_unit=ms" in caplog.text
+
+
+@pytest.mark.parametrize(("unit", "per_second"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_times_as_floats_count_in_every_unit(tmp_path, unit, per_second):
+    times = (np.array([1_600_000_002, 1_600_000_001]) * per_second).astype(float)
+    events = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": times}
+    dataset = run(
+        write_source(tmp_path / "set", events), tmp_path / "out", columns=ColumnMap(timestamp_unit=unit)
+    )
+    assert history(dataset, 0)[:2] == ([2, 1], [1_600_000_001, 1_600_000_002])
 
 
 def test_times_before_1970_and_in_every_column_type_split_alike(tmp_path):

@@ -43,9 +43,14 @@ def any_column(size):
         column(st.booleans(), pa.bool_(), size),
         column(st.decimals(-(10**6), 10**6, places=2), pa.decimal128(12, 2), size),
         column(st.integers(-(10**15), 10**15), pa.timestamp("us"), size),
+        column(INT64, pa.timestamp("ns"), size),
+        column(INT64, pa.timestamp("ms", tz="Mars/Base"), size),
+        column(INT64, pa.duration("us"), size),
         column(st.integers(0, 20_000), pa.date32(), size),
         column(st.integers(0, 86_399), pa.time32("s"), size),
+        column(st.integers(0, 86_399 * 10**9), pa.time64("ns"), size),
         column(st.lists(SMALL, max_size=2), pa.list_(pa.int64()), size),
+        column(st.lists(INT64, max_size=2), pa.list_(pa.timestamp("ns")), size),
         st.just(pa.nulls(size)),
     )
 

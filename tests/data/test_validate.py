@@ -14,6 +14,7 @@ from jaxrec.data.validate import (
     RowCheck,
     as_text,
     blank_to_null,
+    cell,
     integer_of,
     parse_flags,
     parse_ids,
@@ -107,7 +108,7 @@ def test_times_of_every_type():
         == [1_577_836_800_000_000] * 2
     )
     assert [ticks_per_second(pa.string(), kind, 1000) for kind in ("int", "float", "datetime")] == [
-        1000, 10**9, 10**6,
+        1000, 10**6, 10**6,
     ]  # fmt: skip
     assert (ticks_per_second(pa.int64(), "", 1000), ticks_per_second(pa.float64(), "", 1)) == (1000, 10**6)
 
@@ -123,6 +124,38 @@ def test_times_that_are_none_are_set_aside_with_a_reason():
     assert times(pa.array([b"\xff"]))[1] == {0: "time is not UTF-8"}
     with pytest.raises(ValueError, match="of type bool"):
         times(pa.array([True]))
+
+
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+@given(st.data(), st.sampled_from(sorted(UNITS)))
+def test_a_moment_has_the_same_second_however_its_column_counts(data, unit):
+    # To the year 5138, and what a float holds exactly.
+    per_second = UNITS[unit]
+    largest = min(2**53, 10**11 * per_second)
+    counts = data.draw(st.lists(st.integers(-largest, largest), min_size=1, max_size=4))
+    columns = [
+        (pa.array(counts, pa.int64()), ""),
+        (pa.array(counts, pa.float64()), ""),
+        (pa.array(map(decimal.Decimal, counts), pa.decimal128(20, 3)), ""),
+        (pa.array(map(str, counts), pa.string()), "int"),
+        (pa.array(map(str, counts), pa.string()), "float"),
+        (pa.array(counts, pa.timestamp(unit)), ""),
+    ]
+    for column, text_kind in columns:
+        check = RowCheck(len(counts))
+        ticks = parse_times(column, "time", text_kind, check, per_second)
+        assert not check.reasons
+        seconds = ticks // ticks_per_second(column.type, text_kind, per_second)
+        assert seconds.tolist() == [count // per_second for count in counts], column.type
+
+
+def test_floats_of_one_second_keep_their_order():
+    for unit, moment in (("s", 1.6e9), ("ms", 1.6e12), ("us", 1.6e15), ("ns", 1.6e18)):
+        column = pa.array([moment, moment + UNITS[unit] / 1000])
+        first, second = parse_times(column, "time", "", RowCheck(2), UNITS[unit])
+        assert first < second, unit
 
 
 def test_numbers_and_flags():
@@ -153,8 +186,52 @@ def test_the_first_reason_of_a_row_counts():
 
 
 def test_text_helpers():
-    assert as_text(pa.array([b"a", b"\xff", None]))[0].to_pylist() == ["a", None, None]
+    raw = pa.array([b"a", b"\xff", None])
+    for column in (raw, pa.Array.from_buffers(pa.string(), 3, raw.buffers())):
+        text, unreadable = as_text(column)
+        assert (text.to_pylist(), unreadable.tolist()) == (["a", None, None], [False, True, False])
+    assert as_text(pa.array([1, None], NOWHERE))[0].to_pylist() == ["1970-01-01 00:00:00.001 UTC", None]
     assert blank_to_null(pa.array([" a ", "NaN", "null", "\\N", "", None])).to_pylist() == ["a"] + [None] * 5
+
+
+NANOSECOND = 1_600_000_000_000_000_001
+NOWHERE = pa.timestamp("ms", tz="Mars/Base")
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([NANOSECOND], pa.timestamp("ns")), "2020-09-13 12:26:40.000000001"),
+        (
+            pa.array([NANOSECOND], pa.timestamp("ns", tz="Europe/Berlin")),
+            "2020-09-13 12:26:40.000000001 UTC",
+        ),
+        (pa.array([2**62], pa.timestamp("ms")), f"<value out of range: {2**62}>"),
+        (pa.array([1_600_000_000_000], NOWHERE), "2020-09-13 12:26:40.000 UTC"),
+        (pa.array([1], pa.time64("ns")), "00:00:00.000000001"),
+        (pa.array([2**62], pa.int64()).view(pa.time64("us")), f"<value out of range: {2**62}>"),
+        (pa.array([1], pa.duration("ns")), "1"),
+        (pa.array([2**62], pa.duration("s")), f"{2**62}"),
+        (pa.array([2**30], pa.int32()).view(pa.date32()), f"<value out of range: {2**30}>"),
+        (pa.array([2**62], pa.int64()).view(pa.date64()), f"<value out of range: {2**62}>"),
+        (pa.Array.from_buffers(pa.string(), 1, pa.array([b"a\xff"]).buffers()), "a\\xff"),
+        (pa.array([NANOSECOND], pa.timestamp("ns")).dictionary_encode(), "2020-09-13 12:26:40.000000001"),
+        (pa.array([[1, None], None], pa.list_(pa.duration("ns"))), ["1", None]),
+        (pa.array([[1, 2]], pa.list_(pa.duration("ns"), 2)), ["1", "2"]),
+        (
+            pa.array([{"a": [1], "b": 2, "c": None}], pa.struct(
+                [("a", pa.list_(pa.time64("ns"))), ("b", pa.int8()), ("c", NOWHERE)]
+            )),
+            {"a": ["00:00:00.000000001"], "b": 2, "c": None},
+        ),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.duration("ns"))), [{"key": "k", "value": "1"}]),
+        (pa.array([decimal.Decimal("1.5")]), decimal.Decimal("1.5")),
+        (pa.array([b"\xff"]), b"\xff"),
+        (pa.array([NANOSECOND - 1], pa.timestamp("ns")), datetime.datetime(2020, 9, 13, 12, 26, 40)),
+    ],
+)  # fmt: skip
+def test_any_cell_has_a_form_in_python(column, expected):
+    assert cell(column[0]) == expected
 
 
 @given(st.integers(-(10**40), 10**40))

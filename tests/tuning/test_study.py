@@ -140,8 +140,8 @@ def test_trial_after_trial_that_fails_ends_the_search(search):
 def test_values_that_do_not_fit_together_are_passed_over(search):
     space = (
         "--search.optimizer.learning_rate=1e-4..1e-1:log",
-        "--search.model.encoder.embed_dim=32,30",
-        "--search.model.encoder.num_heads=2,4",
+        "--search.model.encoder.embed_dim=30,32",
+        "--search.model.encoder.num_heads=4,2",
         "--search.model.item_dim=32,30",
     )
     study = run_search(search(space=space, trials=8))
@@ -149,10 +149,37 @@ def test_values_that_do_not_fit_together_are_passed_over(search):
 
 
 @pytest.mark.parametrize(
+    ("space", "first", "overrides"),
+    [
+        (["--search.model.encoder.num_heads=3,2"], ["model.encoder.num_heads=3"], []),
+        (["--search.model.encoder.embed_dim=15..18"], ["model.encoder.embed_dim=15"], []),
+        # What holds for every trial fits none of the config's own values.
+        (["--search.model.encoder.embed_dim=16,15"], [], ["model.encoder.num_heads=3"]),
+        # One of the classes alone has the field.
+        (
+            ["--search.data.split=LeaveOneOut,GlobalTime", "--search.data.split.test_quantile=0.91..0.95"],
+            ["data.split=LeaveOneOut", "data.split.test_quantile=0.91"],
+            [],
+        ),
+    ],
+)
+def test_the_first_values_need_not_fit(search, space, first, overrides):
+    job = dataclasses.replace(search(space=space), overrides=[f"--config.{one}" for one in overrides])
+    with pytest.raises(ValueError):
+        job.config_of(dict(one.split("=") for one in first))
+    assert job.any_config() == job.any_config()
+
+
+@pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["--search.optimizer.learning_rat=1..2"], "did you mean"),
         (["--search.num_train_steps=a,b"], "expected int"),
+        (["--search.num_train_steps=1.5..9"], "expected int"),
+        (
+            ["--search.model.encoder.num_heads=3,5"],
+            "none of 200 draws of the searched values fits the config",
+        ),
         (
             ["--search.num_train_steps=1..9", "--config.evaluation.every_steps=0"],
             "set --config.evaluation.every_steps",
