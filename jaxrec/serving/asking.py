@@ -88,7 +88,7 @@ class Asking:
             store,
             measures,
             shares=options.shares,
-            kept=[options.shadow],
+            shadow=options.shadow,
             needs=needs,
             ranker_of=self._ranker_of,
         )
