@@ -47,7 +47,7 @@ def _created(path: Path) -> str:
         if manifest.stat().st_size > MOST_MANIFEST_BYTES:
             return ""
         return str(json.loads(manifest.read_text(encoding="utf-8"))["facts"]["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -102,6 +102,14 @@ def test_a_directory_without_versions_says_what_to_do(tmp_path):
         versions_in(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "no JSON", "[]"])
+def test_a_version_whose_manifest_cannot_be_read_is_the_oldest(text, tmp_path):
+    for name, manifest in (("bad", text), ("good", '{"facts": {"created": "2026"}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(manifest)
+    assert versions_in(tmp_path) == [tmp_path / "bad", tmp_path / "good"]
+
+
 def test_a_version_whose_directory_is_removed_is_rolled_back(bundles, tmp_path, make_service):
     async def main():
         directory = tmp_path / "exports"
