@@ -12,6 +12,7 @@ for those who watch. docs/serving.md says the rest.
 import argparse
 import gc
 import ipaddress
+import math
 import os
 import signal
 import socket
@@ -51,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         check_options(given)
         limits = limits_of(given, os.environ.get(TOKEN_VARIABLE, ""))
         uvloop.run(serve(given, limits))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         return failed(error)
+    except KeyboardInterrupt:  # what waited was answered
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -93,20 +96,45 @@ async def serve(given: argparse.Namespace, limits: Limits) -> None:
         proxy_headers=False,  # else any client names its own address, and escapes the limit of its rate
     )
     config.load()
-    server = uvicorn.Server(config)
+    server = Server(config, service.live.newest.version.name)
     share_the_interpreter()
     watcher.start()
-    scheme = "https" if given.tls_certificate else "http"
-    print(
-        f"version {service.live.newest.version.name} answers at {scheme}://{given.host}:{given.port}/",
-        flush=True,
-    )
     # Uvicorn stops at SIGTERM, and raises it again when it has: what comes after would not be done.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         await server.serve()
     finally:
         await watcher.stop()
+
+
+class Server(uvicorn.Server):
+    """Says where it answers once it does."""
+
+    def __init__(self, config: uvicorn.Config, version: str):
+        super().__init__(config)
+        self._version = version
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens.
+
+        Raises:
+          OSError: it cannot.
+        """
+        host, port = self.config.host, self.config.port
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:  # the reason is logged
+            raise OSError(
+                f"the server cannot listen on --host={host} --port={port}; choose another port, or an address of this "
+                "machine."
+            ) from error
+        scheme = "https" if self.config.is_ssl else "http"
+        print(f"version {self._version} answers at {scheme}://{in_url(host)}:{port}/", flush=True)
+
+
+def in_url(host: str) -> str:
+    """A host as addresses write it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def formula_text(given: str) -> str:
@@ -134,6 +162,8 @@ def check_options(given: argparse.Namespace) -> None:
         if bool(getattr(given, one)) != bool(getattr(given, other)):
             names = (f"--{name.replace('_', '-')}" for name in (one, other))
             raise ValueError(f"{' and '.join(names)} belong together; give both, or none.")
+    if given.shadow in dict(given.share):
+        raise ValueError(f"--shadow={given.shadow} is never heard, and has a --share; leave one of them out.")
 
 
 def limits_of(given: argparse.Namespace, token: str) -> Limits:
@@ -143,7 +173,7 @@ def limits_of(given: argparse.Namespace, token: str) -> Limits:
             f"--host={given.host} can be reached by others: set a token in the variable {TOKEN_VARIABLE}, or use "
             "--host=127.0.0.1."
         )
-    names = ("localhost", "127.0.0.1", "[::1]", f"[{given.host}]" if ":" in given.host else given.host)
+    names = ("localhost", "127.0.0.1", "[::1]", in_url(given.host))
     return Limits(
         token=token,
         requests_per_second=given.requests_per_second,
@@ -245,7 +275,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a further name that requests may call the server by, where no token is set: behind a proxy",
     )
-    add("--port", metavar="P", type=int, default=8000, help="port (default 8000)")
+    add("--port", metavar="P", type=_at_least(0, most=65_535), default=8000, help="port (default 8000)")
     add(
         "--requests-per-second",
         metavar="R",
@@ -258,13 +288,14 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", metavar="FILE", help="PEM")
 
 
-def _at_least(least: Number) -> Callable[[str], Number]:
-    """A number of this one's type."""
+def _at_least(least: Number, most: float = math.inf) -> Callable[[str], Number]:
+    """A finite number of this one's type."""
 
     def number(text: str) -> Number:
         found = type(least)(text)
-        if not least <= found < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} must be a number of at least {least}.")
+        if not least <= found <= most or found == math.inf:
+            bound = "" if most == math.inf else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text} must be a number of at least {least}{bound}.")
         return found
 
     return number

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except StoppedError as error:
         print(error, flush=True)
         return 0
-    except (ValueError, OSError, NotImplementedError, NotFiniteError) as error:
+    except (ValueError, OSError, NotImplementedError, NotFiniteError, ModuleNotFoundError) as error:
         return failed(error)
     print("nothing new" if outcome is None else outcome.text, flush=True)
     return 0 if outcome is None or outcome.promoted else 1

@@ -52,8 +52,7 @@ class ItemIndex:
         Raises:
           ModuleNotFoundError: faiss is not installed.
         """
-        import faiss
-
+        faiss = _faiss("an index")
         rows = np.hstack([vectors[1:], bias[1:, None]]).astype(np.float32)
         asked = np.hstack([queries, np.ones((len(queries), 1)), np.zeros((len(queries), 1))]).astype(
             np.float32
@@ -90,27 +89,27 @@ class ItemIndex:
         """
         if not (directory / INDEX_FILE).is_file():
             return None
-        try:
-            import faiss
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"{directory} has an index, which needs faiss: pip install 'jaxrec[index]'."
-            ) from error
-        index: Any = faiss.read_index(str(directory / INDEX_FILE))
+        index = _faiss(f"the index of {directory}").read_index(str(directory / INDEX_FILE))
         index.nprobe = int(facts["index"]["num_probes"])
         return cls(index, index.nprobe)
 
     def write(self, directory: Path) -> None:
         """Writes the file."""
-        import faiss
-
-        faiss.write_index(self._index, str(directory / INDEX_FILE))
+        _faiss("an index").write_index(self._index, str(directory / INDEX_FILE))
 
     def search(self, query: Float32[np.ndarray, " d"], most: int) -> Int[np.ndarray, " m"]:
         """At most `most` items with large `query . v + b`."""
         asked = np.concatenate([query, [1.0, 0.0]]).astype(np.float32)[None]
         _, found = self._index.search(asked, min(most, self._index.ntotal))
         return found[0][found[0] > 0]
+
+
+def _faiss(what: str) -> Any:
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{what} needs faiss: pip install 'jaxrec[index]'.") from error
+    return faiss
 
 
 def _exact(

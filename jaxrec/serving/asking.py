@@ -88,7 +88,7 @@ class Asking:
             store,
             measures,
             shares=options.shares,
-            kept=[options.shadow],
+            shadow=options.shadow,
             needs=needs,
             ranker_of=self._ranker_of,
         )
@@ -108,8 +108,8 @@ class Asking:
         try:
             query, notes = await self._query(live, reader, deadline)
         except Closed:
-            if live is self.live.newest:
-                raise
+            if live is self.live.of_user(user_id):
+                raise  # the server shuts down
             # The version went out of use meanwhile, and its ids with it.
             return await self.ask(user_id, history, deadline)
         return Asked(
@@ -136,7 +136,10 @@ class Asking:
             return {}
 
     async def without_each(self, asked: Asked, most: int) -> list[tuple[int, Query]]:
-        """Of the latest `most` events the item, and the query without the event; those that came in time."""
+        """Of the latest `most` events the item, and the query without the event; those that came in time.
+
+        A version that goes out of use meanwhile says no more, and its ids mean nothing to another one.
+        """
         if asked.query is None:
             return []
         events = asked.reader.events
@@ -151,7 +154,7 @@ class Asking:
             return_exceptions=True,
         )
         for error in found:
-            if isinstance(error, BaseException) and not isinstance(error, Expired):
+            if isinstance(error, BaseException) and not isinstance(error, Expired | Closed):
                 raise error
         in_time = [
             (int(events.item_ids[at]), query)
@@ -159,7 +162,8 @@ class Asking:
             if isinstance(query, Query)
         ]
         if len(in_time) < len(found):
-            self._measures.degraded("deadline")
+            closed = any(isinstance(error, Closed) for error in found)
+            self._measures.degraded("closed" if closed else "deadline")
             asked.notes.append(f"The model was in time for {len(in_time)} of the latest {len(found)} events.")
         return in_time
 

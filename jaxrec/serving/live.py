@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,7 +68,10 @@ class Live:
 
 
 class LiveVersions:
-    """The versions in use, the newest last."""
+    """The versions in use, the newest last.
+
+    A shadow is never the newest, and has no share, while another version is in use.
+    """
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class LiveVersions:
         measures: Measures,
         *,
         shares: Mapping[str, float],
-        kept: Collection[str],
+        shadow: str = "",
         needs: Needs = Needs(),
         ranker_of: Callable[[Version], Batcher[ToJudge, Judged] | None] = lambda version: None,
     ):
@@ -85,13 +88,15 @@ class LiveVersions:
 
         Args:
           shares: version -> its share of the users; {} = the newest version has all.
-          kept: versions that stay when newer ones come, beside those with a share.
+          shadow: the version that is asked too, and never heard; "" = none. It stays when newer ones come, and so do
+            those with a share.
           needs: what a version must have; one that lacks it is refused.
           ranker_of: compiles the task heads that the formula names.
         """
         self._needs, self._ranker_of = needs, ranker_of
         self._batcher_of, self._store, self._measures = batcher_of, store, measures
-        self._shares, self._kept = shares, {*shares, *kept}
+        self._shadow, self._kept = shadow, {*shares, shadow}
+        self._shares = {name: share for name, share in shares.items() if name != shadow}
         self._live: dict[str, Live] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_stand_back)
@@ -104,8 +109,8 @@ class LiveVersions:
 
     @property
     def names(self) -> list[str]:
-        """The newest last."""
-        return list(self._live)
+        """The newest last; a shadow first, however new it is."""
+        return sorted(self._live, key=lambda name: name != self._shadow)
 
     @property
     def newest(self) -> Live:
@@ -116,7 +121,7 @@ class LiveVersions:
         """
         if not self._live:
             raise UnknownError("no model is loaded.")
-        return next(reversed(self._live.values()))
+        return self._live[self.names[-1]]
 
     def named(self, name: str) -> Live:
         """Raises UnknownError where there is none of this name."""
@@ -203,6 +208,7 @@ class LiveVersions:
             raise ValueError(f"version {name!r} is the only one.")
         del self._live[name]
         self._retire(live)
+        self._measures.version(self.newest.version.name)
 
     async def close(self) -> None:
         """Takes nothing more, and answers what waits."""
@@ -217,7 +223,7 @@ class LiveVersions:
         others = [name for name in self._live if name not in self._kept]
         for name in others[:-VERSIONS_KEPT]:
             self._retire(self._live.pop(name))
-        self._measures.version(version.name)
+        self._measures.version(self.newest.version.name)
 
     def _retire(self, live: Live) -> None:
         """Answers what waits for a version, and lets go of it."""

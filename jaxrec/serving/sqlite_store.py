@@ -37,7 +37,7 @@ class SqliteStore:
     """See `store.Store`. Write-ahead logging: readers never wait for a writer, and a killed process loses nothing.
 
     Raises:
-      ValueError: the file is of another format.
+      ValueError: the file is of another format, is no database, or cannot be opened.
     """
 
     def __init__(self, path: str | Path):
@@ -47,7 +47,14 @@ class SqliteStore:
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._prepare()
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self.close()
+            raise ValueError(
+                f"the state {self._path} cannot be opened: {error}; name an SQLite file that a server has made, or one "
+                "that is not there yet."
+            ) from error
 
     def append(self, events: Sequence[Feedback]) -> int:
         """See `Store`."""

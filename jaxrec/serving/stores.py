@@ -20,7 +20,7 @@ def open_store(where: str, *, must_exist: bool = False) -> Store:
     Raises:
       ConnectionError: the Redis server does not answer.
       FileNotFoundError: there is no such file, and it must exist.
-      ValueError: the file is of another format.
+      ValueError: the file is of another format, is no database, or cannot be opened.
     """
     if where.split("://")[0] in SCHEMES:
         return RedisStore(where)

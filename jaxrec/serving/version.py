@@ -6,7 +6,7 @@ N = items, D = item dim, B = users, L = events.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Self
 
@@ -161,10 +161,14 @@ class Version:
         return bool(self.bundle.facts["reads"]["text_tokens"])
 
     def vector_of(self, text: str) -> Float[np.ndarray, " d"]:
-        """v(y) of a new item; each text is encoded once."""
+        """v(y) of a new item; each text is encoded once, until `keep_texts` leaves it out."""
         if text not in self._of_texts:
             self._of_texts[text] = self.bundle.vectors_of_texts([text])[0]
         return self._of_texts[text]
+
+    def keep_texts(self, texts: Set[str]) -> None:
+        """Forgets the vectors of all other texts: an item's may change without end."""
+        self._of_texts = {text: vector for text, vector in self._of_texts.items() if text in texts}
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def _created(path: Path) -> str:
         if manifest.stat().st_size > MOST_MANIFEST_BYTES:
             return ""
         return str(json.loads(manifest.read_text(encoding="utf-8"))["facts"]["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -61,20 +61,22 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
 
     async def load_first(self, also: set[str]) -> None:
-        """Loads the newest version, and those that are named.
+        """Loads the newest version that is not the shadow, and those that are named.
 
         Raises:
           ValueError: there is none, or it is damaged.
         """
         paths = versions_in(self._directory)
+        heard = [path for path in paths if path.name != self._service.options.shadow] or paths
         for path in paths:
-            if path == paths[-1] or path.name in also:
+            if path == heard[-1] or path.name in also:
                 await self._service.live.load(path)
         self._known = {path.name for path in paths}
         missing = also - self._known
         if missing:
             raise ValueError(
-                f"version {min(missing)!r} has a share, but {self._directory} has {', '.join(sorted(self._known))}."
+                f"version {min(missing)!r} is named by an option, but {self._directory} has "
+                f"{', '.join(sorted(self._known))}; name one of these."
             )
 
     def start(self) -> None:
@@ -90,27 +92,50 @@ class Watcher:
     async def look_once(self) -> list[str]:
         """Takes what is new and newer than the newest into use; returns the names. What is gone is dropped: a rollback.
 
-        One that was refused is tried again when its files have changed: it may have been copied meanwhile.
+        Where all that answer are gone, the newest of those that lie there is loaded first; where there is none, the
+        last one answers on. One that was refused is tried again when its files have changed: it may have been copied
+        meanwhile.
         """
-        loaded = []
-        for name in self._service.live.names:
-            if len(self._service.live) > 1 and await asyncio.to_thread(self._is_gone, name):
-                self._service.live.drop(name)
-                log.info("version %s is gone: %s answers now", name, self._service.live.newest.version.name)
+        live = self._service.live
+        loaded: list[str] = []
+        heard = [name for name in live.names if name != self._service.options.shadow]
+        gone = [name for name in heard if await asyncio.to_thread(self._is_gone, name)]
+        if gone and gone == heard:
+            loaded += await self._take_newest()
+            gone = gone if loaded else gone[:-1]
+        for name in gone:
+            if name in live and name not in loaded:
+                live.drop(name)
+                log.info("version %s is gone: %s answers now", name, live.newest.version.name)
         for path in await asyncio.to_thread(self._unknown):
-            lying = await asyncio.to_thread(_lying, path)
-            if self._refused.get(path.name) == lying:
-                continue
-            try:
-                loaded.append(await self._service.live.load(path))
-                self._known.add(path.name)
-                share = self._service.live.share_of(path.name)
-                log.info("version %s answers now: %.0f %% of the users", path.name, 100 * share)
-            except Exception as error:
-                self._refused[path.name] = lying
-                self._service.measures.reload_failed()
-                log.error("version %s is not taken into use: %s", path.name, error)
+            loaded += await self._take(path)
         return loaded
+
+    async def _take_newest(self) -> list[str]:
+        """The name of the newest version that is not in use and can be taken into use; [] = there is none."""
+        live = self._service.live
+        in_use = {live.named(name).version.bundle.directory for name in live.names}
+        for path in reversed(await asyncio.to_thread(versions_in, self._directory)):
+            if path not in in_use and (taken := await self._take(path)):
+                return taken
+        return []
+
+    async def _take(self, path: Path) -> list[str]:
+        """The name of a version that is taken into use; [] = it is refused, or was as it lies there."""
+        lying = await asyncio.to_thread(_lying, path)
+        if self._refused.get(path.name) == lying:
+            return []
+        try:
+            name = await self._service.live.load(path)
+        except Exception as error:
+            self._refused[path.name] = lying
+            self._service.measures.reload_failed()
+            log.error("version %s is not taken into use: %s", path.name, error)
+            return []
+        self._known.add(path.name)
+        share = self._service.live.share_of(name)
+        log.info("version %s answers now: %.0f %% of the users", name, 100 * share)
+        return [name]
 
     def _is_gone(self, name: str) -> bool:
         """Whether the directory of a version that no option names was removed."""

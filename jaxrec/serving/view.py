@@ -96,6 +96,7 @@ class View:
         if not new:
             return whole
         vectors = np.stack([_vector(version, item) for item in new])
+        version.keep_texts({_text_of(item) for item in new})
         return dataclasses.replace(
             whole,
             vectors=np.vstack([whole.vectors, vectors]),
@@ -160,11 +161,15 @@ class View:
 def _vector(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:
     """Of its text; of its words where the model reads none, or knows none of it."""
     if version.reads_text:
-        parts = (item.title, ", ".join(item.categories), item.text)
-        vector = version.vector_of(". ".join(part for part in parts if part))
+        vector = version.vector_of(_text_of(item))
         if vector.any():
             return vector
     return _of_words(version, item)
+
+
+def _text_of(item: AddedItem) -> str:
+    """As the data put it."""
+    return ". ".join(part for part in (item.title, ", ".join(item.categories), item.text) if part)
 
 
 def _of_words(version: Version, item: AddedItem) -> Float[np.ndarray, " d"]:

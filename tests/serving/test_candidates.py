@@ -161,6 +161,12 @@ def test_a_new_item_is_encoded_by_what_is_written_about_it(version):
     found = View.of(version, {"n": item}, [], 1)
     np.testing.assert_allclose(found.vectors[-1], wanted[0], rtol=1e-5, atol=1e-6)
 
+    changed = dataclasses.replace(item, text="Other toys.")
+    View.of(version, {"n": changed}, [], 2)
+    assert list(version._of_texts) == ["Toy Story 9. Children, Comedy. Other toys."], (
+        "what is live alone is kept"
+    )
+
     blind = object.__new__(type("Blind", (type(version),), {"reads_text": False}))
     blind.__dict__.update(version.__dict__)
     likeness = version.word_index.cosines("Toy Story 9 Toys again. Children Comedy")

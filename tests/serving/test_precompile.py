@@ -72,7 +72,7 @@ def test_only_programs_that_no_version_in_use_has_are_compiled_ahead(bundles, tm
 
     monkeypatch.setattr(live_module, "precompile", seen)
     store = SqliteStore(tmp_path / "state.db")
-    live = LiveVersions(lambda version: None, store, Measures(), shares={}, kept=["v1"])
+    live = LiveVersions(lambda version: None, store, Measures(), shares={})
     monkeypatch.setattr(live, "_retire", lambda live: None)
 
     async def main():

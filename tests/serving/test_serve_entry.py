@@ -1,10 +1,16 @@
 """The entry: what it refuses before it listens, and where the state is kept."""
 
 import argparse
+import asyncio
+import signal
+import socket
+import sys
 
 import pytest
+import uvicorn
 
 from jaxrec import serve
+from jaxrec.export.item_index import INDEX_FILE, ItemIndex
 from jaxrec.serving.sqlite_store import SqliteStore
 
 
@@ -29,16 +35,29 @@ def test_without_a_token_the_server_is_called_by_names_of_this_machine():
     [
         (["--tls-key=k.pem"], "--tls-certificate and --tls-key belong together"),
         (["--graph=g.csv"], "--graph and --needs belong together"),
+        (["--share=v1=1", "--shadow=v1"], "--shadow=v1 is never heard, and has a --share"),
+        (["--state="], "the state . cannot be opened: unable to open database file; name an SQLite file"),
+        (["--state=text"], "the state text cannot be opened: file is not a database; name an SQLite file"),
         (["--graph=nowhere.csv", "--needs=sequel_of"], "the graph nowhere.csv cannot be read"),
     ],
 )
 def test_options_that_do_not_fit_are_told(options, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("no database " * 100)
     assert serve.main([f"--model={tmp_path}", *options]) == 2
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--requests-per-second=-1", "--watch-seconds=0", "--deadline-ms=0"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--requests-per-second=-1",
+        "--watch-seconds=0",
+        "--watch-seconds=inf",
+        "--deadline-ms=0",
+        "--port=99999",
+    ],
+)
 def test_numbers_have_bounds(option, capsys):
     with pytest.raises(SystemExit):
         serve.parse_arguments(["--model=m", option])
@@ -64,3 +83,48 @@ def test_the_state_is_a_file_unless_it_is_a_url(tmp_path):
     store.close()
     with pytest.raises(ConnectionError):
         serve.open_store(f"unix://{tmp_path}/nobody.sock")
+
+
+def test_a_missing_library_is_told_with_its_extra(tmp_path, capsys, monkeypatch):
+    (tmp_path / INDEX_FILE).write_bytes(b"index")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+
+    async def loads(*_):
+        ItemIndex.read(tmp_path, {})
+
+    monkeypatch.setattr(serve, "serve", loads)
+    assert serve.main(["--model=m"]) == 2
+    assert f"the index of {tmp_path} needs faiss: pip install 'jaxrec[index]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_without_a_traceback(monkeypatch):
+    async def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(serve, "serve", interrupted)
+    assert serve.main(["--model=m"]) == 130
+
+
+async def no_application(scope, receive, send):
+    """Answers nothing."""
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_it_says_where_it_answers_when_it_listens(host, address, capsys):
+    config = uvicorn.Config(no_application, host=host, lifespan="off", log_config=None)
+
+    async def main():
+        with socket.create_server(
+            (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ) as busy:
+            config.port = busy.getsockname()[1]
+            with pytest.raises(OSError, match=f"--port={config.port}; choose another port"):
+                await serve.Server(config, "v1").serve()
+        assert capsys.readouterr().out == ""
+        server = serve.Server(config, "v1")
+        server.should_exit = True
+        await server.serve()
+        assert capsys.readouterr().out == f"version v1 answers at http://{address}:{config.port}/\n"
+
+    asyncio.run(main())

@@ -154,6 +154,17 @@ def test_an_explanation_is_that_of_the_version_that_is_asked(version, tmp_path, 
         assert why["degraded"] and why["notes"] == ["The model was not in time; popular items are listed."]
         assert 'jaxrec_degraded_total{why="deadline"} 2.0' in (await http.get("/metrics")).text
 
+        async def dropped(history, *, deadline):
+            if "new" in service.live:
+                service.live.drop("new")
+            return await answers_last(history, deadline=deadline)
+
+        last = service.live.named("new").batcher
+        answers_last, last.submit = last.submit, dropped
+        why = await post(http, "/v1/explain", body)
+        assert why["degraded"] and why["notes"] == ["The model was in time for 0 of the latest 3 events."]
+        assert 'jaxrec_degraded_total{why="closed"} 1.0' in (await http.get("/metrics")).text
+
     talk(service, work)
 
 
@@ -541,7 +552,7 @@ def test_a_shadow_is_asked_and_never_heard(version, tmp_path, make_service, rena
 def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(
     version, tmp_path, make_service, renamed
 ):
-    service = make_service(None, tmp_path)
+    service = make_service(None, tmp_path, shares={"old": 1.0})
     for name in ("old", "new"):
         service.live.install(renamed(version, name))
 
@@ -552,5 +563,9 @@ def test_a_version_that_goes_while_a_request_waits_is_replaced_whole(
         service.live.named("old").batcher.submit = gone
         found = await post(http, "/v1/recommend", {"history": [1, 2], "k": 5, "version": "old"})
         assert (found["model_version"], found["known_user"], len(found["items"])) == ("new", True, 5)
+        error = await post(http, "/v1/recommend", {"history": [1, 2], "user_id": 1}, status=503)
+        assert "went out of use" in error["error"], (
+            "who is dealt it still, is asked at a server that shuts down"
+        )
 
     talk(service, work)

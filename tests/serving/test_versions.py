@@ -21,6 +21,14 @@ from jaxrec.serving.version import History, Version
 from jaxrec.serving.versions import Watcher, versions_in
 
 
+def put(bundles, directory, name, created):
+    """A version of that name and age in a directory of versions."""
+    shutil.copytree(bundles / "v1", directory / name)
+    manifest = Manifest.read(directory / name)
+    facts = {**manifest.facts, "created": created}
+    dataclasses.replace(manifest, version=name, facts=facts).write(directory / name)
+
+
 async def watching(service, bundles, directory):
     """The watcher of a directory with one version, which is in use."""
     shutil.copytree(bundles / "v1", directory / "v1")
@@ -94,15 +102,20 @@ def test_a_directory_without_versions_says_what_to_do(tmp_path):
         versions_in(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "no JSON", "[]"])
+def test_a_version_whose_manifest_cannot_be_read_is_the_oldest(text, tmp_path):
+    for name, manifest in (("bad", text), ("good", '{"facts": {"created": "2026"}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(manifest)
+    assert versions_in(tmp_path) == [tmp_path / "bad", tmp_path / "good"]
+
+
 def test_a_version_whose_directory_is_removed_is_rolled_back(bundles, tmp_path, make_service):
     async def main():
         directory = tmp_path / "exports"
         service = make_service(None, tmp_path)
         watcher = await watching(service, bundles, directory)
-        shutil.copytree(bundles / "v1", directory / "v2")
-        manifest = Manifest.read(directory / "v2")
-        facts = {**manifest.facts, "created": "2999"}
-        dataclasses.replace(manifest, version="v2", facts=facts).write(directory / "v2")
+        put(bundles, directory, "v2", "2999")
         assert await watcher.look_once() == ["v2"]
         shutil.rmtree(directory / "v2")
         await watcher.look_once()
@@ -112,6 +125,60 @@ def test_a_version_whose_directory_is_removed_is_rolled_back(bundles, tmp_path, 
         with pytest.raises(ValueError, match="holds no exported version"):
             await watcher.look_once()
         assert service.live.names == ["v1"], "the last one answers on"
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_rollback_reaches_versions_that_were_never_loaded(bundles, tmp_path, make_service):
+    """After a restart the newest alone is loaded; each look goes back to the newest that is whole."""
+
+    async def main():
+        for number in (1, 2, 3, 4):
+            put(bundles, tmp_path / "exports", f"v{number}", f"200{number}")
+        (tmp_path / "exports" / "v2" / "weights.safetensors").write_bytes(b"damaged")
+        service = make_service(None, tmp_path)
+        watcher = Watcher(service, tmp_path / "exports", 60)
+        await watcher.load_first(set())
+        for gone, loaded in (("v4", ["v3"]), ("v3", ["v1"])):
+            shutil.rmtree(tmp_path / "exports" / gone)
+            assert await watcher.look_once() == loaded
+            assert service.live.names == loaded
+            assert f'version="{loaded[0]}"' in service.measures.text().decode()
+        assert await watcher.look_once() == [], "the damaged one is newer, and refused as it lies there"
+        shutil.rmtree(tmp_path / "exports" / "v1")
+        assert await watcher.look_once() == []
+        assert service.live.names == ["v1"], "the last one answers on"
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_the_newest_version_may_be_the_shadow(bundles, tmp_path, make_service):
+    async def main():
+        for number in (1, 2, 3):
+            put(bundles, tmp_path / "exports", f"v{number}", f"200{number}")
+        service = make_service(None, tmp_path, shadow="v3", shares={"v3": 1.0})
+        watcher = Watcher(service, tmp_path / "exports", 60)
+        await watcher.load_first({"v3"})
+        assert service.live.names == ["v3", "v2"]
+        assert [service.live.share_of(name) for name in service.live.names] == [0, 1]
+        for user in (None, "u"):
+            answer = await service.recommend(RecommendRequest(history=(1,), user_id=user))
+            assert answer.model_version == "v2"
+        assert 'version="v2"' in service.measures.text().decode()
+        shutil.rmtree(tmp_path / "exports" / "v2")
+        assert await watcher.look_once() == ["v1"]
+        assert service.live.names == ["v3", "v1"]
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_shadow_alone_answers(version, tmp_path, make_service, renamed):
+    async def main():
+        service = make_service(renamed(version, "only"), tmp_path, shadow="only")
+        assert (await service.recommend(RecommendRequest(history=(1,)))).model_version == "only"
         await service.close()
 
     asyncio.run(main())
