@@ -93,7 +93,10 @@ def test_all_that_the_document_says_is_on_the_page(ask):
     assert "whole number (1 to 100); default 10" in kinds
     assert 'text (at most 64 characters, matching ^[A-Za-z0-9._-]*$); default ""' in kinds
     assert "list (at most 1,000 entries) of Key or null" in kinds
-    assert "object (at most 50 entries, names of 1 to 64 characters) of number (-1,000,000 to 1,000,000)" in kinds
+    assert (
+        "object (at most 50 entries, names of 1 to 64 characters) of number (-1,000,000 to 1,000,000)"
+        in kinds
+    )
     assert "number (at most 1, above 0) or null" in kinds
     assert "list (2 entries) of whole number" in kinds
     assert "user_id in the path required" in page.texts["dt"]
