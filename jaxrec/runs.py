@@ -55,7 +55,7 @@ def open_dataset(config: TrainConfig, workdir: Path) -> PreparedDataset:
       ValueError: the workdir holds a run of another config or on other data, whose data stay as they are.
     """
     check_run_config(workdir, config)
-    return _prepared(config, workdir)
+    return _prepared(config, workdir, run_fingerprint(workdir))
 
 
 def dataset_of_run(config: TrainConfig, workdir: Path) -> PreparedDataset:
@@ -67,11 +67,10 @@ def dataset_of_run(config: TrainConfig, workdir: Path) -> PreparedDataset:
     expected = run_fingerprint(workdir)
     if expected and prepared_fingerprint(workdir / "data") == expected:
         return PreparedDataset.open(workdir / "data")
-    return _prepared(config, workdir)
+    return _prepared(config, workdir, expected)
 
 
-def _prepared(config: TrainConfig, workdir: Path) -> PreparedDataset:
-    expected = run_fingerprint(workdir)
+def _prepared(config: TrainConfig, workdir: Path, expected: str) -> PreparedDataset:
     given = Path(config.data.path)
     if config.data.path and (found := prepared_fingerprint(given)):
         if expected not in ("", found):

@@ -23,7 +23,7 @@ from jaxrec.config import (
 from jaxrec.core.log import failed, start_logging
 from jaxrec.core.mesh import DETERMINISTIC, device_kind, initialize_platform, make_mesh, repeats_bits
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.data.evaluation_batches import split_ends
+from jaxrec.data.evaluation_batches import asked_users
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.runs import is_trained, open_dataset, run_of_state, setup_run, start_of
@@ -114,8 +114,7 @@ def validation_users(config: TrainConfig, dataset: PreparedDataset) -> np.ndarra
     Raises:
       ValueError: validation is wanted, and nobody can be asked.
     """
-    begins, ends = split_ends(dataset, "validation")
-    users = np.flatnonzero((begins > 0) & (ends > begins))
+    users = asked_users(dataset, "validation")
     if config.evaluation.every_steps and not len(users):
         raise ValueError(
             f"evaluation.every_steps={config.evaluation.every_steps}, and no user has a validation event after an "

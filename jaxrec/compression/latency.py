@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxrec.compression.files import SCAN, CompressedModel
 from jaxrec.compression.parameters import DENSE, TABLE
-from jaxrec.data.evaluation_batches import split_ends
+from jaxrec.data.evaluation_batches import asked_users, split_ends
 from jaxrec.evaluation.user_ranking import evaluation_rows
 from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER
 from jaxrec.runs import Run
@@ -35,14 +35,13 @@ def answer_program(run: Run, model: CompressedModel, split: str) -> Program:
       ValueError: no user has a target in `split` and a history before it.
     """
     dataset, inference, setup = run.dataset, run.inference, run.setup
-    ends, stops = split_ends(dataset, split)
-    lengths = np.where(stops > ends, ends, 0)
-    if not lengths.any():
+    users, (ends, _) = asked_users(dataset, split), split_ends(dataset, split)
+    if not len(users):
         raise ValueError(
             f"dataset {dataset.metadata.name!r} has no user with a target in split {split!r} and a history before it; "
             "take another split."
         )
-    longest = np.array([np.argmax(lengths)])
+    longest = users[[np.argmax(ends[users])]]
     rows = evaluation_rows(run, split, rows_per_batch=1, user_indices=longest, with_seen=False)
     placed = inference.place(rows.build(0, 0, 1))
     leaves = list(by_path(tree := nnx.to_pure_dict(setup.step.abstract)))

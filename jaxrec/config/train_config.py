@@ -125,18 +125,16 @@ def _size_problems(config: TrainConfig) -> Iterator[str]:
             yield f"{name}={getattr(config, name)} must be at least 1."
     if not 0 <= config.seed < 2**31:
         yield f"seed={config.seed} must be at least 0 and below 2**31."
-    if config.model.encoder.lora_rank and not config.init_from:
-        yield (
-            f"model.encoder.lora_rank={config.model.encoder.lora_rank} freezes the kernels that it adapts, and a fresh "
-            "run has nothing in them; set init_from to the run that trained them, or lora_rank to 0."
-        )
     text = config.model.text
-    if text is not None and text.encoder.lora_rank and not (text.checkpoint or config.init_from):
-        yield (
-            f"model.text.encoder.lora_rank={text.encoder.lora_rank} freezes the kernels that it adapts, and a fresh "
-            "run has nothing in them; set text.checkpoint, or init_from to the run that trained them, or lora_rank to "
-            "0."
-        )
+    adapted = [("model.encoder", config.model.encoder, "set")]
+    if text is not None and not text.checkpoint:
+        adapted.append(("model.text.encoder", text.encoder, "set text.checkpoint, or"))
+    for path, encoder, remedy in adapted:
+        if encoder.lora_rank and not config.init_from:
+            yield (
+                f"{path}.lora_rank={encoder.lora_rank} freezes the kernels that it adapts, and a fresh run has nothing "
+                f"in them; {remedy} init_from to the run that trained them, or lora_rank to 0."
+            )
     if config.stages:
         yield f"stages={', '.join(config.stages)} are several runs; take one of config.stages.stage_configs."
     if config.init_without and not config.init_from:

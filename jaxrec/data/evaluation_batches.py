@@ -22,7 +22,14 @@ from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.packing import PackingPlan, Windows, pack, random_stream
 from jaxrec.data.rows import fill_rows, row_segments, time_gap_buckets
 
-__all__ = ["EvaluationBatch", "EvaluationRows", "evaluation_batches", "history_ends", "split_ends"]
+__all__ = [
+    "EvaluationBatch",
+    "EvaluationRows",
+    "asked_users",
+    "evaluation_batches",
+    "history_ends",
+    "split_ends",
+]
 
 Array = jax.Array | np.ndarray
 
@@ -302,6 +309,16 @@ def split_ends(dataset: PreparedDataset, split: str) -> tuple[Int[np.ndarray, " 
     if split == "test":
         return dataset.validation_end, dataset.lengths
     raise ValueError(f'split={split!r} is unknown; say "validation" or "test".')
+
+
+def asked_users(dataset: PreparedDataset, split: str) -> Int[np.ndarray, " a"]:
+    """The users with a target in the part and a history before it, ascending.
+
+    Raises:
+      ValueError: the split is unknown.
+    """
+    begins, ends = split_ends(dataset, split)
+    return np.flatnonzero((begins > 0) & (ends > begins))
 
 
 def history_ends(dataset: PreparedDataset, split: str) -> tuple[Int[np.ndarray, " u"], Int[np.ndarray, " u"]]:

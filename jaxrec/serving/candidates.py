@@ -160,11 +160,11 @@ def of_model(view: View, query: Query | None, rules: Rules, most: int) -> Candid
     index = view.version.index
     head = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64))
     if index is not None and query is not None and not rules.reorder:
+        added = np.arange(view.version.num_items + 1, view.num_items + 1)
+        beside = np.concatenate([query.extra_ids[query.extra_ids > 0], added])  # what no index knows
         # At last all that the searched cells hold: what they lack is looked for only behind that, or pages would move.
         for size in (2 * most + len(rules.exclude), view.version.num_items):
-            found = index.search(query.vector, size)
-            added = np.arange(view.version.num_items + 1, view.num_items + 1)
-            ids = np.unique(np.concatenate([found, query.extra_ids[query.extra_ids > 0], added]))
+            ids = np.unique(np.concatenate([index.search(query.vector, size), beside]))
             scores = rules.scores(view.scores_of(query, ids), view.facts, ids)
             places = best(scores, most)
             head = Candidates(ids[places], scores[places], np.full(len(places), source))
