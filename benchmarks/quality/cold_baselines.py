@@ -22,15 +22,18 @@ import scipy.sparse as sparse
 
 from jaxrec.data.dataset import Histories, PreparedDataset
 from jaxrec.data.packing import random_stream
-from jaxrec.data.transitions import ages
+from jaxrec.data.transitions import ages, count_transitions
 from jaxrec.evaluation.baselines.base import interactions, select
 from jaxrec.evaluation.baselines.evaluate import split_queries
 from jaxrec.evaluation.cold_items import first_cold_item
 from jaxrec.metrics.ranking import hit_at_k, rank_targets
 
 SHARE_HELD_OUT = 0.1  # as many as the experiment takes away
-DECAYS = (1.0, 0.98, 0.9, 0.7)  # weight of an event of the history, relative to the one after it
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+DECAYS = (1.0, 0.98, 0.9, 0.7, 0.5)  # weight of an event of the history, relative to the one after it
+RIDGES = (0.3, 1.0, 3.0, 10.0)
+# Events after an item in which another one co-occurs with it; 0 = anywhere in the history.
+WINDOWS = (5, 20, 0)
+WINDOW_DECAY = 0.9  # of a co-occurrence, for each event further away
 NEIGHBOURS = (20, 100, 0)  # kept for each new item; 0 = all
 POWERS = (0.0, 0.5, 1.0)  # how far a co-occurrence is divided by the new item's own count
 SHRINKAGE = 10.0
@@ -162,23 +165,30 @@ def content_knn(question: NewItems, words: sparse.csr_array) -> Iterator[tuple[S
 def ridge(question: NewItems, features: sparse.csr_array) -> Iterator[tuple[Settings, np.ndarray]]:
     """Ridge regression of a known item's co-occurrences with all known items on its features, asked of the new items.
 
-    The co-occurrences of i with j are `n_ij / ((n_i + s)^p (n_j + s)^(1 - p))`. By the dual form: with kernel K of the
-    known items, `F_new F_known^T (K + ridge)^-1 Y`.
+    The co-occurrences of i with j are `n_ij / ((n_i + s)^p (n_j + s)^(1 - p))`, where n_ij counts j anywhere in the
+    history of i, or i soon after j. By the dual form: with kernel K of the known items,
+    `F_new F_known^T (K + ridge)^-1 Y`.
     """
-    by_user = interactions(question.train, int(max(question.known.max(), question.new.max())))[
-        :, question.known
-    ]
-    together = np.asarray((by_user.T @ by_user).toarray(), np.float32)
-    counts = together.diagonal() + SHRINKAGE
-    np.fill_diagonal(together, 0.0)
+    num_items = int(max(question.known.max(), question.new.max()))
+    by_user = interactions(question.train, num_items)[:, question.known]
+    counts = np.asarray(by_user.sum(axis=0), np.float32) + SHRINKAGE
     known, new = features[question.known], features[question.new]
     kernel, asked = np.asarray((known @ known.T).toarray()), np.asarray((new @ known.T).toarray())
-    wanted = {power: together / np.outer(counts**power, counts ** (1.0 - power)) for power in POWERS}
-    for amount in RIDGES:
-        regular = kernel + amount * np.eye(len(kernel))
-        mixing = scipy.linalg.solve(regular, asked.T, assume_a="pos").T.astype(np.float32)
+    mixings = {
+        amount: scipy.linalg.solve(kernel + amount * np.eye(len(kernel)), asked.T, assume_a="pos").T
+        for amount in RIDGES
+    }
+    for window in WINDOWS:
+        if window:
+            after = count_transitions(question.train, num_items, window=window, decay=WINDOW_DECAY)
+            together = after[question.known][:, question.known].T.toarray()
+        else:
+            together = (by_user.T @ by_user).toarray()
+        np.fill_diagonal(together, 0.0)
         for power in POWERS:
-            yield {"ridge": amount, "power": power}, mixing @ wanted[power]
+            wanted = together / np.outer(counts**power, counts ** (1.0 - power))
+            for amount, mixing in mixings.items():
+                yield {"ridge": amount, "power": power, "window": window}, np.float32(mixing @ wanted)
 
 
 Similarities = Callable[[NewItems, sparse.csr_array], Iterator[tuple[Settings, np.ndarray]]]

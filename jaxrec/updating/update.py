@@ -22,10 +22,10 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 
-from jaxrec.config import TrainConfig, read_run_config, run_directory
+from jaxrec.config import TrainConfig, read_run_config, run_directory, run_fingerprint
 from jaxrec.config.run import CONFIG_FILE
 from jaxrec.data.dataset import PreparedDataset
-from jaxrec.data.prepare import prepare, prepared_fingerprint
+from jaxrec.data.prepare import prepare
 from jaxrec.data.vocabulary import known_ids
 from jaxrec.export.candidates import read_candidates
 from jaxrec.export.catalogue import HISTORIES_FILE
@@ -33,7 +33,7 @@ from jaxrec.export.exporter import ExportOptions, export_run
 from jaxrec.export.item_index import INDEX_FILE
 from jaxrec.export.licence import licence_of
 from jaxrec.export.manifest import Manifest
-from jaxrec.runs import load_state
+from jaxrec.runs import dataset_of_run, load_state
 from jaxrec.serving.store import Store, read_log
 from jaxrec.serving.versions import versions_in
 from jaxrec.updating.comparison import Verdict, answering_state, compare_ranks, rank_held_out
@@ -117,7 +117,7 @@ def _begin(
     run, mark = standing(outcomes, Mark(number=options.after))
     source = _source(options, run)
     _check_version(options.model, source)
-    base = PreparedDataset.open(_data_of(run_directory(options.workdir)))
+    base = _dataset_of(run_directory(options.workdir))
     seconds = np.array([event.seconds for _, event in log], np.int64)
     timestamps = clocked_seconds(numbers, seconds, mark, _last_seconds(base))
     plan = plan_update(numbers, timestamps, mark, holdout=options.holdout, least_events=options.least_events)
@@ -139,7 +139,7 @@ def _decide(
     source, first = _source(options, run), run_directory(options.workdir)
     base = read_run_config(first)
     data = directory / "data"
-    prepare(grown_config(base.data, PreparedDataset.open(_data_of(first)), directory, plan.cut), data)
+    prepare(grown_config(base.data, _dataset_of(first), directory, plan.cut), data)
     if (directory / CONFIG_FILE).is_file():
         # A run that has begun goes on as it is, whatever the options are now.
         config = read_run_config(directory)
@@ -150,8 +150,10 @@ def _decide(
     if not train(config, directory):
         raise StoppedError(f"{directory} was stopped while it trained; the same command goes on.")
     verdict = _compare(options, directory, source)
+    before = _dataset_of(source).directory
+    assert before is not None, "a run's data lie on disk"
     new_items, new_users = (
-        _count_new(data, _data_of(source), file, key)
+        _count_new(data, before, file, key)
         for file, key in (("items.parquet", "item_id"), ("users.parquet", "user_id"))
     )
     finished = datetime.datetime.now(datetime.UTC)
@@ -223,7 +225,7 @@ def _promote(options: UpdateOptions, directory: Path, outcome: Outcome) -> None:
         options.model,
         like,
         measured={"update": _tested(outcome, read_run_config(directory).evaluation.confidence)},
-        histories=PreparedDataset.open(_data_of(first)),
+        histories=_dataset_of(first),
         say=lambda text: logger.info("export: %s", text),
     )
 
@@ -259,7 +261,7 @@ def _check_version(model: Path, source: Path) -> None:
             f"export {source} without --compressed, or compress the runs yourself."
         )
     there = facts["data"]["fingerprint"]
-    here = prepared_fingerprint(_data_of(source))
+    here = run_fingerprint(source)
     if there != here:
         raise ValueError(
             f"the version {newest} was trained on the data {there}, and {source}, which the update would start from, "
@@ -272,10 +274,8 @@ def _source(options: UpdateOptions, run: str) -> Path:
     return options.updates / run if run else run_directory(options.workdir)
 
 
-def _data_of(run: Path) -> Path:
-    """The prepared data of a run."""
-    given = Path(read_run_config(run).data.path)
-    return given if prepared_fingerprint(given) else run / "data"
+def _dataset_of(run: Path) -> PreparedDataset:
+    return dataset_of_run(read_run_config(run), run)
 
 
 def _last_seconds(dataset: PreparedDataset) -> int:
