@@ -36,6 +36,7 @@ from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxrec.training.inference import Inference
 from jaxrec.training.initial import Match, Start
 from jaxrec.training.loop import restore
+from jaxrec.training.new_items import with_new_items
 from jaxrec.training.setup import Setup, dataset_facts, evaluation_parameters
 from jaxrec.training.state import TrainState, logical_rows, merge_model
 from jaxrec.training.text_refresh import with_dataset_texts
@@ -202,9 +203,9 @@ def run_of_state(
     )
 
 
-def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run:
+def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None, fill_new_items: bool = True) -> Run:
     """Opens the run in `workdir` to ask it; see `load_state`."""
-    config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape)
+    config, dataset, setup, state = load_state(workdir, mesh_shape=mesh_shape, fill_new_items=fill_new_items)
     with jax.set_mesh(setup.mesh):
         return Run(
             config=config,
@@ -217,13 +218,15 @@ def load_run(workdir: Path, *, mesh_shape: tuple[int, int] | None = None) -> Run
 
 
 def load_state(
-    workdir: Path, *, mesh_shape: tuple[int, int] | None = None
+    workdir: Path, *, mesh_shape: tuple[int, int] | None = None, fill_new_items: bool = True
 ) -> tuple[TrainConfig, PreparedDataset, Setup, TrainState]:
     """The run in `workdir` with its best state by validation where it kept one, else its newest.
 
     Args:
       mesh_shape: another mesh than the run was trained on; by default the run's own where it fits the devices
         of this machine, else all of them.
+      fill_new_items: False leaves items without a training event the rows that they started with, whatever
+        `model.new_items` is.
 
     Raises:
       ValueError: no run, no complete checkpoint, or data that are not the run's.
@@ -241,6 +244,8 @@ def load_state(
         )
         fresh = with_dataset_texts(setup, setup.init_state(), dataset)
         state = _from_best(workdir, lambda checkpoints: restore(setup, fresh, checkpoints))
+        if fill_new_items:
+            state = with_new_items(setup, state, dataset)
         return config, dataset, setup, state
 
 

@@ -28,6 +28,7 @@ from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.runs import is_trained, open_dataset, run_of_state, setup_run, start_of
 from jaxrec.training.loop import LoopConfig, NotFiniteError, train
+from jaxrec.training.new_items import with_new_items
 from jaxrec.training.setup import Setup, describe
 from jaxrec.training.state import TrainState
 
@@ -131,6 +132,7 @@ def validation_metrics(
 ) -> dict[str, float]:
     """Full-catalogue ranking metrics of the validation targets."""
     begin = time.perf_counter()
+    state = with_new_items(setup, state, dataset)
     ranker = UserRanker(run_of_state(config, dataset, setup, state, int(jax.device_get(state.step))))
     rows = ranker.rows(
         "validation",

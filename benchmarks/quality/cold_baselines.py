@@ -9,14 +9,11 @@ V = num_items + 1, N = known items, C = new items, F = features, Q = queries.
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import scipy.linalg
 import scipy.sparse as sparse
 
@@ -37,8 +34,6 @@ WINDOW_DECAY = 0.9  # of a co-occurrence, for each event further away
 NEIGHBOURS = (20, 100, 0)  # kept for each new item; 0 = all
 POWERS = (0.0, 0.5, 1.0)  # how far a co-occurrence is divided by the new item's own count
 SHRINKAGE = 10.0
-YEARS_PER_FEATURE = 5
-MIN_ITEMS_OF_A_WORD = 2
 
 Settings = dict[str, float]
 
@@ -103,54 +98,6 @@ def ranks_of(question: NewItems, similarity: np.ndarray, decay: float) -> np.nda
     return rank_targets(scores, targets, nothing, nothing, filter_seen=False)
 
 
-def word_features(dataset: PreparedDataset) -> sparse.csr_array:
-    """TF-IDF of the words of each item's text, `[V, F]`, rows of length 1."""
-    assert dataset.directory is not None, "the texts lie in the prepared directory"
-    texts = pq.read_table(dataset.directory / "items.parquet", columns=["text"])["text"].to_pylist()
-    numbers: dict[str, int] = {}
-    rows: list[list[int]] = [[]] + [
-        [numbers.setdefault(word, len(numbers)) for word in re.findall(r"\w+", (text or "").lower())]
-        for text in texts
-    ]
-    lengths = np.array([len(row) for row in rows])
-    columns = np.array(list(itertools.chain.from_iterable(rows)), np.int64)
-    counts = sparse.csr_array(
-        (np.ones(len(columns)), columns, np.concatenate([[0], np.cumsum(lengths)])),
-        shape=(len(rows), max(len(numbers), 1)),
-    )
-    counts.sum_duplicates()
-    items_of_word = np.bincount(counts.indices, minlength=counts.shape[1])
-    rarity = np.where(
-        items_of_word >= MIN_ITEMS_OF_A_WORD, np.log(len(rows) / np.maximum(items_of_word, 1)), 0.0
-    )
-    counts.data = (1.0 + np.log(counts.data)) * rarity[counts.indices]
-    return unit_rows(counts)
-
-
-def all_features(dataset: PreparedDataset) -> sparse.csr_array:
-    """Words, categories, and the year that a title ends with; each part has rows of length 1."""
-    names = sorted({name for row in dataset.item_categories for name in row})
-    place = {name: column for column, name in enumerate(names)}
-    categories = sparse.lil_array((len(dataset.item_counts), max(len(names), 1)))
-    for item, row in enumerate(dataset.item_categories, 1):
-        for name in row:
-            categories[item, place[name]] = 1.0
-    titles = dataset.titles(np.arange(len(dataset.item_counts)))
-    found = [re.search(r"\((\d{4})\)\s*$", title) for title in titles]
-    years = np.array([int(match[1]) // YEARS_PER_FEATURE if match else -1 for match in found])
-    distinct = np.unique(years[years >= 0])
-    of_year = sparse.csr_array((years[:, None] == distinct[None, :]).astype(np.float64))
-    parts = [word_features(dataset), unit_rows(categories.tocsr()), of_year]
-    return sparse.hstack([part for part in parts if part.shape[1]], format="csr")
-
-
-def unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
-    """Rows over their lengths; a row of zeros stays."""
-    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    return sparse.csr_array(sparse.diags_array(scale) @ matrix)
-
-
 def content_knn(question: NewItems, words: sparse.csr_array) -> Iterator[tuple[Settings, np.ndarray]]:
     """The cosine of two texts, kept for the nearest known items of each new one."""
     cosines = np.asarray((words[question.new] @ words[question.known].T).toarray(), np.float32)
@@ -188,7 +135,10 @@ def ridge(question: NewItems, features: sparse.csr_array) -> Iterator[tuple[Sett
         for power in POWERS:
             wanted = together / np.outer(counts**power, counts ** (1.0 - power))
             for amount, mixing in mixings.items():
-                yield {"ridge": amount, "power": power, "window": window}, np.float32(mixing @ wanted)
+                yield (
+                    {"ridge": amount, "power": power, "window": window},
+                    (mixing @ wanted).astype(np.float32),
+                )
 
 
 Similarities = Callable[[NewItems, sparse.csr_array], Iterator[tuple[Settings, np.ndarray]]]

@@ -54,6 +54,7 @@ class ColumnMap:
       categories: column of the items table: a list, or a string to split
       category_separator: where to split; "" = found out
       text: columns of the items table that become tokens, in this order; "-" = none
+      features: columns of the items table that say what an item is, each value a word or a number; see `item_features`
       filter_seen: whether an item that a user has seen is no answer; none = by the share of repeats
     """
 
@@ -78,6 +79,7 @@ class ColumnMap:
     categories: str = ""
     category_separator: str = ""
     text: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
     filter_seen: bool | None = None
 
@@ -201,10 +203,10 @@ def resolve_events(column_map: ColumnMap, names: Sequence[str], where: str) -> C
     elif flags == (ABSENT,):
         flags = ()
     for flag in flags:
-        _require(flag, "flags", names, where)
+        require(flag, "flags", names, where)
     changes["flags"] = flags
     for column in column_map.context:
-        _require(column, "context", names, where)
+        require(column, "context", names, where)
         labels = {*flags, changes["behaviour"], column_map.value.column}
         if column in labels - {ABSENT, ""}:
             raise ValueError(
@@ -235,11 +237,12 @@ def _find(wanted: str, part: str, names: Sequence[str], where: str) -> str:
     if wanted == ABSENT:
         return ABSENT
     if wanted:
-        return _require(wanted, part, names, where)
+        return require(wanted, part, names, where)
     return next((name for name in USUAL_NAMES[part] if name in names), ABSENT)
 
 
-def _require(column: str, part: str, names: Sequence[str], where: str) -> str:
+def require(column: str, part: str, names: Sequence[str], where: str) -> str:
+    """The column; ValueError where there is none of that name."""
     if column not in names:
         raise ValueError(
             f"columns.{part}={column!r}, but {where} has the columns {', '.join(names) or 'none'}; name one of "
@@ -253,7 +256,7 @@ def _resolve_value(value: ValueLabel, names: Sequence[str], where: str) -> Value
     if column == ABSENT:
         return ValueLabel(column=ABSENT)
     if column:
-        _require(column, "value.column", names, where)
+        require(column, "value.column", names, where)
     else:
         column = next((name for name in VALUE_COLUMNS if name in names), ABSENT)
     if column == ABSENT:
@@ -290,7 +293,7 @@ def text_columns(column_map: ColumnMap, names: Sequence[str], where: str) -> tup
     if column_map.text == (ABSENT,):
         return ()
     if column_map.text:
-        return tuple(_require(name, "text", names, where) for name in column_map.text)
+        return tuple(require(name, "text", names, where) for name in column_map.text)
     title = find_item_column(column_map, "title", names, where)
     first = () if title == ABSENT else (title,)
     return first + tuple(name for name in TEXT_COLUMNS if name in names and name not in first)

@@ -360,6 +360,21 @@ class PreparedDataset:
         return [tuple(names or ()) for names in categories]
 
     @functools.cached_property
+    def item_texts(self) -> list[str]:
+        """The whole text of each item, where `item_tokens` has a beginning; element `i` belongs to item id `i + 1`."""
+        if self.directory is None:
+            return list(self._item_titles or [""] * self.metadata.num_items)
+        return [text or "" for text in _column(self.directory / "items.parquet", "text").to_pylist()]
+
+    @functools.cached_property
+    def item_features(self) -> list[tuple[str, ...]]:
+        """`column=value` for each of `columns.features`; element `i` belongs to item id `i + 1`."""
+        file = None if self.directory is None else self.directory / "items.parquet"
+        if file is None or "features" not in pq.read_schema(file).names:
+            return [()] * self.metadata.num_items
+        return [tuple(values or ()) for values in _column(file, "features").to_pylist()]
+
+    @functools.cached_property
     def item_tokens(self) -> Int32[np.ndarray, "n_plus_1 t"]:
         """The text tokens of each item id, mapped from the file; row 0 is padding.
 

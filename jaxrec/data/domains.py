@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from jaxrec.data.columns import ABSENT, ColumnMap, ValueLabel, resolve_events
 from jaxrec.data.config import DataConfig
 from jaxrec.data.domain_keys import SEPARATOR, domain_keys
-from jaxrec.data.items import ItemCells, ItemColumns
+from jaxrec.data.items import FEATURES, ItemCells, ItemColumns
 from jaxrec.data.own_source import OwnSource
 from jaxrec.data.prepare import open_source
 from jaxrec.data.sources import Source, SourceBatch, Table
@@ -34,6 +34,7 @@ _ITEM_SCHEMA = pa.schema(
         ("title", pa.string()),
         ("categories", pa.list_(pa.string())),
         ("text", pa.string()),
+        (FEATURES, pa.list_(pa.string())),
     ]
 )
 
@@ -102,6 +103,7 @@ class Domains(OwnSource):
             title="title",
             categories="categories",
             text=("text",),
+            features=(FEATURES,) if any(one.features for one in maps.values()) else (),
             filter_seen=_agreed({name: one.filter_seen for name, one in maps.items()}, "filter_seen"),
         )
 
@@ -301,6 +303,7 @@ def joined_items(domain: str, columns: ItemColumns, batch: pa.RecordBatch) -> pa
             pa.array([cells.title(row) for row in rows], pa.string()),
             pa.array(categories, pa.list_(pa.string())),
             pa.array([cells.text(row) for row in rows], pa.string()),
+            pa.array([list(cells.features(row)) for row in rows], pa.list_(pa.string())),
         ],
         schema=_ITEM_SCHEMA,
     )

@@ -13,23 +13,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from jaxrec.data.columns import ABSENT, ColumnMap, find_item_column, text_columns
+from jaxrec.data.columns import ABSENT, ColumnMap, find_item_column, require, text_columns
 from jaxrec.data.ingest import UNREADABLE, set_aside
 from jaxrec.data.quarantine import Quarantine
 from jaxrec.data.sources import Table
 from jaxrec.data.text import WordPieces
 from jaxrec.data.validate import RowCheck, as_text, cell, is_text, parse_ids
 
-__all__ = ["Catalogue", "ItemCells", "ItemColumns", "read_catalogue", "write_items"]
+__all__ = ["FEATURES", "Catalogue", "ItemCells", "ItemColumns", "read_catalogue", "write_items"]
+
+FEATURES = "features"  # the column of `items.parquet`
 
 
 @dataclass
 class Catalogue:
-    """Title, categories and text of each item that occurs in an event, by rank of its key."""
+    """Title, categories, text and features of each item that occurs in an event, by rank of its key."""
 
     titles: list[str]
     categories: list[tuple[str, ...]]
     texts: list[str]
+    features: list[tuple[str, ...]]
     rows_read: int = 0
     never_seen: int = 0
     repeated: int = 0
@@ -44,6 +47,7 @@ class ItemColumns:
     title: str
     category: str
     text: tuple[str, ...]
+    features: tuple[str, ...]
     separator: str
 
     @classmethod
@@ -60,18 +64,21 @@ class ItemColumns:
                 f"{table.where} has no item column among {', '.join(names)}; name it with columns.item."
             )
         category = find_item_column(columns, "categories", names, table.where)
+        for name in columns.features:
+            require(name, "features", names, table.where)
         return cls(
             item=item,
             title=find_item_column(columns, "title", names, table.where),
             category=category,
             text=text_columns(columns, names, table.where),
+            features=columns.features,
             separator=columns.category_separator or _guess_separator(table, category),
         )
 
     @property
     def names(self) -> list[str]:
         """Those that there are, each once."""
-        names = (self.item, self.title, self.category, *self.text)
+        names = (self.item, self.title, self.category, *self.text, *self.features)
         return list(dict.fromkeys(name for name in names if name != ABSENT))
 
 
@@ -84,7 +91,7 @@ def read_catalogue(
       ValueError: the table's ids are of another type than those of the events, or a column is missing.
     """
     size = len(keys)
-    catalogue = Catalogue([""] * size, [()] * size, [""] * size)
+    catalogue = Catalogue([""] * size, [()] * size, [""] * size, [()] * size)
     if table is None:
         return catalogue
     found = ItemColumns.find(columns, table)
@@ -114,6 +121,7 @@ def read_catalogue(
             catalogue.titles[rank] = cells.title(row)
             catalogue.categories[rank] = cells.categories(row)
             catalogue.texts[rank] = cells.text(row)
+            catalogue.features[rank] = cells.features(row)
     catalogue.without_entry = size - sum(key in seen for key in position)
     return catalogue
 
@@ -196,6 +204,14 @@ class ItemCells:
         ]
         return ". ".join(word for word in words if word)
 
+    def features(self, row: int) -> tuple[str, ...]:
+        """`column=value` for each value; what comes from prepared data is that already."""
+        return tuple(
+            value if name == FEATURES else f"{name}={value}"
+            for name in self._columns.features
+            for value in self._of[name][row]
+        )
+
 
 def write_items(
     directory: Path,
@@ -216,6 +232,7 @@ def write_items(
             ),
             "train_count": pa.array(train_counts[order], pa.int64()),
             "text": pa.array([catalogue.texts[rank] for rank in picked], pa.string()),
+            FEATURES: pa.array([list(catalogue.features[rank]) for rank in picked], pa.list_(pa.string())),
         }
     )
     pq.write_table(table, directory / "items.parquet", compression="zstd")

@@ -218,6 +218,8 @@ def _fingerprint(
         "text": [config.text.max_tokens, pieces.lowercase, file_digest(pieces.path)],
         "tables": {name: table.digest() if table else None for name, table in tables.items()},
     }
+    if not columns.features:  # data of before there were features stay what they are
+        del described["columns"]["features"]
     for name in ("cold_items", "noisy_events"):
         if change := getattr(config, name):
             described[name] = dataclasses.asdict(change)

@@ -21,6 +21,7 @@ from jaxrec.embedding.table import TableSpec
 from jaxrec.models.item_text import ItemText, ItemTexts, TextTower
 from jaxrec.models.memory import MemoryHead, TransitionMemory
 from jaxrec.models.mixture import MixtureOfLogits, MixtureSide
+from jaxrec.models.new_items import RowRegression
 from jaxrec.nn.domain_adapters import DomainAdapters
 from jaxrec.nn.encoder import Encoder, EncoderConfig
 from jaxrec.nn.heads import Head, SharedBottom
@@ -76,6 +77,8 @@ class TwoTowerConfig:
       head: between the vectors of user and item and the logits of behaviours: SharedBottom, MMoE or PLE. Values have
         one of the same kind to themselves.
       text: the text of items in the item tower; none = rows alone.
+      new_items: rows for items without a training event, from the items table (`models.new_items`); none = the random
+        ones that they start with.
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -95,6 +98,7 @@ class TwoTowerConfig:
     memory: TransitionMemory | None = None
     head: Head = SharedBottom()
     text: TextTower | None = None
+    new_items: RowRegression | None = None
 
     def __post_init__(self) -> None:
         if self.item_dim < 1:
@@ -120,6 +124,11 @@ class TwoTowerConfig:
             self._check_text(self.text)
 
     def _check_text(self, text: TextTower) -> None:
+        if self.new_items is not None:
+            raise ValueError(
+                "model.text reads new items by itself, and model.new_items would give them rows that it never reads; "
+                "set one of the two to none."
+            )
         if self.output_table:
             raise ValueError(
                 "output_table=True: text is mixed into one vector an item; set output_table to False, or text to none."

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxrec.data.columns import ABSENT, ColumnMap, ValueLabel
 from jaxrec.data.config import DataConfig, GlobalTime
 from jaxrec.data.dataset import UNKNOWN_TIME, PreparedDataset
+from jaxrec.data.items import FEATURES
 from jaxrec.data.own_source import BatchTable, OwnSource
 from jaxrec.data.sources import SourceBatch, file_digest
 from jaxrec.export.catalogue import is_number
@@ -110,6 +111,7 @@ class GrownData(OwnSource):
             title="title",
             categories="categories",
             text=("text",),
+            features=(FEATURES,) if any(self._dataset.item_features) else (),
         )
 
     def events(self) -> "_Events":
@@ -150,6 +152,8 @@ class GrownData(OwnSource):
         kind = self._types["item_id"]
         columns = ["item_id", "title", "categories", "text"]
         known = pq.read_table(Path(self.base) / "items.parquet", columns=columns)
+        features = pa.array(map(list, self._dataset.item_features), pa.list_(pa.string()))
+        known = known.append_column(FEATURES, features)
         known = known.set_column(0, "item_id", known["item_id"].cast(kind))
         schema = known.schema
         yield known.combine_chunks().to_batches()[0]
@@ -161,6 +165,7 @@ class GrownData(OwnSource):
                 "item_id": _as(item["item_id"], kind),
                 "title": item["title"],
                 "categories": item["categories"],
+                FEATURES: [],
                 "text": ". ".join(
                     words for words in (item["title"], ", ".join(item["categories"]), item["text"]) if words
                 ),
