@@ -14,7 +14,10 @@ from jaxrec.data.dataset import PreparedDataset
 
 __all__ = ["item_features", "unit_rows", "word_features"]
 
-KNOTS = 20  # that the values of a number are cut at, at most
+KNOTS, VALUES_PER_KNOT = (
+    20,
+    3,
+)  # that a column of numbers is cut at: at most, and at least so many values for each
 MIN_ITEMS_OF_A_WORD = 2  # a word of one item says nothing of another
 
 
@@ -88,8 +91,9 @@ def _numbers(values: Sequence[Sequence[str]]) -> np.ndarray | None:
 
 def _interpolated(numbers: np.ndarray) -> sparse.csr_array:
     """The weights of the two quantiles that a number lies between; row 0 is empty, as those of unknown numbers."""
-    knots = np.unique(np.nanquantile(numbers, np.linspace(0.0, 1.0, KNOTS)))
     known = np.flatnonzero(~np.isnan(numbers))
+    count = np.clip(len(np.unique(numbers[known])) // VALUES_PER_KNOT, 2, KNOTS)
+    knots = np.unique(np.quantile(numbers[known], np.linspace(0.0, 1.0, count)))
     above = np.clip(np.searchsorted(knots, numbers[known]), 1, max(len(knots) - 1, 1))
     if len(knots) == 1:
         weights, columns = np.ones((len(known), 1)), np.zeros((len(known), 1), np.int64)

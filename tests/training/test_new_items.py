@@ -7,26 +7,62 @@ import numpy as np
 import pytest
 import scipy.sparse as sparse
 
-from jaxrec.core.mesh import make_mesh
+from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.item_features import item_features
 from jaxrec.embedding.placement import Columns, Replicated, Rows
 from jaxrec.models.item_text import TextTower
 from jaxrec.models.new_items import RowRegression
-from jaxrec.models.two_tower import ITEM, ITEM_BIAS, TwoTowerConfig
+from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
+from jaxrec.tasks.candidates import SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.new_items import regressed, with_new_items
 from jaxrec.training.placed_tables import place_tables
-from jaxrec.training.setup import evaluation_parameters
+from jaxrec.training.setup import dataset_facts, evaluation_parameters
 from jaxrec.training.state import logical_rows
 
 NEW = np.array([3, 41, 79, 80])
+WORDS = np.array(["red", "green", "blue", "large", "small", "old"])
 
 
 @pytest.fixture(scope="module")
-def with_texts(dataset):
-    """The small world; four of its items have no event, and titles say what is alike."""
-    found = dataclasses.replace(dataset) if dataclasses.is_dataclass(dataset) else dataset
-    return found
+def with_new(dataset):
+    """The small world with titles, where four items are in no event."""
+    histories = dataset.histories(np.arange(dataset.metadata.num_users))
+    item_ids = np.where(np.isin(histories.item_ids, NEW), 1, histories.item_ids)
+    titles = [" ".join(WORDS[np.random.default_rng(item).integers(0, 6, 3)]) for item in range(80)]
+    return PreparedDataset.from_histories(
+        dataclasses.replace(histories, item_ids=item_ids),
+        num_items=80,
+        item_titles=titles,
+        behaviours=("click", "buy"),
+    )
+
+
+@pytest.fixture(scope="module")
+def filled(make, with_new):
+    """Makes setup, state before and after, and the rows that are evaluated of both."""
+
+    def rows(mesh, placement=Rows()):
+        encoder = make(mesh).model.encoder
+        model = TwoTowerConfig(encoder=encoder, item_dim=8, user_dim=8, new_items=RowRegression())
+        # Sampled candidates leave the choice of a placement.
+        tasks = {"next_item": NextItem(candidates=SampledSoftmax())}
+        setup = make(mesh, model=model, tasks=tasks, facts=dataset_facts(with_new))
+        setup = place_tables(setup, {ITEM: placement}, global_batch_size=16, history_length=16)
+        with jax.set_mesh(mesh):
+            before = setup.init_state()
+            after = with_new_items(setup, before, with_new)
+            found = [
+                {
+                    name: logical_rows(setup.tables[name], rows)
+                    for name, rows in evaluation_parameters(state)[1].items()
+                }
+                for state in (before, after)
+            ]
+        return setup, before, after, *found
+
+    return rows
 
 
 def test_the_regression_is_that_of_its_definition():
@@ -38,3 +74,56 @@ def test_the_regression_is_that_of_its_definition():
     x, mean = features[known].toarray(), rows[known].mean(0)
     weights = np.linalg.solve(x.T @ x + 0.7 * np.eye(50), x.T @ (rows[known] - mean))
     np.testing.assert_allclose(found, mean + features[[5, 9]].toarray() @ weights, atol=1e-4)
+
+
+def test_items_that_are_alike_get_rows_that_are_alike(filled, with_new, one_device):
+    *_, before, after = filled(one_device)
+    known = np.asarray(with_new.item_counts) > 0
+    assert np.flatnonzero(~known[1:]).tolist() == [*(NEW - 1)]
+    wanted = regressed(item_features(with_new), before[ITEM], known, NEW, RowRegression().regularization)
+    np.testing.assert_array_equal(after[ITEM][NEW], wanted)
+    assert not np.allclose(after[ITEM][NEW], before[ITEM][NEW])
+
+
+def test_nothing_else_changes(filled, with_new, one_device):
+    _, state, filled_state, before, after = filled(one_device)
+    rest = np.setdiff1d(np.arange(81), NEW)
+    for name in (ITEM, ITEM_BIAS):
+        np.testing.assert_array_equal(after[name][rest], before[name][rest])
+    np.testing.assert_array_equal(after[USER], before[USER])
+    assert after[ITEM].dtype == before[ITEM].dtype
+    same = jax.tree.map(np.array_equal, state.dense, filled_state.dense)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("placement", [Rows(), Columns(parts=2), Replicated()], ids=str)
+def test_every_mesh_gives_the_same_rows(filled, mesh, one_device, placement):
+    wanted = filled(one_device)[-1]
+    _, before, after, _, found = filled(mesh, placement)
+    np.testing.assert_allclose(found[ITEM], wanted[ITEM], atol=1e-6)
+    was, now = (evaluation_parameters(state)[1][ITEM] for state in (before, after))
+    assert now.sharding.is_equivalent_to(was.sharding, 2) and now.shape == was.shape
+
+
+def test_a_dataset_without_words_is_refused(make, dataset, with_new, one_device):
+    histories = with_new.histories(np.arange(with_new.metadata.num_users))
+    bare = PreparedDataset.from_histories(histories, num_items=80, behaviours=("click", "buy"))
+    model = TwoTowerConfig(encoder=make(one_device).model.encoder, item_dim=8, new_items=RowRegression())
+    setup = make(one_device, model=model)
+    with pytest.raises(ValueError, match=r"says nothing of its items.*data\.columns\.features"):
+        with_new_items(setup, setup.init_state(), bare)
+
+
+def test_without_new_items_the_state_is_as_it_was(make, dataset, one_device):
+    model = TwoTowerConfig(encoder=make(one_device).model.encoder, item_dim=8, new_items=RowRegression())
+    setup = make(one_device, model=model)
+    state = setup.init_state()
+    assert with_new_items(setup, state, dataset) is state
+
+
+def test_what_it_refuses():
+    with pytest.raises(ValueError, match="must be above 0"):
+        RowRegression(regularization=0.0)
+    reader = EncoderConfig(vocab_size=50, type_vocab_size=1)
+    with pytest.raises(ValueError, match=r"model\.text reads new items by itself"):
+        TwoTowerConfig(text=TextTower(encoder=reader), new_items=RowRegression())
