@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sparse
 import scipy.sparse.linalg
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.item_features import item_features
@@ -28,6 +28,9 @@ from jaxrec.training.state import TrainState, logical_rows
 logger = logging.getLogger(__name__)
 
 TOLERANCE, MOST_STEPS = 1e-6, 300  # of the least squares; the rows are float32
+TRUST = (
+    0.25  # rows of items with more events are surer, but the others are most of what there is to learn from
+)
 
 
 def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) -> TrainState:
@@ -39,8 +42,8 @@ def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
       ValueError: the dataset says nothing of its items.
     """
     config = setup.model.new_items
-    known = np.asarray(dataset.item_counts) > 0
-    new = 1 + np.flatnonzero(~known[1:])
+    counts = np.asarray(dataset.item_counts)
+    new = 1 + np.flatnonzero(counts[1:] == 0)
     if config is None or not len(new):
         return state
     features = item_features(dataset)
@@ -55,7 +58,7 @@ def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
         of_items = {name: rows for name, rows in tables.items() if setup.tables[name].keyed_by == ITEM}
         for name, rows in of_items.items():
             table = setup.tables[name]
-            found = regressed(features, logical_rows(table, rows), known, new, config.regularization)
+            found = regressed(features, logical_rows(table, rows), counts, new, config.regularization)
             of_items[name] = _placed(table, rows, new, found)
         return tables | of_items
 
@@ -70,22 +73,32 @@ def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
 def regressed(
     features: sparse.csr_array,
     rows: Float[np.ndarray, "v d"],
-    known: Bool[np.ndarray, " v"],
+    counts: Int64[np.ndarray, " v"],
     new: Int64[np.ndarray, " c"],
     regularization: float,
 ) -> Float32[np.ndarray, "c d"]:
     """The rows that the features of new items stand for: `mean + X_new B`, with the B of the least squares
 
-    `sum over known items |row - mean - x B|^2 + regularization |B|^2`.
+    `sum over known items n of weight_n |row_n - mean - x_n B|^2 + regularization |B|^2`,
+
+    where an item of more events counts more, by their number to the power `TRUST` over that of the median item.
     """
-    mean = rows[known].mean(axis=0)
-    given, asked = features[known], features[new]
+    known = np.flatnonzero(counts > 0)
+    weights = (counts[known] / np.median(counts[known])) ** TRUST
+    mean = np.average(rows[known], axis=0, weights=weights)
+    scale = np.sqrt(weights)
+    given, wanted = sparse.diags_array(scale) @ features[known], scale[:, None] * (rows[known] - mean)
     found = np.empty((len(new), rows.shape[1]), np.float32)
-    for column, wanted in enumerate((rows[known] - mean).T.astype(np.float64)):
-        weights = scipy.sparse.linalg.lsqr(
-            given, wanted, damp=regularization**0.5, atol=TOLERANCE, btol=TOLERANCE, iter_lim=MOST_STEPS
-        )[0]
-        found[:, column] = mean[column] + asked @ weights
+    for column in range(rows.shape[1]):
+        solved = scipy.sparse.linalg.lsqr(
+            given,
+            wanted[:, column],
+            damp=regularization**0.5,
+            atol=TOLERANCE,
+            btol=TOLERANCE,
+            iter_lim=MOST_STEPS,
+        )
+        found[:, column] = mean[column] + features[new] @ solved[0]
     return found
 
 

@@ -16,7 +16,7 @@ from jaxrec.models.two_tower import ITEM, ITEM_BIAS, USER, TwoTowerConfig
 from jaxrec.nn.encoder import EncoderConfig
 from jaxrec.tasks.candidates import SampledSoftmax
 from jaxrec.tasks.next_item import NextItem
-from jaxrec.training.new_items import regressed, with_new_items
+from jaxrec.training.new_items import TRUST, regressed, with_new_items
 from jaxrec.training.placed_tables import place_tables
 from jaxrec.training.setup import dataset_facts, evaluation_parameters
 from jaxrec.training.state import logical_rows
@@ -68,19 +68,21 @@ def filled(make, with_new):
 def test_the_regression_is_that_of_its_definition():
     rng = np.random.default_rng(0)
     features = sparse.random_array((30, 50), density=0.2, rng=rng, format="csr")
-    rows, known = rng.normal(size=(30, 4)).astype(np.float32), np.ones(30, bool)
-    known[[0, 5, 9]] = False
-    found = regressed(features, rows, known, np.array([5, 9]), 0.7)
-    x, mean = features[known].toarray(), rows[known].mean(0)
-    weights = np.linalg.solve(x.T @ x + 0.7 * np.eye(50), x.T @ (rows[known] - mean))
+    rows, counts = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(1, 50, 30)
+    counts[[0, 5, 9]] = 0
+    found = regressed(features, rows, counts, np.array([5, 9]), 0.7)
+    known = counts > 0
+    trust = np.diag((counts[known] / np.median(counts[known])) ** TRUST)
+    x, mean = features[known].toarray(), trust.diagonal() @ rows[known] / np.trace(trust)
+    weights = np.linalg.solve(x.T @ trust @ x + 0.7 * np.eye(50), x.T @ trust @ (rows[known] - mean))
     np.testing.assert_allclose(found, mean + features[[5, 9]].toarray() @ weights, atol=1e-4)
 
 
 def test_items_that_are_alike_get_rows_that_are_alike(filled, with_new, one_device):
     *_, before, after = filled(one_device)
-    known = np.asarray(with_new.item_counts) > 0
-    assert np.flatnonzero(~known[1:]).tolist() == [*(NEW - 1)]
-    wanted = regressed(item_features(with_new), before[ITEM], known, NEW, RowRegression().regularization)
+    counts = np.asarray(with_new.item_counts)
+    assert np.flatnonzero(counts[1:] == 0).tolist() == [*(NEW - 1)]
+    wanted = regressed(item_features(with_new), before[ITEM], counts, NEW, RowRegression().regularization)
     np.testing.assert_array_equal(after[ITEM][NEW], wanted)
     assert not np.allclose(after[ITEM][NEW], before[ITEM][NEW])
 
