@@ -33,10 +33,10 @@ from jaxrec.models.teacher import Teacher
 from jaxrec.models.two_tower import ITEM, USER
 from jaxrec.tasks.distillation import Distillation
 from jaxrec.training.checkpoint import Checkpoints, DamagedCheckpointError
+from jaxrec.training.feature_rows import with_new_items
 from jaxrec.training.inference import Inference
 from jaxrec.training.initial import Match, Start
 from jaxrec.training.loop import restore
-from jaxrec.training.new_items import with_new_items
 from jaxrec.training.setup import Setup, dataset_facts, evaluation_parameters
 from jaxrec.training.state import TrainState, logical_rows, merge_model
 from jaxrec.training.text_refresh import with_dataset_texts

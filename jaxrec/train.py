@@ -27,8 +27,8 @@ from jaxrec.data.evaluation_batches import asked_users
 from jaxrec.evaluation.user_ranking import UserRanker
 from jaxrec.metrics.ranking import mean_metrics
 from jaxrec.runs import is_trained, open_dataset, run_of_state, setup_run, start_of
+from jaxrec.training.feature_rows import with_new_items
 from jaxrec.training.loop import LoopConfig, NotFiniteError, train
-from jaxrec.training.new_items import with_new_items
 from jaxrec.training.setup import Setup, describe
 from jaxrec.training.state import TrainState
 

@@ -71,6 +71,8 @@ class TwoTowerConfig:
         and never to its own prediction.
       domain_adapters: rank of an adapter for each domain on the encoder's output; 0 = the domains share all of it.
       init_scale: standard deviation of the item rows at the start.
+      feature_init_scale: the same where the rows start from what the items table says, so that items that are alike
+        start alike; 0 = random rows.
       memory: counts of what followed what, added to the scores with learned weights; none = without.
       context_rows: rows of the table of context features, which the hashes of an event's context are folded into; an
         event's behaviours are then judged in its context. 0 = the context is not read.
@@ -95,6 +97,7 @@ class TwoTowerConfig:
     context_rows: int = 0
     domain_adapters: int = 0
     init_scale: float = 0.02
+    feature_init_scale: float = 0.0
     memory: TransitionMemory | None = None
     head: Head = SharedBottom()
     text: TextTower | None = None
@@ -108,6 +111,10 @@ class TwoTowerConfig:
         if self.domain_adapters < 0:
             raise ValueError(
                 f"domain_adapters={self.domain_adapters} must be at least 1; 0 = no adapters of domains."
+            )
+        if self.feature_init_scale < 0:
+            raise ValueError(
+                f"feature_init_scale={self.feature_init_scale} must be above 0; 0 = random rows."
             )
         if self.context_rows < 0 or self.context_rows == 1:
             raise ValueError(

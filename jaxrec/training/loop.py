@@ -17,6 +17,7 @@ from jaxrec.data.pipeline import BatchStream, train_batches
 from jaxrec.models.two_tower import ITEM
 from jaxrec.training.cached_tables import CachedTables
 from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.feature_rows import with_feature_rows
 from jaxrec.training.flops import peak_flops, step_flops
 from jaxrec.training.memory import count_memory
 from jaxrec.training.setup import Setup, place_batch
@@ -148,8 +149,8 @@ def first_state(
     dataset: PreparedDataset,
     initialize: Callable[[TrainState], TrainState] | None,
 ) -> TrainState:
-    """Where a run starts that resumes nothing: a text checkpoint's weights, another run's, the counts of the data."""
-    state = with_checkpoint_weights(setup, fresh)
+    """Where a run starts that resumes nothing: items' features, a text checkpoint, another run, the data's counts."""
+    state = with_feature_rows(setup, with_checkpoint_weights(setup, fresh), dataset)
     state = initialize(state) if initialize else state
     if setup.model.memory is None:
         return state

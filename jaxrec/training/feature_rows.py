@@ -1,8 +1,9 @@
-"""The rows of new items, filled in from their features once a state is trained.
+"""Rows of items from what the items table says of them: at the start, and of new items at the end.
 
-A random row says nothing. What an item is like is known from the items table, and what rows of such items look like
-from training: `models.new_items.RowRegression` learns the one from the other. The towers then see a new item as they
-see any other, as an event of a history and as a candidate.
+A random row says nothing. `model.feature_init_scale` starts every item from its features instead, so that items that
+are alike start alike. Of items without a training event nothing is learned: what rows of such items look like is known
+from training, and `models.new_items.RowRegression` learns their rows from those of the others. The towers then see a
+new item as they see any other, as an event of a history and as a candidate.
 
 V = num_items + 1, F = features, D = width of a table, N = known items, C = new items.
 """
@@ -16,21 +17,65 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sparse
 import scipy.sparse.linalg
+from jax.experimental import multihost_utils
 from jaxtyping import Float, Float32, Int64
 
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.item_features import item_features
 from jaxrec.embedding.table import TableSpec, from_logical, to_logical
-from jaxrec.models.two_tower import ITEM
+from jaxrec.models.two_tower import ITEM, ITEM_OUTPUT
 from jaxrec.training.setup import Setup
 from jaxrec.training.state import TrainState, logical_rows
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE, MOST_STEPS = 1e-6, 300  # of the least squares; the rows are float32
+TOLERANCE, MOST_STEPS = 1e-4, 300  # of the least squares: what they leave out is far below what is not known
 TRUST = (
     0.25  # rows of items with more events are surer, but the others are most of what there is to learn from
 )
+
+
+def with_feature_rows(setup: Setup, state: TrainState, dataset: PreparedDataset) -> TrainState:
+    """A fresh state whose item rows start from the items' features; unchanged where `feature_init_scale` is 0.
+
+    An item of which nothing is known keeps its random row, and so do dims past what the features have.
+
+    Raises:
+      ValueError: the dataset says nothing of its items.
+    """
+    scale = setup.model.feature_init_scale
+    if not scale:
+        return state
+    features = _features(dataset, "model.feature_init_scale")
+
+    def started(tables: dict[str, Any]) -> dict[str, Any]:
+        of_items = {name: tables[name] for name in (ITEM, ITEM_OUTPUT) if name in tables}
+        for name, rows in of_items.items():
+            first = first_rows(features, logical_rows(setup.tables[name], rows), scale)
+            of_items[name] = _placed(setup.tables[name], rows, np.arange(len(first)), first)
+        return tables | of_items
+
+    ema = state.ema and state.ema | {"tables": started(state.ema["tables"])}
+    return dataclasses.replace(state, tables=started(state.tables), ema=ema)
+
+
+def first_rows(
+    features: sparse.csr_array, rows: Float32[np.ndarray, "v d"], scale: float
+) -> Float32[np.ndarray, "v d"]:
+    """The leading singular vectors of the features over all items, times the values, at `scale`; else `rows`.
+
+    The first of them is left out: it is what all items share.
+
+    Source: Deerwester et al., JASIS 1990 (latent semantic analysis).
+    """
+    count = min(rows.shape[1] + 1, min(features.shape) - 1)
+    vectors, values, _ = scipy.sparse.linalg.svds(features, k=count, random_state=0)
+    order = np.argsort(-values)[1:]
+    found = vectors[:, order] * values[order]
+    some = np.flatnonzero(np.diff(features.indptr))
+    first = rows.copy()
+    first[some, : found.shape[1]] = scale * found[some] / np.sqrt(np.mean(found[some] ** 2))
+    return first
 
 
 def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) -> TrainState:
@@ -46,12 +91,7 @@ def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
     new = 1 + np.flatnonzero(counts[1:] == 0)
     if config is None or not len(new):
         return state
-    features = item_features(dataset)
-    if not features.nnz:
-        raise ValueError(
-            f"model.new_items is set, but dataset {dataset.metadata.name!r} says nothing of its items; give it an "
-            "items table with text, categories or data.columns.features, or set model.new_items=none."
-        )
+    features = _features(dataset, "model.new_items")
     logger.info("%d items without a training event get rows from %d features", len(new), features.shape[1])
 
     def filled(tables: dict[str, Any]) -> dict[str, Any]:
@@ -102,10 +142,22 @@ def regressed(
     return found
 
 
+def _features(dataset: PreparedDataset, field: str) -> sparse.csr_array:
+    features = item_features(dataset)
+    if not features.nnz:
+        raise ValueError(
+            f"{field} is set, but dataset {dataset.metadata.name!r} says nothing of its items; give it an items table "
+            f"with text, categories or data.columns.features, or leave {field} at its default."
+        )
+    return features
+
+
 def _placed(
     table: TableSpec, rows: jax.Array | np.ndarray, new: Int64[np.ndarray, " c"], found: np.ndarray
 ) -> Any:
-    """A table with the rows `found` at the ids `new`."""
+    """A table with the rows `found` at the ids `new`; the same on every process, whatever its libraries compute."""
+    if jax.process_count() > 1:
+        found = multihost_utils.broadcast_one_to_all(found)
     if isinstance(rows, np.ndarray):
         copy = rows.copy()
         copy[new] = found
