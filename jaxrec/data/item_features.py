@@ -3,6 +3,7 @@
 V = num_items + 1, F = features, W = words.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ KNOTS, VALUES_PER_KNOT = (
 MIN_ITEMS_OF_A_WORD = 2  # a word of one item says nothing of another
 
 
+@functools.lru_cache(maxsize=1)  # of the run: asked for anew at each validation
 def item_features(dataset: PreparedDataset) -> sparse.csr_array:
     """Words, categories and the columns that `columns.features` names, `[V, F]` float64; row 0 is empty.
 
