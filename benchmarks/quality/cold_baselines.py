@@ -29,7 +29,7 @@ SHARE_HELD_OUT = 0.1  # as many as the experiment takes away
 DECAYS = (1.0, 0.98, 0.9, 0.7, 0.5)  # weight of an event of the history, relative to the one after it
 RIDGES = (0.3, 1.0, 3.0, 10.0)
 # Events after an item in which another one co-occurs with it; 0 = anywhere in the history.
-WINDOWS = (5, 20, 0)
+WINDOWS = (0, 5, 20)
 WINDOW_DECAY = 0.9  # of a co-occurrence, for each event further away
 NEIGHBOURS = (20, 100, 0)  # kept for each new item; 0 = all
 POWERS = (0.0, 0.5, 1.0)  # how far a co-occurrence is divided by the new item's own count

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxrec.data.columns import ColumnMap
 from jaxrec.data.config import ColdItems, DataConfig
 from jaxrec.data.dataset import PreparedDataset
+from jaxrec.data.item_features import item_features, word_features
 from jaxrec.data.prepare import prepare
 
 USERS, ITEMS = 60, 40
@@ -25,12 +27,14 @@ def dataset(tmp_path_factory):
     table = {
         "item_id": np.arange(ITEMS),
         "title": [f"Film {i} (19{50 + i})" for i in range(ITEMS)],
+        "year": [1950 + i for i in range(ITEMS)],
         "genres": [("Comedy|Action", "Drama")[i % 2] for i in range(ITEMS)],
         "text": [words[i % 2] for i in range(ITEMS)],
     }
     pq.write_table(pa.table(events), path / "events.parquet")
     pq.write_table(pa.table(table), path / "items.parquet")
-    prepare(DataConfig(path=str(path), cold_items=ColdItems(share=0.3)), path / "prepared")
+    columns = ColumnMap(features=("year",))
+    prepare(DataConfig(path=str(path), columns=columns, cold_items=ColdItems(share=0.3)), path / "prepared")
     return PreparedDataset.open(path / "prepared")
 
 
@@ -68,20 +72,27 @@ def test_ranks_sum_the_decayed_history(module, dataset):
         assert found[place] == np.sum(scores > scores[at])
 
 
-def test_ridge_is_that_of_its_primal_form(module, dataset):
+@pytest.mark.parametrize("window", [0, 5])
+def test_ridge_is_that_of_its_primal_form(module, dataset, window):
     baselines = module("cold_baselines")
-    question, features = baselines.final_question(dataset), baselines.all_features(dataset)
+    question, features = baselines.final_question(dataset), item_features(dataset)
     dense = features.toarray()
     np.testing.assert_allclose(np.linalg.norm(dense[1:], axis=1) ** 2, 3, rtol=1e-6)  # words, genres, year
     settings, found = next(
         (settings, similarity)
         for settings, similarity in baselines.ridge(question, features)
-        if settings == {"ridge": 1.0, "power": 0.5}
+        if settings == {"ridge": 1.0, "power": 0.5, "window": window}
     )
-    taken = np.zeros((USERS, len(dataset.item_counts)))
-    taken[np.repeat(np.arange(USERS), np.diff(question.train.offsets)), question.train.item_ids] = 1
+    taken, after = np.zeros((USERS, size := len(dataset.item_counts))), np.zeros((size, size))
+    for user in range(USERS):
+        items = question.train.item_ids[slice(*question.train.offsets[user : user + 2])]
+        taken[user, items] = 1
+        for place, item in enumerate(items):
+            for gap, former in enumerate(items[max(place - window, 0) : place][::-1]):
+                after[item, former] += baselines.WINDOW_DECAY**gap
     taken = taken[:, question.known]
-    together, counts = taken.T @ taken, taken.sum(0) + baselines.SHRINKAGE
+    counts = taken.sum(0) + baselines.SHRINKAGE
+    together = after[np.ix_(question.known, question.known)] if window else taken.T @ taken
     np.fill_diagonal(together, 0)
     wanted = together / np.sqrt(np.outer(counts, counts))
     known = dense[question.known]
@@ -95,8 +106,8 @@ def test_texts_that_tell_the_kinds_are_used(module, dataset):
     kinds = dataset.item_keys[final.new - 1] % 2
     wrong_first = {kind: int(np.sum(kinds == kind)) for kind in (0, 1)}  # places of the right kind
     for system, features in (
-        (baselines.ridge, baselines.all_features(dataset)),
-        (baselines.content_knn, baselines.word_features(dataset)),
+        (baselines.ridge, item_features(dataset)),
+        (baselines.content_knn, word_features(dataset.item_texts)),
     ):
         ranks, settings = baselines.chosen_ranks(system, features, held_out, final, 3)
         for user, rank in zip(final.users, ranks, strict=True):
@@ -107,14 +118,17 @@ def test_texts_that_tell_the_kinds_are_used(module, dataset):
 
 
 def seed_of(suite, rng, better=0, lost=0):
-    """Forty users, of whom the first ten have a new target."""
+    """Forty users, of whom the first ten have a new target; `lost` are places of the others that new items take."""
     users = np.arange(100, 140)
     ranks = rng.integers(5, 60, 40)
+    without = ranks.tolist()
     ranks[10:] += lost
+    ranks[:10] = 0  # the new targets, which must not count
     cold = np.maximum(rng.integers(10, 40, 10) - better, 0)
     figures = {
         "metrics": {"hr@10": 0.1, "ndcg@10": 0.1}, "train_minutes": 1.0,
         "sittings": [{"processor_seconds": 9.0}], "baselines": {}, "command": "", "commit": "",
+        "ranks_without_new_items": without,
         "cold_items": {"num_items": 40, "in_the_catalogue": {"recall@20": 0.0}},
     }  # fmt: skip
     return suite.Seed(figures, ranks, users, users[:10], cold)
@@ -124,10 +138,6 @@ def test_the_program_pools_the_draws(module, monkeypatch, tmp_path, capsys):
     suite, program = module("suite"), module("cold_items")
     rng = np.random.default_rng(0)
     reading = [seed_of(suite, rng, better=25) for _ in range(3)]
-    ids = [
-        suite.Seed(seed.figures, seed.ranks, seed.users, seed.cold_users, rng.integers(0, 40, 10))
-        for seed in reading
-    ]
     simple = program.Simple(
         [seed.cold_users for seed in reading],
         {
@@ -136,9 +146,7 @@ def test_the_program_pools_the_draws(module, monkeypatch, tmp_path, capsys):
         },
         {},
     )
-    monkeypatch.setattr(
-        suite, "run_variant", lambda variant, given: ids if variant == program.IDS_ONLY else reading
-    )
+    monkeypatch.setattr(suite, "run_variant", lambda variant, given, measure=None: reading[: given.seeds])
     monkeypatch.setattr(program, "simple_systems", lambda *arguments: simple)
     monkeypatch.setattr("sys.argv", ["cold_items.py", "--seeds=3", f"--results={tmp_path}"])
     assert program.main() == 0
@@ -151,21 +159,20 @@ def test_the_program_pools_the_draws(module, monkeypatch, tmp_path, capsys):
     )
 
 
-def test_known_items_alone_decide_what_reading_costs(module):
+def test_known_items_alone_decide_what_the_new_ones_cost(module):
     suite, program = module("suite"), module("cold_items")
     same = [seed_of(suite, np.random.default_rng(draw)) for draw in range(2)]
     worse = [seed_of(suite, np.random.default_rng(draw), lost=30) for draw in range(2)]
-    for seed in (*same, *worse):
-        seed.ranks[:10] = 0  # the new targets, which must not count
-    comparison, relative = program.known_items(worse, same)
-    assert comparison.num_users == 30
-    assert comparison.difference < 0
+    comparison, relative = program.known_items(same)
+    assert comparison.difference == 0.0 and relative == [0.0, 0.0]
+    comparison, relative = program.known_items(worse)
+    assert comparison.num_users == 30 and comparison.difference < 0
     assert relative[0] == pytest.approx(comparison.low / comparison.mean_a) and relative[0] < -0.02
 
 
 def test_other_users_are_not_compared(module):
     suite, program = module("suite"), module("cold_items")
-    reading = [seed_of(suite, np.random.default_rng(0))]
-    simple = program.Simple([reading[0].cold_users + 1], {}, {})
+    seeds = [seed_of(suite, np.random.default_rng(0))]
+    simple = program.Simple([seeds[0].cold_users + 1], {}, {})
     with pytest.raises(AssertionError, match="ml1m: model and simple systems ranked other users"):
-        program.report("ml1m", reading, simple, program.RIDGE)
+        program.report("ml1m", seeds, simple, program.RIDGE)
