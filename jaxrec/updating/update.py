@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 
-from jaxrec.config import TrainConfig, read_run_config, run_directory, run_fingerprint
+from jaxrec.config import TrainConfig, read_run_config, run_directory
 from jaxrec.config.run import CONFIG_FILE
 from jaxrec.data.dataset import PreparedDataset
 from jaxrec.data.prepare import prepare
@@ -261,7 +261,7 @@ def _check_version(model: Path, source: Path) -> None:
             f"export {source} without --compressed, or compress the runs yourself."
         )
     there = facts["data"]["fingerprint"]
-    here = run_fingerprint(source)
+    here = _dataset_of(source).metadata.fingerprint
     if there != here:
         raise ValueError(
             f"the version {newest} was trained on the data {there}, and {source}, which the update would start from, "
