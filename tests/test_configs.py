@@ -83,6 +83,8 @@ def directory(tmp_path_factory):
         "title": [f"Film {i} (19{i + 40})" for i in range(NUM_ITEMS)],
         "genres": ["Comedy|Drama" if i % 2 else "Action" for i in range(NUM_ITEMS)],
         "keywords": [f"word {i}" for i in range(NUM_ITEMS)],
+        "year": [1940 + i for i in range(NUM_ITEMS)],
+        "brand": [f"brand {i % 7}" for i in range(NUM_ITEMS)],
     }
     pq.write_table(pa.table(events), path / "events.parquet")
     tags = {"tag": [f"word{i % 9}" for i in range(60)], "item_id": random.integers(1, NUM_ITEMS + 1, 60)}
