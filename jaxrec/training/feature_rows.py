@@ -30,9 +30,8 @@ from jaxrec.training.state import TrainState, logical_rows
 logger = logging.getLogger(__name__)
 
 TOLERANCE, MOST_STEPS = 1e-4, 300  # of the least squares: what they leave out is far below what is not known
-TRUST = (
-    0.25  # rows of items with more events are surer, but the others are most of what there is to learn from
-)
+# Rows of items with more events are surer, but the others are most of what there is to learn from.
+TRUST = 0.25
 
 
 def with_feature_rows(setup: Setup, state: TrainState, dataset: PreparedDataset) -> TrainState:
@@ -47,16 +46,14 @@ def with_feature_rows(setup: Setup, state: TrainState, dataset: PreparedDataset)
     if not scale:
         return state
     features = _features(dataset, "model.feature_init_scale")
-
-    def started(tables: dict[str, Any]) -> dict[str, Any]:
-        of_items = {name: tables[name] for name in (ITEM, ITEM_OUTPUT) if name in tables}
-        for name, rows in of_items.items():
-            first = first_rows(features, logical_rows(setup.tables[name], rows), scale)
-            of_items[name] = _placed(setup.tables[name], rows, np.arange(len(first)), first)
-        return tables | of_items
-
-    ema = state.ema and state.ema | {"tables": started(state.ema["tables"])}
-    return dataclasses.replace(state, tables=started(state.tables), ema=ema)
+    tables = dict(state.tables)
+    for name in (ITEM, ITEM_OUTPUT):
+        if name in tables:
+            first = first_rows(features, logical_rows(setup.tables[name], tables[name]), scale)
+            tables[name] = _placed(setup.tables[name], tables[name], np.arange(len(first)), first)
+    # Copied: a step donates its state, and the averages start as the same rows.
+    ema = state.ema and state.ema | {"tables": {name: jnp.copy(tables[name]) for name in state.ema["tables"]}}
+    return dataclasses.replace(state, tables=tables, ema=ema)
 
 
 def first_rows(
@@ -102,12 +99,10 @@ def with_new_items(setup: Setup, state: TrainState, dataset: PreparedDataset) ->
             of_items[name] = _placed(table, rows, new, found)
         return tables | of_items
 
-    if state.ema:
-        averages = filled(state.ema["tables"])
-        kept = {name: rows for name, rows in state.tables.items() if name not in averages}
-        ema = state.ema | {"tables": averages}
-        return dataclasses.replace(state, tables=state.tables | filled(kept), ema=ema)
-    return dataclasses.replace(state, tables=filled(state.tables))
+    averages = filled(state.ema["tables"]) if state.ema else {}
+    asked = {name: rows for name, rows in state.tables.items() if name not in averages}
+    ema = state.ema and state.ema | {"tables": averages}
+    return dataclasses.replace(state, tables=state.tables | filled(asked), ema=ema)
 
 
 def regressed(
@@ -128,18 +123,12 @@ def regressed(
     mean = np.average(rows[known], axis=0, weights=weights)
     scale = np.sqrt(weights)
     given, wanted = sparse.diags_array(scale) @ features[known], scale[:, None] * (rows[known] - mean)
-    found = np.empty((len(new), rows.shape[1]), np.float32)
-    for column in range(rows.shape[1]):
-        solved = scipy.sparse.linalg.lsqr(
-            given,
-            wanted[:, column],
-            damp=regularization**0.5,
-            atol=TOLERANCE,
-            btol=TOLERANCE,
-            iter_lim=MOST_STEPS,
-        )
-        found[:, column] = mean[column] + features[new] @ solved[0]
-    return found
+    settings = {"atol": TOLERANCE, "btol": TOLERANCE, "iter_lim": MOST_STEPS}
+    solved = [
+        scipy.sparse.linalg.lsqr(given, column, damp=regularization**0.5, **settings)[0]
+        for column in wanted.T
+    ]
+    return (mean + features[new] @ np.stack(solved, axis=1)).astype(np.float32)
 
 
 def _features(dataset: PreparedDataset, field: str) -> sparse.csr_array:
